@@ -448,7 +448,7 @@ def _is_url(url: str, *schemes: str) -> bool:
 
 
 def is_loopback(host: str | None) -> bool:
-    """Return whether a host is this machine for everyone who uses its name."""
+    """Return whether a host's name or address means this machine on every machine."""
     if host == "localhost":
         return True
     try:

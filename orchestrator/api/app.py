@@ -207,7 +207,7 @@ class HeadAsGet:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state = app.state
-    # A thread of its own: requests must not wait for it.
+    # A separate thread: requests must not wait for it.
     with flushing(state.refusals, state.key_addresses):
         async with (
             state.watching.running(),

@@ -88,7 +88,7 @@ def list_capabilities(request: Request, database: Statements, key: Caller) -> di
 
 
 class ScaleQuery(StrictQuery):
-    """What an operator wants of a capability."""
+    """An operator's requirements for the workers of a capability."""
 
     wait_seconds: float = Field(60.0, gt=0, le=86_400, description="How long tasks may wait for a slot.")
     slots: int = Field(1, ge=1, le=10_000, description="Slots of a worker; used while no worker is live.")

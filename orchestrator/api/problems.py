@@ -170,9 +170,8 @@ def _allow(request: Request) -> dict[str, str]:
 
 async def _database(request: Request, error: SQLAlchemyError) -> Response:
     """Ask to retry if the database is unavailable or too busy. Any other error is unexpected."""
-    if not isinstance(error, PoolTimeout) and not is_transient(error):
+    if not is_unavailable(request, error):
         return await _unexpected(request, error)
-    log.warning("database_unavailable", method=request.method, path=request.url.path, reason=reason(error))
     if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == STATEMENT_TIMEOUT:
         return of(Unavailable("The database took too long to answer. Ask for less: filter by agent, state or root_id."))
     return of(
@@ -181,6 +180,14 @@ async def _database(request: Request, error: SQLAlchemyError) -> Response:
             "submitting again under the same idempotency key is safe."
         )
     )
+
+
+def is_unavailable(request: Request, error: SQLAlchemyError) -> bool:
+    """Return whether the database is unavailable or too busy, which is logged."""
+    if not isinstance(error, PoolTimeout) and not is_transient(error):
+        return False
+    log.warning("database_unavailable", method=request.method, path=request.url.path, reason=reason(error))
+    return True
 
 
 async def _gone(request: Request, error: ClientDisconnect) -> Response:

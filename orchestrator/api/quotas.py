@@ -1,7 +1,7 @@
 """Limits of one process: requests per minute of a key, and failed authentications per address.
 
-Token buckets in memory: no request costs a statement. Several orchestrators each have their own, so a key may send as
-many times its quota as there are orchestrators behind one address.
+Token buckets in memory: no request costs a statement. Each orchestrator has its own, so a key may use its whole quota
+at each of several orchestrators behind one address.
 """
 
 from __future__ import annotations

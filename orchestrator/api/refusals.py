@@ -24,7 +24,7 @@ MOST_GROUPS = 1000
 MOST_KINDS = 20
 OTHERS = "(others)"
 FURTHER = 0
-"""Stands for the minute of groups in which further addresses are counted."""
+"""In place of the minute, in the key of groups in which further addresses are counted."""
 
 
 @dataclass(slots=True)

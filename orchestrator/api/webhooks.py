@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Depends, Path, Request, Response
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints, field_validator
-from sqlalchemy import Connection, Engine, bindparam, text
+from sqlalchemy import Connection, Engine, TextClause, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TEXT
 
 from minions.webhooks import PREFIX
@@ -62,6 +62,8 @@ LIST = text(
     "ORDER BY w.name LIMIT :most"
 )
 GET = text(f"SELECT {COLUMNS} FROM webhooks w WHERE w.namespace = :namespace AND w.name = :name")  # noqa: S608
+# What a change replaces, kept from other changes until it is committed.
+LOCKED = text(f"{GET} FOR NO KEY UPDATE OF w")
 TARGET = text("SELECT url, secret FROM webhooks WHERE namespace = :namespace AND name = :name")
 TYPES = (
     bindparam("states", type_=ARRAY(TEXT)),
@@ -78,13 +80,13 @@ CHANGE = text(
     "agents = COALESCE(:agents, agents), labels = COALESCE(:labels, labels), "
     "roots_only = COALESCE(:roots_only, roots_only), enabled = COALESCE(:enabled, enabled), "
     "disabled_reason = CASE WHEN CAST(:enabled AS boolean) IS NULL THEN disabled_reason END "
-    "WHERE namespace = :namespace AND name = :name RETURNING id"
+    "WHERE namespace = :namespace AND name = :name"
 ).bindparams(*TYPES)
 ROTATE = text(
     "UPDATE webhooks SET previous_secret = secret, secret = :secret, rotated_at = now() "
     "WHERE namespace = :namespace AND name = :name RETURNING id"
 )
-REMOVE = text("DELETE FROM webhooks WHERE namespace = :namespace AND name = :name RETURNING id")
+REMOVE = text("DELETE FROM webhooks WHERE namespace = :namespace AND name = :name")
 WAKE = text("SELECT pg_notify('minion_webhooks', '')")
 SHOWN = (
     "d.id, d.task_id, d.state, d.status, d.attempts, CASE WHEN d.status = 'pending' THEN d.next_at END AS next_at, "
@@ -264,10 +266,8 @@ def change_webhook(
     if asked.url is not None:
         _check_address(asked.url, request.app.state.settings)
     with database.begin() as connection:
-        before = _get(connection, query.namespace, name)
-        values = {**asked.model_dump(), "namespace": query.namespace, "name": name}
-        if connection.scalar(CHANGE, values) is None:
-            raise _unknown(name)
+        before = _get(connection, query.namespace, name, LOCKED)
+        connection.execute(CHANGE, {**asked.model_dump(), "namespace": query.namespace, "name": name})
         connection.execute(WAKE)
         changed = _get(connection, query.namespace, name)
         _record(connection, actor, "webhook.change", before, changed)
@@ -278,9 +278,8 @@ def change_webhook(
 def remove_webhook(name: Text, query: Namespace, database: Database, actor: Actor) -> None:
     """Removes a webhook and its deliveries; pending messages are dropped."""
     with database.begin() as connection:
-        before = _get(connection, query.namespace, name)
-        if connection.scalar(REMOVE, {"namespace": query.namespace, "name": name}) is None:
-            raise _unknown(name)
+        before = _get(connection, query.namespace, name, LOCKED)
+        connection.execute(REMOVE, {"namespace": query.namespace, "name": name})
         _record(connection, actor, "webhook.delete", before, None)
 
 
@@ -378,8 +377,8 @@ def _recorded(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _get(connection: Connection, namespace: str, name: str) -> dict[str, Any]:
-    row = connection.execute(GET, {"namespace": namespace, "name": name}).mappings().one_or_none()
+def _get(connection: Connection, namespace: str, name: str, statement: TextClause = GET) -> dict[str, Any]:
+    row = connection.execute(statement, {"namespace": namespace, "name": name}).mappings().one_or_none()
     if row is None:
         raise _unknown(name)
     return dict(row)

@@ -147,7 +147,7 @@ def print_error(kind: str, message: str, **detail: Any) -> None:
 
 
 def exit_code(error: MinionsError) -> int:
-    """The exit status that an error stands for; errors that the API answered with are known by their codes."""
+    """Return the exit status of an error. The codes of errors that the API returned are looked up."""
     if isinstance(error, MinionError):
         return error.exit_code
     known = {kind.code: kind.exit_code for kind in _kinds(MinionError)}

@@ -33,7 +33,7 @@ def list_sessions(
         print_json(found)
         return
     print_table(
-        ("session", "user", "role", "status", "namespace", "since", "last used", "until", "address", "browser"),
+        ("id", "user", "role", "status", "namespace", "since", "last used", "until", "address", "browser"),
         (
             (
                 s["id"],

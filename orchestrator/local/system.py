@@ -42,8 +42,11 @@ LOOK_SECONDS = 1.0
 DEFAULT_CONCURRENCY = 2
 FLOWER_PORT = 5555
 OF_MODELS = ("ANTHROPIC_",)
-OF_LOGINS = ("MINION_OIDC_",)
 """Prefixes of the model providers' variables, which only minions need."""
+OF_API = ("MINION_OIDC_", "MINION_METRICS_TOKEN")
+"""Prefixes of the variables that only the orchestrator needs."""
+OF_FLOWER = ("MINION_FLOWER_PASSWORD",)
+"""Prefixes of the variables that only Flower needs."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ class LocalSystem:
         self._start_servers()
         self._choose_places()
         self._prepare_database()
-        self._start_child("orchestrator", ["orchestrator"], signal.SIGTERM, withheld=OF_MODELS)
+        self._start_child("orchestrator", ["orchestrator"], signal.SIGTERM, withheld=OF_MODELS + OF_FLOWER)
         self._wait_for_api()
         self._write_facts()
         for pool in self.pools:
@@ -173,7 +176,7 @@ class LocalSystem:
             self._add_pools()
         if self.flower:
             port = str(self.facts["flower_port"])
-            withheld = (*OF_MODELS, *OF_LOGINS, "DATABASE_URL", "MINION_SECRET_KEY")
+            withheld = (*OF_MODELS, *OF_API, "DATABASE_URL", "MINION_SECRET_KEY")
             self._start_child("flower", ["flower", "--port", port], signal.SIGTERM, withheld=withheld)
         self._wait_for_workers()
         self.say(f"Started in {time.monotonic() - began:.1f} s; logs in {self.logs}")
@@ -270,7 +273,7 @@ class LocalSystem:
     def _start_pool(self, pool: Pool) -> None:
         # An orphaned worker shuts down within its soft time: SIGTERM would wait for its tasks.
         arguments = ["worker", pool.capabilities, "-c", str(pool.concurrency)]
-        self._start_child(pool.name, arguments, signal.SIGQUIT, withheld=OF_LOGINS)
+        self._start_child(pool.name, arguments, signal.SIGQUIT, withheld=OF_API + OF_FLOWER)
 
     def _add_pools(self) -> None:
         """Add a pool for each capability that an agent offers and no pool serves."""

@@ -30,7 +30,7 @@ class Key:
         requests_per_minute: its quota in each orchestrator; None: there is none.
         is_bootstrap: it is the administrator's.
         login: the login that the request came through; None if it brought the key itself.
-        subject: the identity provider's own id of a user who logged in without a key; the name may change, this not.
+        subject: the identity provider's id of a user who logged in without a key; unlike the name, it never changes.
         prefix: the first characters of its text, which lists show, or `session:` and those of the digest of a login
             without a key; None for an actor with neither.
     """
@@ -123,7 +123,7 @@ def local_actor() -> Actor:
 
 
 def unknown_key() -> Key:
-    """Return what stands in records for a request whose key is missing or unknown."""
+    """Return the key that records name for a request whose key is missing or unknown."""
     name = "(no valid key)"
     return Key(
         id=None, name=name, record=name, submitter=name, role=Role.VIEWER, permissions=frozenset(), scope=Scope()

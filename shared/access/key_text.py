@@ -37,7 +37,7 @@ def digest(key: str) -> bytes:
 
     Slow hashes such as bcrypt protect passwords, which can be guessed. A key has 256 random bits, which cannot be, so a
     fast hash without salt is right: it can be computed for every request, and an index finds it. The time of that
-    search tells a caller nothing, because no caller can choose the first bytes of a digest.
+    search reveals nothing to a caller, because no caller can choose the first bytes of a digest.
     """
     return hashlib.sha256(key.encode()).digest()
 

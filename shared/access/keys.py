@@ -176,7 +176,7 @@ def list_keys(
 def get(connection: Connection, scope: Scope, named: str) -> dict[str, Any]:
     """Return the key of that name, prefix or id. A key that was not revoked comes before revoked ones of its name.
 
-    Its whole text stands for its prefix, so that a leaked key can be revoked by what leaked.
+    The whole text of a key is accepted in place of its prefix, so that a leaked key can be revoked by its text.
 
     Raises:
         NotFound: the scope shows no such key.
@@ -214,7 +214,7 @@ def rotate(
     actor.require_all(permissions_of(Role(row["role"]), payloads=row["payloads"]), _scope_of(row))
     _check_quota(actor, row["requests_per_minute"])
     if row["status"] == "expired" and lifetime is None:
-        raise Conflict(f"The key {row['name']!r} expired at {_utc(row['expires_at'])}. Give it a new `expires_in`.")
+        raise Conflict(f"The key {row['name']!r} expired at {utc(row['expires_at'])}. Give it a new `expires_in`.")
     key = key_text.generate()
     values = {
         "id": row["id"],
@@ -242,8 +242,10 @@ def revoke(connection: Connection, named: str, actor: Actor) -> dict[str, Any]:
 
 
 def missing_deciders(connection: Connection, names: Sequence[str], namespace: str) -> list[str]:
-    """Return which of the keys that an approval policy names do not exist in a namespace, or may not decide. Users who
-    log in without a key are unknown until then, and left out."""
+    """Return the keys of an approval policy that do not exist in a namespace, or may not decide.
+
+    Users who log in without a key are unknown until then, and left out.
+    """
     asked = [name for name in names if name != BOOTSTRAP and not name.startswith(USER)]
     if not asked:
         return []
@@ -257,11 +259,11 @@ def find(connection: Connection, digest: bytes) -> Found:
     if row is None:
         return Found()
     if row["revoked_at"] is not None:
-        revoked = f"The API key {row['name']!r} was revoked at {_utc(row['revoked_at'])}."
+        revoked = f"The API key {row['name']!r} was revoked at {utc(row['revoked_at'])}."
         return Found(refusal=revoked, refused=_key(row))
     if row["over"]:
         how = "expired" if row["current"] else "was replaced by a rotation, and its overlap ended"
-        return Found(refusal=f"The API key {row['name']!r} {how} at {_utc(row['ends'])}.", refused=_key(row))
+        return Found(refusal=f"The API key {row['name']!r} {how} at {utc(row['ends'])}.", refused=_key(row))
     return Found(key=_key(row), seconds_left=row["seconds_left"])
 
 
@@ -299,5 +301,6 @@ def _scope_of(row: RowMapping | dict[str, Any]) -> Scope:
     )
 
 
-def _utc(moment: datetime) -> str:
+def utc(moment: datetime) -> str:
+    """Return a time from the database, whose sessions use UTC, for a message."""
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC"

@@ -12,7 +12,7 @@ import hmac
 import re
 import secrets
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -20,7 +20,7 @@ from sqlalchemy import Connection, RowMapping, text
 
 from shared.access import keys
 from shared.access.actors import Key
-from shared.access.keys import Found
+from shared.access.keys import Found, utc
 from shared.access.roles import Permission, Role, permissions_of
 from shared.access.scope import Scope
 from shared.errors import NotFound
@@ -94,7 +94,7 @@ class Administrator:
     def digest(self, digest: bytes) -> bytes:
         """Return the digest under which this administrator's logins are stored: they end when the key is replaced.
 
-        Nobody can guess the key from it, because the cookie's secret is part of it.
+        The key cannot be guessed from it, because the cookie's secret is part of it.
         """
         return hmac.digest(self.text, digest, "sha256")
 
@@ -226,18 +226,18 @@ def find(connection: Connection, digest: bytes, *, administrator: Administrator,
     if row is None:
         return Login()
     if row["ended_at"] is not None:
-        return Login(refusal=f"This login was ended at {_utc(row['ended_at'])}.")
+        return Login(refusal=f"This login was ended at {utc(row['ended_at'])}.")
     if row["expired"]:
         return Login(
-            refusal=f"This login expired at {_utc(row['expires_at'])}.",
+            refusal=f"This login expired at {utc(row['expires_at'])}.",
             renewable=row["kind"] == "oidc" and row["idle_until"] >= row["expires_at"],
         )
     if row["unused"]:
-        return Login(refusal=f"This login ended at {_utc(row['idle_until'])}, because it was not used any more.")
+        return Login(refusal=f"This login ended at {utc(row['idle_until'])}, because it was not used any more.")
     found = _opener(connection, row, administrator)
     if found.key is None:
-        said = f"This login has ended with its key. {found.refusal or 'The key was replaced.'}"
-        return Login(refusal=said, refused=found.refused)
+        refusal = f"This login has ended with its key. {found.refusal or 'The key was replaced.'}"
+        return Login(refusal=refusal, refused=found.refused)
     left = [row["seconds_left"], *([] if found.seconds_left is None else [found.seconds_left])]
     return Login(
         key=replace(found.key, login=row["id"]),
@@ -312,7 +312,3 @@ def _identity(user: str, subject: str, role: Role, payloads: bool | None, scope:
 def _shortened(user_agent: str) -> str:
     visible = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in user_agent)
     return visible[:LONGEST_USER_AGENT]
-
-
-def _utc(moment: datetime) -> str:
-    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"

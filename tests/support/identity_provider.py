@@ -10,7 +10,7 @@ from base64 import b64decode, urlsafe_b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlencode, urlsplit
@@ -68,7 +68,7 @@ class IdentityProvider:
             "authorization_endpoint": f"{self.issuer}/authorize",
             "token_endpoint": f"{self.issuer}/token",
             "jwks_uri": f"{self.issuer}/jwks",
-            # A lie of its own: it does not matter what it announces here.
+            # A lie too: what it announces here must not matter.
             "id_token_signing_alg_values_supported": ["RS256", "HS256", "none"],
         }
 
@@ -119,7 +119,7 @@ class IdentityProvider:
         return 200, {"access_token": "of-the-provider", "token_type": "Bearer", "id_token": self.token(asked["nonce"])}
 
 
-@lru_cache(maxsize=1)
+@cache
 def _first_key() -> RSAKey:
     """Return the key of every new provider: making one takes a while."""
     return RSAKey.generate_key(2048, auto_kid=True)

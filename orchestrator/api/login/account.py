@@ -1,4 +1,4 @@
-"""The page that shows who is logged in and what they may do, and logging out."""
+"""The page of a login, which shows its user and its permissions, and logging out."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def show_account(request: Request) -> Response:
         key=login.key,
         bounds=_bounds(login.key.scope),
         expires_at=login.expires_at,
-        idle=f"{request.app.state.settings.login_idle_seconds / 60:g} minutes",
+        idle_minutes=request.app.state.settings.login_idle_seconds / 60,
         permissions=[(permission, TEXTS[permission]) for permission in Permission if login.key.may(permission)],
         csrf_token=auth.csrf_token_of(request),
     )

@@ -48,7 +48,7 @@ async def finish(request: Request) -> Response:
         opener = await _identify(request, provider, begun)
     except MinionError as refused:
         log.warning("login_refused", how="oidc", reason=refused.message, address=address_of(request))
-        response = pages.of_error(refused, request)
+        response = pages.of_error(refused, request, begun.return_to)
     else:
         response = pages.continued(begun.return_to)
         await open_login(request, response, opener, request.app.state.settings.oidc_login_seconds)

@@ -8,20 +8,15 @@ from http import HTTPStatus
 from importlib.resources import files
 from typing import Any
 
-import structlog
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.responses import HTMLResponse
 
 from orchestrator.api.login.return_path import checked
-from orchestrator.api.problems import RETRY_AFTER_SECONDS, count_refusal
-from shared.database.connections import is_transient, reason
+from orchestrator.api.problems import RETRY_AFTER_SECONDS, count_refusal, is_unavailable
 from shared.errors import MinionError, Unauthorized, Unavailable
-
-log = structlog.get_logger(__name__)
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src data:; form-action 'self'; "
@@ -80,16 +75,19 @@ class Page(APIRoute):
             except MinionError as error:
                 return of_error(error, request)
             except SQLAlchemyError as error:
-                if not isinstance(error, PoolTimeout) and not is_transient(error):
+                if not is_unavailable(request, error):
                     raise
-                log.warning("database_unavailable", method=request.method, path=request.url.path, reason=reason(error))
                 return of_error(Unavailable("The database cannot be reached at the moment. Try again."), request)
 
         return handled
 
 
-def of_error(error: MinionError, request: Request) -> Response:
-    """Return an error as a page that leads back to the login."""
+def of_error(error: MinionError, request: Request, return_to: str | None = None) -> Response:
+    """Return an error as a page that leads back to the login.
+
+    Args:
+        return_to: the page that the login leads to; None: the one that the request names.
+    """
     headers = {}
     if isinstance(error, Unauthorized):
         count_refusal(request, error)
@@ -103,7 +101,7 @@ def of_error(error: MinionError, request: Request) -> Response:
         headers,
         title=HTTPStatus(error.status).phrase,
         message=error.message,
-        return_to=checked(request.query_params.get("return_to")),
+        return_to=checked(return_to or request.query_params.get("return_to")),
     )
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache
 from typing import Any, Generic, TypeGuard, TypeVar
 from urllib.parse import urlsplit
 
@@ -346,7 +346,7 @@ class _BoundedStream(httpx2.AsyncByteStream):
         await self._stream.aclose()
 
 
-@lru_cache(maxsize=1)
+@cache
 def _tls() -> ssl.SSLContext:
     return httpx2.create_ssl_context()
 

@@ -52,7 +52,7 @@ def _new_folder(base: Path) -> tuple[Path, int]:
     folder = Path(tempfile.mkdtemp(dir=base))
     folder.chmod(base.stat().st_mode & 0o777)
     lock = try_own(folder / _LOCK)
-    assert lock is not None, "nobody else knows this folder"
+    assert lock is not None, "no other process knows this folder"
     return folder, lock
 
 

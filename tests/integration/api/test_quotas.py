@@ -154,13 +154,10 @@ def test_failures_of_an_address_are_limited_and_valid_keys_pass(guarded: Api, cl
             assert status(None) == 429
             # A key that was not in use is looked up when an attempt is free again.
             assert status(unused) == 429
-        # A change of any key, such as somebody's logout, must not lock out the keys in use.
+        # A change of any key, such as the logout of another user, must not lock out the keys in use.
         guarded.app.state.keys.forget()
         assert status(valid) == 200
         assert status(guarded.key) == 200
-
-
-# -------------------------------------------------------------------------------------------------------- the buckets
 
 
 def test_failures_of_cookies_are_limited_on_pages_too_and_logins_in_use_pass(guarded: Api, client: Client) -> None:
@@ -197,6 +194,9 @@ def test_login_and_its_key_have_one_quota(client: Client, http_api: Api) -> None
     refused = browser.get("/v1/limits")
     assert refused.status_code == 429
     assert refused.json()["detail"].startswith("The login 'ci' may send 2 requests a minute")
+
+
+# -------------------------------------------------------------------------------------------------------- the buckets
 
 
 def test_bucket_fills_evenly() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -18,6 +19,7 @@ from orchestrator.api.app import create_app
 from orchestrator.cli import app as commands
 from shared.settings import Settings, get_settings
 from shared.tasks import lifecycle
+from tests.support.processes import wait_until
 from tests.support.webhook_receiver import SECRET, receiving
 
 from .conftest import Api, serving
@@ -25,6 +27,7 @@ from .conftest import Api, serving
 pytestmark = pytest.mark.usefixtures("agents")
 
 URL = "https://93.184.215.14/hook"
+BLOCKED = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%webhooks%'")
 
 
 @pytest.fixture
@@ -79,6 +82,20 @@ def test_a_webhook_is_added_and_its_secret_shown_once(client: Client, http: http
     client.change_webhook("hook", enabled=False)
     for path in ("", "/hook", "/hook/deliveries"):
         assert secret not in http.get(f"/v1/webhooks{path}").text
+
+
+def test_audit_row_of_a_change_has_only_that_change(client: Client, database: Engine) -> None:
+    """Two people change a webhook at the same time."""
+    client.add_webhook("hook", URL)
+    with ThreadPoolExecutor(1) as thread, database.connect() as other:
+        other.execute(text("UPDATE webhooks SET enabled = false"))
+        changing = thread.submit(client.change_webhook, "hook", roots_only=False)
+        with database.connect() as watching:
+            wait_until(lambda: watching.scalar(BLOCKED), "the second change waits for the first")
+        other.commit()
+        changing.result()
+    [row] = client.audit(act="webhook.change")
+    assert (row["before"], row["after"]) == ({"roots_only": True}, {"roots_only": False})
 
 
 def test_a_secret_of_ones_own(client: Client, http: httpx2.Client) -> None:

@@ -268,9 +268,7 @@ def test_no_variable_opens_flower(tmp_path: Path) -> None:
         ({"FLOWER_BASIC_AUTH": "admin:admin"}, "FLOWER_BASIC_AUTH must be USER:PASSWORD"),
     ],
 )
-def test_flower_without_a_password_of_its_own_does_not_start(
-    settings: Settings, env: dict[str, str], fault: str
-) -> None:
+def test_flower_without_a_separate_password_does_not_start(settings: Settings, env: dict[str, str], fault: str) -> None:
     given = {name: api_key() if value == "MINION_API_KEY" else value for name, value in env.items()}
     command = [sys.executable, "-m", "orchestrator.cli", "flower"]
     environment = {**os.environ, **given}

@@ -13,7 +13,16 @@ from orchestrator.local.child import Child
 from orchestrator.local.system import LocalSystem
 from shared.settings import Settings
 
-SECRETS = {"ANTHROPIC_API_KEY", "ANTHROPIC_CUSTOM_HEADERS", "DATABASE_URL", "MINION_SECRET_KEY", "MINION_API_KEY"}
+SECRETS = {
+    "ANTHROPIC_API_KEY",
+    "ANTHROPIC_CUSTOM_HEADERS",
+    "DATABASE_URL",
+    "MINION_API_KEY",
+    "MINION_FLOWER_PASSWORD",
+    "MINION_METRICS_TOKEN",
+    "MINION_OIDC_CLIENT_SECRET",
+    "MINION_SECRET_KEY",
+}
 
 
 @pytest.fixture
@@ -36,7 +45,7 @@ def test_child_receives_all_but_the_withheld_secrets(started: dict[str, set[str]
     assert started == {"a": SECRETS, "b": SECRETS - {"ANTHROPIC_API_KEY", "ANTHROPIC_CUSTOM_HEADERS"}}
 
 
-def test_only_workers_receive_the_model_s_key(
+def test_each_process_receives_only_the_secrets_that_it_needs(
     started: dict[str, set[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system = LocalSystem(Settings(data_dir=tmp_path), [], flower=True, say=print)
@@ -57,7 +66,7 @@ def test_only_workers_receive_the_model_s_key(
         for claim in system._claims:
             claim.close()
     assert started == {
-        "orchestrator": {"DATABASE_URL", "MINION_SECRET_KEY", "MINION_API_KEY"},
-        "worker": SECRETS,
-        "flower": {"MINION_API_KEY"},
+        "orchestrator": SECRETS - {"ANTHROPIC_API_KEY", "ANTHROPIC_CUSTOM_HEADERS", "MINION_FLOWER_PASSWORD"},
+        "worker": SECRETS - {"MINION_FLOWER_PASSWORD", "MINION_METRICS_TOKEN", "MINION_OIDC_CLIENT_SECRET"},
+        "flower": {"MINION_API_KEY", "MINION_FLOWER_PASSWORD"},
     }
