@@ -14,7 +14,7 @@ from sqlalchemy import Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.orm import Session
 
 from orchestrator import cli
-from shared.access import sql_submitters
+from shared import sql_submitters
 from shared.access.scope import Scope
 from shared.audit.log import AuditFilter, list_rows
 from shared.contracts.documents import parse_definition
@@ -265,7 +265,7 @@ def test_second_grant_replaces_the_bounds_and_revocation_ends_them(login: Login,
 
 def test_all_tables_and_views_are_protected(database: Engine) -> None:
     found = inspect(database)
-    assert set(sql_submitters.TABLES) == {*Base.metadata.tables, *found.get_view_names(), "alembic_version"}
+    assert set(sql_submitters.RELATIONS) == {*Base.metadata.tables, *found.get_view_names(), "alembic_version"}
 
 
 @pytest.mark.parametrize(
@@ -359,13 +359,13 @@ def test_commands_are_in_the_audit_log(
 
 
 def test_name_of_a_role_is_quoted(login: Login, database: Engine) -> None:
-    name = 'shop"; DROP TABLE tasks; --'
+    name = 'shop %s {role}"; DROP TABLE tasks; --'
     try:
         assert grant(name).created
         assert listed()[name]["namespace"] == "team"
     finally:
         with database.begin() as connection:
-            quoted = connection.scalar(text("SELECT quote_ident(:name)"), {"name": name})
+            quoted = connection.dialect.identifier_preparer.quote_identifier(name)
             connection.exec_driver_sql(f"DROP OWNED BY {quoted}")
             connection.exec_driver_sql(f"DROP ROLE {quoted}")
 
