@@ -38,7 +38,8 @@ class Rule:
     """A number of events of one subject in a period that raises an alert.
 
     Attributes:
-        query: returns `subject`, `namespace` and `number` of those with at least `:most` since `:since`.
+        query: returns `subject`, `namespace` and `number` of those with at least `:most` since `:since`. `:first` is an
+            id of that time.
     """
 
     act: str
@@ -135,7 +136,5 @@ def _raise(connection: Connection) -> Iterator[dict[str, Any]]:
 
 
 def _matches(connection: Connection, rule: Rule, since: datetime) -> list[RowMapping]:
-    values: dict[str, Any] = {"since": since, "most": rule.most}
-    if ":first" in rule.query.text:
-        values["first"] = first_id_at(since)
+    values = {"since": since, "first": first_id_at(since), "most": rule.most}
     return list(connection.execute(rule.query, values).mappings())

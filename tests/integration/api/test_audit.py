@@ -158,7 +158,7 @@ def log_that_cannot_be_written(database: Engine) -> Iterator[None]:
 
 
 def everything(database: Engine) -> list[Any]:
-    """What the API can change, as text."""
+    """The rows that the API can change, as text."""
     tables = (
         "tasks task_status steps signals task_outcomes pauses limits stops standing_budgets schedules webhooks "
         "webhook_deliveries api_keys audit_log budgets"
@@ -364,9 +364,9 @@ def test_refused_access_is_counted(http_api: Api, client: Client, with_key: With
     revoked = client.create_api_key("gone", "admin")
     client.revoke_api_key("gone")
     headers = [{"Authorization": "Bearer wrong"}, {}, {"Authorization": f"Bearer {revoked['key']}"}]
-    with httpx2.Client(base_url=http_api.url, trust_env=False) as anyone:
+    with httpx2.Client(base_url=http_api.url, trust_env=False) as stranger:
         for each in headers:
-            assert anyone.get("/v1/tasks", headers=each).status_code == 401
+            assert stranger.get("/v1/tasks", headers=each).status_code == 401
     for _ in range(3):
         assert viewer.post("/v1/tasks", json={"agent": "A"}).status_code == 403
     http_api.app.state.refusals.flush(everything=True)

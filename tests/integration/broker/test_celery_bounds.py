@@ -27,7 +27,7 @@ def send(settings: Settings, database: Engine, tasks: Tasks) -> Iterator[Send]:
     """Sends a message to an ingress with these settings: `send({"celery_tenant": "acme"}, agent="Open")`."""
     for namespace in ("default", "team"):
         store(database, namespace, NOOP, agent_definition("Open"), agent_definition("Other"))
-    with Celery("somebody", broker=settings.require_broker_url(), set_as_current=False) as sender:
+    with Celery("sender", broker=settings.require_broker_url(), set_as_current=False) as sender:
 
         def submit(bounds: dict[str, Any], task_id: str | None = None, **fields: Any) -> dict[str, Any]:
             celery_id = task_id or str(uuid4())

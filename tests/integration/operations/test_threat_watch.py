@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, text
 from structlog.testing import capture_logs
 
-from orchestrator.maintenance.threat_watch import RULES, ThreatWatch
+from orchestrator.maintenance.threat_watch import RULES, TAKE_LOCK, WATCH_LOCK, ThreatWatch
 from shared.access.actors import Actor, Key, bootstrap_key, unknown_key
 from shared.audit import log
 from shared.audit.log import AuditFilter
@@ -110,6 +110,6 @@ def test_old_addresses_are_forgotten(database: Engine) -> None:
 def test_alert_is_raised_by_one_orchestrator(database: Engine) -> None:
     addresses(database, 20)
     with database.begin() as other:
-        assert other.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": 0x4D494E494F4E5301 + 3})
+        assert other.scalar(TAKE_LOCK, {"key": WATCH_LOCK})
         ThreatWatch(database).run_once()
         assert alerts(database) == []
