@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from uuid import UUID
@@ -24,9 +25,11 @@ from shared.database.tables import Base
 from shared.definitions.store import DefinitionStore
 from shared.errors import Conflict, Forbidden, InvalidInput, MinionError, NotFound
 from shared.tasks.queries import get_task
+from tests.integration.api.test_approval_policies import waits_for_a_lock
 from tests.integration.conftest import Tasks
 from tests.integration.tasks.test_submit_sql import submit
 from tests.support.definitions import NOOP, agent_definition
+from tests.support.processes import wait_until
 
 Login = Callable[..., psycopg.Connection[Any]]
 ROLES = ("shop", "worker_of_shop", "other_shop", "everyone", "legacy", "wrapper", "bob")
@@ -159,6 +162,18 @@ def test_other_agents_tasks_are_neither_joined_nor_named(login: Login, tasks: Ta
             assert str(theirs) not in str(caught.value)
     ours = submit(shop, agent="Open", input={}, idempotency_key="mine", conversation_id="own")
     assert submit(shop, agent="Open", input={}, idempotency_key="mine", conversation_id="own") == ours
+
+
+def test_unique_key_that_is_taken_during_the_call_is_not_joined(login: Login, tasks: Tasks) -> None:
+    grant(scope=Scope(namespace="team", agents=("Open",)))
+    owner, shop = login(), login("shop")
+    with ThreadPoolExecutor() as threads:
+        with owner.transaction():
+            submit(owner, agent="Other", input={}, namespace="team", unique_key="k")
+            ours = threads.submit(submit, shop, agent="Open", input={}, unique_key="k")
+            wait_until(lambda: waits_for_a_lock(tasks.engine), "the call waits for the other one")
+        with refused(Conflict, "of an agent that this submitter may not use"):
+            ours.result()
 
 
 def test_no_setting_of_the_caller_changes_the_bounds(login: Login, tasks: Tasks) -> None:
