@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from orchestrator.api import key_addresses, problems, refusals
 from orchestrator.api.key_addresses import KeyAddresses
 from orchestrator.api.refusals import Refusals
 from orchestrator.api.rights import RULES
+from orchestrator.maintenance.threat_watch import RULES as THREATS
 from orchestrator.maintenance.threat_watch import ThreatWatch
 from shared.access.actors import bootstrap_key
 from shared.audit import chain
@@ -28,6 +30,7 @@ from shared.settings import Settings
 from tests.conftest import Define
 from tests.integration.api.conftest import Api, Run, WithKey
 from tests.integration.conftest import ACT, InlineWorker, Tasks
+from tests.support.processes import ROOT
 
 # A task names its submitter itself, and is as immutable as a row of the log.
 SUBMISSIONS = {"POST /v1/tasks", "POST /v1/tasks/bulk"}
@@ -144,6 +147,17 @@ ACTS: dict[str, tuple[str, Callable[[World], tuple[str, Any]]]] = {
 def test_every_endpoint_that_changes_something_is_here() -> None:
     """A new endpoint must write to the audit log, and be added to `ACTS`."""
     assert {endpoint for endpoint in RULES if not endpoint.startswith("GET ")} - SUBMISSIONS == set(ACTS)
+
+
+def test_acts_are_documented() -> None:
+    page = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
+    table = page.partition("| acts | |\n")[2].partition("\n\n")[0]
+    documented = set()
+    for row in table.splitlines():
+        named = re.findall(r"`([a-z_]*)\.([a-z_]+)`", row.split("|")[1])
+        documented |= {f"{room or named[0][0]}.{name}" for room, name in named}
+    assert documented >= {act for act, _ in ACTS.values()}
+    assert all(f"| `{rule.act}` |" in page for rule in THREATS)
 
 
 @contextmanager
