@@ -93,9 +93,10 @@ RULES = (
         20,
         timedelta(minutes=5),
         text(
-            "SELECT concat_ws(' ', 'key', actor, key_prefix) AS subject, namespace, count(*) AS number FROM audit_log "
+            "SELECT concat_ws(' ', 'key', actor, key_prefix) AS subject, count(*) AS number, "
+            "CASE WHEN count(DISTINCT namespace) = 1 THEN min(namespace) END AS namespace FROM audit_log "
             "WHERE act = 'task.decide' AND at > :since AND after->>'verdict' = 'approve' "
-            "GROUP BY actor, key_prefix, namespace HAVING count(*) >= :most"
+            "GROUP BY actor, key_prefix HAVING count(*) >= :most"
         ),
     ),
 )

@@ -19,10 +19,19 @@ from tests.support.definitions import function_definition
 ADMIN = bootstrap_key("0f1e2d3c")
 
 
-def write(database: Engine, number: int, act: str, *, key: Key = ADMIN, address: str = "", **after: Any) -> None:
+def write(
+    database: Engine,
+    number: int,
+    act: str,
+    *,
+    key: Key = ADMIN,
+    address: str = "",
+    namespace: str = "default",
+    **after: Any,
+) -> None:
     with database.begin() as connection:
         for _ in range(number):
-            log.record(connection, Actor(key, address=address), act, "x", namespace="default", after=after)
+            log.record(connection, Actor(key, address=address), act, "x", namespace=namespace, after=after)
 
 
 def alerts(database: Engine) -> list[tuple[str, str, int]]:
@@ -87,6 +96,15 @@ def test_refusals_of_a_known_key_name_the_key(database: Engine) -> None:
     refusals(database, ADMIN, 200)
     ThreatWatch(database).run_once()
     assert {subject for _, subject, _ in alerts(database)} == {"address 10.0.0.9", "key bootstrap api:0f1e2d3c"}
+
+
+def test_approvals_in_several_namespaces_are_counted_together(database: Engine) -> None:
+    for namespace in ("default", "team"):
+        write(database, 10, "task.decide", namespace=namespace, verdict="approve")
+    ThreatWatch(database).run_once()
+    assert alerts(database) == [("alert.approvals", "key bootstrap api:0f1e2d3c", 20)]
+    with database.connect() as connection:
+        assert log.list_rows(connection, AuditFilter(act="alert"), limit=1)[0]["namespace"] is None
 
 
 def test_little_raises_no_alert(database: Engine, define: Define) -> None:
