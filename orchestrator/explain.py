@@ -138,11 +138,11 @@ def _anything(connection: Connection, task: UUID) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """What the reader of an explanation may see.
+    """Rights of the reader of an explanation.
 
     Attributes:
-        payloads: what errors and proposals quote.
-        reaches: whether another task.
+        payloads: the reader may see what errors and proposals quote.
+        reaches: returns whether the reader may see another task.
     """
 
     payloads: bool = True

@@ -151,6 +151,9 @@ class Ingress(Loop):
     def _accept(self, connection: Connection, task: NewTask) -> Accepted:
         lifecycle.check_reach(connection, task, self._scope.agents)
         [accepted] = lifecycle.accept(connection, [task])
+        if not accepted.created:
+            # Another submitter may have taken the key since.
+            lifecycle.check_reach(connection, task, self._scope.agents)
         return accepted
 
     def _requests(self, items: list[bytes]) -> tuple[list[Asked], list[tuple[Submission, MinionError]]]:

@@ -22,7 +22,7 @@ router = APIRouter(prefix="/v1/erasures", tags=["erasure"])
 
 
 class ErasureRequest(Strict):
-    """Whose tasks to delete: those of a tenant or of a conversation."""
+    """A tenant or a conversation, the tasks of which are deleted."""
 
     namespace: Annotated[Named, Field(max_length=100)] = "default"
     tenant: Named | None = Field(None, description="The tenant `key` of the tasks.")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import asdict
 from datetime import datetime
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -22,6 +23,9 @@ from orchestrator.commands.output import (
     zoned,
 )
 from shared.settings import get_settings
+
+if TYPE_CHECKING:
+    from shared.audit.verification import Report
 
 app = typer.Typer(help="Read the audit log: list, export, verify.", invoke_without_command=True)
 ACT = typer.Option(None, "--act", help="Only this act, such as task.cancel, or all that begin with task.: task.")
@@ -118,31 +122,34 @@ def verify(
         logged = Link(int(match[1]), bytes.fromhex(match[2])) if match else None
         report = check(connection, signer, logged_head=logged)
     if as_json:
-        print_json(
-            {
-                "intact": not report.faults,
-                "rows": report.rows,
-                "unsealed": report.unsealed,
-                "pruned_through": report.start.position,
-                "head": str(report.head),
-                "begins_at": report.begins_at,
-                "faults": [
-                    {"kind": fault.kind, "message": fault.message, "position": fault.position, "id": fault.id}
-                    for fault in report.faults
-                ],
-            }
-        )
+        print_json(_as_json(report))
     else:
-        for fault in report.faults[:MOST_SHOWN]:
-            console.print(styled((f"{fault.kind}: ", "red"), fault.message))
-        if more := report.faults[MOST_SHOWN:]:
-            console.print(f"{len(more)} more faults; --json lists all.")
-        pruned = f", after {report.start.position} that retention deleted" if report.start.position else ""
-        console.print(f"{report.rows} rows in the chain{pruned}; {report.unsealed} are not sealed yet.")
-        console.print(f"Head: {report.head}")
-        console.print(f"{len(report.faults)} faults." if report.faults else "The audit log is intact.")
+        _print_report(report)
     if report.faults:
         raise typer.Exit(1)
+
+
+def _as_json(report: Report) -> dict[str, Any]:
+    return {
+        "intact": not report.faults,
+        "rows": report.rows,
+        "unsealed": report.unsealed,
+        "pruned_through": report.start.position,
+        "head": str(report.head),
+        "begins_at": report.begins_at,
+        "faults": [asdict(fault) for fault in report.faults],
+    }
+
+
+def _print_report(report: Report) -> None:
+    for fault in report.faults[:MOST_SHOWN]:
+        console.print(styled((f"{fault.kind}: ", "red"), fault.message))
+    if more := report.faults[MOST_SHOWN:]:
+        console.print(f"{len(more)} more faults; --json lists all.")
+    pruned = f", after {report.start.position} that retention deleted" if report.start.position else ""
+    console.print(f"{report.rows} rows in the chain{pruned}; {report.unsealed} are not sealed yet.")
+    console.print(f"Head: {report.head}")
+    console.print(f"{len(report.faults)} faults." if report.faults else "The audit log is intact.")
 
 
 def _facts(facts: dict[str, Any] | None) -> str:

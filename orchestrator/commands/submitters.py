@@ -29,7 +29,7 @@ def grant_submit(
     as_json: bool = AS_JSON,
 ) -> None:
     """Let a database role submit tasks by SQL within bounds, and do nothing else. A new role is created."""
-    from shared.access import sql_submitters
+    from shared import sql_submitters
     from shared.access.actors import local_actor
     from shared.access.scope import Scope
     from shared.audit import log
@@ -54,7 +54,7 @@ def grant_submit(
 
 def revoke_submit(role: str = ROLE) -> None:
     """Take the right to submit tasks by SQL from a database role. The role stays."""
-    from shared.access import sql_submitters
+    from shared import sql_submitters
     from shared.access.actors import local_actor
     from shared.audit import log
     from shared.database.connections import transaction
@@ -70,7 +70,7 @@ def revoke_submit(role: str = ROLE) -> None:
 
 def submitters(as_json: bool = AS_JSON) -> None:
     """List the database roles that may submit tasks by SQL, and their bounds."""
-    from shared.access import sql_submitters
+    from shared import sql_submitters
     from shared.database.connections import transaction
     from shared.database.schema import wait_for_database
 

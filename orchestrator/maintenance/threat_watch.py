@@ -38,7 +38,8 @@ class Rule:
     """A number of events of one subject in a period that raises an alert.
 
     Attributes:
-        query: returns `subject`, `namespace` and `number` of those with at least `:most` since `:since`.
+        query: returns `subject`, `namespace` and `number` of those with at least `:most` since `:since`. `:first` is an
+            id of that time.
     """
 
     act: str
@@ -92,9 +93,10 @@ RULES = (
         20,
         timedelta(minutes=5),
         text(
-            "SELECT concat_ws(' ', 'key', actor, key_prefix) AS subject, namespace, count(*) AS number FROM audit_log "
+            "SELECT concat_ws(' ', 'key', actor, key_prefix) AS subject, count(*) AS number, "
+            "CASE WHEN count(DISTINCT namespace) = 1 THEN min(namespace) END AS namespace FROM audit_log "
             "WHERE act = 'task.decide' AND at > :since AND after->>'verdict' = 'approve' "
-            "GROUP BY actor, key_prefix, namespace HAVING count(*) >= :most"
+            "GROUP BY actor, key_prefix HAVING count(*) >= :most"
         ),
     ),
 )
@@ -135,7 +137,5 @@ def _raise(connection: Connection) -> Iterator[dict[str, Any]]:
 
 
 def _matches(connection: Connection, rule: Rule, since: datetime) -> list[RowMapping]:
-    values: dict[str, Any] = {"since": since, "most": rule.most}
-    if ":first" in rule.query.text:
-        values["first"] = first_id_at(since)
+    values = {"since": since, "first": first_id_at(since), "most": rule.most}
     return list(connection.execute(rule.query, values).mappings())

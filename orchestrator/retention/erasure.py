@@ -71,7 +71,7 @@ SCHEDULES = text(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """Whose contents to erase: those of a tenant, or of a conversation."""
+    """A tenant or a conversation, the contents of which are erased."""
 
     namespace: str
     tenant: str | None = None

@@ -45,7 +45,7 @@ LIST = text(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditFilter:
-    """Which rows to read; a row must match all given fields.
+    """Filter for rows of the log. A row must match all given fields.
 
     Attributes:
         act: an act such as `task.cancel`, or the first part of several: `task`.

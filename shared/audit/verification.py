@@ -139,8 +139,9 @@ def _unsigned(row: RowMapping) -> str:
 
 
 def _removed(first: int, last: int) -> str:
-    where = f"position {first}" if first == last else f"positions {first} to {last}"
-    return f"The rows at {where} are gone." if first != last else f"The row at {where} is gone."
+    if first == last:
+        return f"The row at position {first} is gone."
+    return f"The rows at positions {first} to {last} are gone."
 
 
 def _beyond(head: int, last: int) -> str:

@@ -50,7 +50,7 @@ Condition = Annotated[dict[str, Any], BeforeValidator(_is_schema)]
 
 
 class Requirement(Strict):
-    """What an approval needs.
+    """Requirements for an approval.
 
     Attributes:
         roles: keys with one of these roles may decide, beside `keys`; without both, all that may decide about tasks.
@@ -90,7 +90,7 @@ _DEFAULTS: dict[str, Any] = {"roles": [], "keys": [], "not_submitter": False, "p
 
 
 class ApprovalRule(Requirement):
-    """What an approval needs in addition if its arguments match a condition, a JSON Schema."""
+    """Further requirements for an approval, if the arguments match a condition, a JSON Schema."""
 
     when: Condition
 
@@ -102,7 +102,7 @@ class ApprovalRule(Requirement):
 
 
 class ApprovalPolicy(Requirement):
-    """What each approval of a call needs, and rules for those whose arguments match a condition."""
+    """Requirements for each approval of a call, and rules for arguments that match a condition."""
 
     rules: list[ApprovalRule] = Field(default_factory=list, max_length=20)
 
@@ -158,4 +158,4 @@ def _plain(value: bool | ApprovalPolicy) -> Any:
 
 
 Approval = Annotated[bool | ApprovalPolicy, GetPydanticSchema(_schema)]
-"""Whether a person must approve a call, and if so, by which policy."""
+"""True or a policy if a person must approve a call; true requires only an approval."""

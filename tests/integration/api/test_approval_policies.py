@@ -144,25 +144,25 @@ def test_policy_that_names_no_key_is_reported(
     client: Client, key: Open, policy: Any, define: Define, waiting: Any, run_cli: Run
 ) -> None:
     key("ann"), key("bob", "operator"), key("far", namespace="elsewhere")
-    names = ["ann", "bootstrap", "oidc:carl@example.com", "bob", "far", "nobody"]
+    names = ["ann", "bootstrap", "oidc:carl@example.com", "bob", "far", "absent"]
     tool = {**ACT, "effect": "unsafe", "input_schema": AMOUNT, "approval": {"keys": names}}
     [change] = define(tool)
     assert [warning.split("there is no active key ")[1].split()[0] for warning in change.warnings] == [
-        "'bob'", "'far'", "'nobody'",
+        "'bob'", "'far'", "'absent'",
     ]  # fmt: skip
-    config = {"capabilities": ["work"], "approval": {"rules": [{"when": LARGE, "keys": ["nobody"]}]}}
+    config = {"capabilities": ["work"], "approval": {"rules": [{"when": LARGE, "keys": ["absent"]}]}}
     agent = {"kind": "agent", "name": "A", "type": "function", "tool": "act", "config": config}
-    assert "'nobody' that may decide in the namespace 'default'" in define(agent)[0].warnings[0]
+    assert "'absent' that may decide in the namespace 'default'" in define(agent)[0].warnings[0]
     policy(keys=names)
     why = client.why(waiting())
-    assert why["facts"]["missing_keys"] == ["bob", "far", "nobody"]
-    assert "No active key named bob or far or nobody may decide about it." in why["sentence"]
+    assert why["facts"]["missing_keys"] == ["bob", "far", "absent"]
+    assert "No active key named bob or far or absent may decide about it." in why["sentence"]
     assert "too few keys" not in why["sentence"]
-    policy(keys=["ann", "nobody"], people=2)
+    policy(keys=["ann", "absent"], people=2)
     task = waiting()
     assert "So too few keys may approve it: create the missing ones" in client.why(task)["sentence"]
     assert "So too few keys may approve it" in run_cli("why", str(task)).line
-    key("nobody")
+    key("absent")
     assert client.why(task)["facts"]["missing_keys"] == []
     policy(keys=["gone"], roles=["admin"])
     assert "too few keys" not in client.why(waiting())["sentence"]
@@ -717,7 +717,7 @@ def test_decision_without_a_key_is_refused(policy: Any, waiting: Any) -> None:
     policy(people=2)
     task = waiting()
     with pytest.raises(errors.Conflict, match="any key that may decide"), transaction() as connection:
-        lifecycle.decide(connection, task, "approve", who="anyone", step=1)
+        lifecycle.decide(connection, task, "approve", who="a process", step=1)
 
 
 def test_example_of_the_documentation(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from orchestrator.api import key_addresses, problems, refusals
 from orchestrator.api.key_addresses import KeyAddresses
 from orchestrator.api.refusals import Refusals
 from orchestrator.api.rights import RULES
+from orchestrator.maintenance.threat_watch import RULES as THREATS
 from orchestrator.maintenance.threat_watch import ThreatWatch
 from shared.access.actors import bootstrap_key
 from shared.audit import chain
@@ -28,6 +30,7 @@ from shared.settings import Settings
 from tests.conftest import Define
 from tests.integration.api.conftest import Api, Run, WithKey
 from tests.integration.conftest import ACT, InlineWorker, Tasks
+from tests.support.processes import ROOT
 
 # A task names its submitter itself, and is as immutable as a row of the log.
 SUBMISSIONS = {"POST /v1/tasks", "POST /v1/tasks/bulk"}
@@ -146,6 +149,17 @@ def test_every_endpoint_that_changes_something_is_here() -> None:
     assert {endpoint for endpoint in RULES if not endpoint.startswith("GET ")} - SUBMISSIONS == set(ACTS)
 
 
+def test_acts_are_documented() -> None:
+    page = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
+    table = page.partition("| acts | |\n")[2].partition("\n\n")[0]
+    documented = set()
+    for row in table.splitlines():
+        named = re.findall(r"`([a-z_]*)\.([a-z_]+)`", row.split("|")[1])
+        documented |= {f"{room or named[0][0]}.{name}" for room, name in named}
+    assert documented >= {act for act, _ in ACTS.values()}
+    assert all(f"| `{rule.act}` |" in page for rule in THREATS)
+
+
 @contextmanager
 def log_that_cannot_be_written(database: Engine) -> Iterator[None]:
     with database.begin() as connection:
@@ -158,7 +172,7 @@ def log_that_cannot_be_written(database: Engine) -> Iterator[None]:
 
 
 def everything(database: Engine) -> list[Any]:
-    """What the API can change, as text."""
+    """The rows that the API can change, as text."""
     tables = (
         "tasks task_status steps signals task_outcomes pauses limits stops standing_budgets schedules webhooks "
         "webhook_deliveries api_keys audit_log budgets"
@@ -364,9 +378,9 @@ def test_refused_access_is_counted(http_api: Api, client: Client, with_key: With
     revoked = client.create_api_key("gone", "admin")
     client.revoke_api_key("gone")
     headers = [{"Authorization": "Bearer wrong"}, {}, {"Authorization": f"Bearer {revoked['key']}"}]
-    with httpx2.Client(base_url=http_api.url, trust_env=False) as anyone:
+    with httpx2.Client(base_url=http_api.url, trust_env=False) as stranger:
         for each in headers:
-            assert anyone.get("/v1/tasks", headers=each).status_code == 401
+            assert stranger.get("/v1/tasks", headers=each).status_code == 401
     for _ in range(3):
         assert viewer.post("/v1/tasks", json={"agent": "A"}).status_code == 403
     http_api.app.state.refusals.flush(everything=True)

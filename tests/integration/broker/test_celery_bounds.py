@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 from uuid import uuid4
@@ -13,10 +14,14 @@ from sqlalchemy import Engine
 
 from orchestrator.ingress import Ingress
 from shared.settings import Settings
+from shared.tasks import lifecycle
+from shared.tasks.records import NewTask
+from tests.integration.api.test_approval_policies import waits_for_a_lock
 from tests.integration.broker.test_ingress import find
 from tests.integration.conftest import Tasks
 from tests.integration.tasks.test_sql_submitters import store
 from tests.support.definitions import NOOP, agent_definition
+from tests.support.processes import wait_until
 
 Send = Callable[..., dict[str, Any]]
 NAMES = {"idempotency_key": "k", "unique_key": "u", "conversation_id": "c"}
@@ -27,7 +32,7 @@ def send(settings: Settings, database: Engine, tasks: Tasks) -> Iterator[Send]:
     """Sends a message to an ingress with these settings: `send({"celery_tenant": "acme"}, agent="Open")`."""
     for namespace in ("default", "team"):
         store(database, namespace, NOOP, agent_definition("Open"), agent_definition("Other"))
-    with Celery("somebody", broker=settings.require_broker_url(), set_as_current=False) as sender:
+    with Celery("sender", broker=settings.require_broker_url(), set_as_current=False) as sender:
 
         def submit(bounds: dict[str, Any], task_id: str | None = None, **fields: Any) -> dict[str, Any]:
             celery_id = task_id or str(uuid4())
@@ -100,6 +105,17 @@ def test_tasks_of_other_agents_are_not_joined(send: Send, name: str) -> None:
     task = send({"celery_agents": ["Open"]}, agent="Open", **{name: NAMES[name]})
     assert (task["state"], task["error"]["type"]) == ("failed", "conflict")
     assert str(theirs["id"]) not in str(task["error"])
+
+
+def test_unique_key_that_is_taken_during_the_submission_is_not_joined(send: Send, database: Engine) -> None:
+    theirs: NewTask = {"agent": "Other", "input": {}, "unique_key": "u"}
+    with ThreadPoolExecutor() as threads, database.connect() as other:
+        lifecycle.accept(other, [theirs])
+        ours = threads.submit(send, {"celery_agents": ["Open"]}, agent="Open", unique_key="u")
+        wait_until(lambda: waits_for_a_lock(database), "the submission waits for the other one")
+        other.commit()
+        task = ours.result()
+    assert (task["state"], task["error"]["type"]) == ("failed", "conflict")
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

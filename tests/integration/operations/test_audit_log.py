@@ -245,6 +245,15 @@ def test_many_sealers_make_one_chain(database: Engine, acts: Callable[..., None]
     assert (report.rows, report.faults) == (60, [])
 
 
+def test_sealer_logs_the_head(database: Engine, acts: Callable[..., None], settings: Settings, signer: Signer) -> None:
+    acts("t1", "t2", sealed=False)
+    with capture_logs() as logged:
+        Sealer(settings, database).run_once()
+    heads = [line["head"] for line in logged if line["event"] == "audit_head"]
+    assert heads == [str(check(database, signer).head)]
+    assert heads[0].startswith("2:")
+
+
 def test_replaced_key_still_verifies(
     database: Engine, acts: Callable[..., None], settings: Settings, signer: Signer
 ) -> None:

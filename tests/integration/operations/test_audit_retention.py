@@ -10,14 +10,11 @@ from structlog.testing import capture_logs
 
 from orchestrator.retention import audit as retention
 from orchestrator.retention.audit import prune_audit
-from shared.access.actors import Actor, bootstrap_key
-from shared.audit import chain, log
+from shared.audit import log
 from shared.audit.log import AuditFilter
 from shared.audit.signing import Link, Signer
-from shared.audit.verification import Report, verify
 from shared.settings import Settings
-
-ADMIN = Actor(bootstrap_key("0f1e2d3c"))
+from tests.integration.operations.test_audit_log import ADMIN, as_owner, check, seal_all
 
 
 @pytest.fixture
@@ -26,23 +23,14 @@ def signer(settings: Settings) -> Signer:
 
 
 def write(database: Engine, signer: Signer, number: int, *, days: int = 0) -> None:
-    """Writes rows of some age, and seals them."""
-    with database.begin() as connection:
+    """Write rows of some age, and seal them."""
+    with as_owner(database) as connection:
         for _ in range(number):
             log.record(connection, ADMIN, "pause.set", f"{days} days", namespace="default")
-        connection.execute(text("ALTER TABLE audit_log DISABLE TRIGGER USER"))
         connection.execute(
             text("UPDATE audit_log SET at = at - make_interval(days => :days) WHERE position IS NULL"), {"days": days}
         )
-        connection.execute(text("ALTER TABLE audit_log ENABLE TRIGGER USER"))
-    with database.begin() as connection:
-        while chain.seal(connection, signer):
-            pass
-
-
-def check(database: Engine, signer: Signer, **options: Any) -> Report:
-    with database.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
-        return verify(connection, signer, **options)
+    seal_all(database, signer)
 
 
 def targets(database: Engine) -> list[Any]:
@@ -95,10 +83,8 @@ def test_rows_of_a_day_are_deleted_together(database: Engine, settings: Settings
 )
 def test_rows_with_a_fault_are_kept(database: Engine, settings: Settings, signer: Signer, tampering: str) -> None:
     write(database, signer, 4, days=500)
-    with database.begin() as connection:
-        connection.execute(text("ALTER TABLE audit_log DISABLE TRIGGER USER"))
+    with as_owner(database) as connection:
         connection.execute(text(tampering))
-        connection.execute(text("ALTER TABLE audit_log ENABLE TRIGGER USER"))
     faults = check(database, signer).faults
     assert faults
     with capture_logs() as logged:
@@ -108,7 +94,7 @@ def test_rows_with_a_fault_are_kept(database: Engine, settings: Settings, signer
 
 
 def test_recent_rows_cannot_be_deleted_by_the_function_alone(database: Engine, signer: Signer) -> None:
-    """Whoever calls it without the key leaves a checkpoint that is not signed."""
+    """A caller without the key leaves a checkpoint that is not signed."""
     write(database, signer, 3)
     with database.begin() as connection:
         connection.execute(text("SELECT minion_prune_audit(2, sha256('x'), sha256('y'))"))

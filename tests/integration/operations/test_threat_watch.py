@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, text
 from structlog.testing import capture_logs
 
-from orchestrator.maintenance.threat_watch import RULES, ThreatWatch
+from orchestrator.maintenance.threat_watch import RULES, TAKE_LOCK, WATCH_LOCK, ThreatWatch
 from shared.access.actors import Actor, Key, bootstrap_key, unknown_key
 from shared.audit import log
 from shared.audit.log import AuditFilter
@@ -19,10 +19,19 @@ from tests.support.definitions import function_definition
 ADMIN = bootstrap_key("0f1e2d3c")
 
 
-def write(database: Engine, number: int, act: str, *, key: Key = ADMIN, address: str = "", **after: Any) -> None:
+def write(
+    database: Engine,
+    number: int,
+    act: str,
+    *,
+    key: Key = ADMIN,
+    address: str = "",
+    namespace: str = "default",
+    **after: Any,
+) -> None:
     with database.begin() as connection:
         for _ in range(number):
-            log.record(connection, Actor(key, address=address), act, "x", namespace="default", after=after)
+            log.record(connection, Actor(key, address=address), act, "x", namespace=namespace, after=after)
 
 
 def alerts(database: Engine) -> list[tuple[str, str, int]]:
@@ -89,6 +98,15 @@ def test_refusals_of_a_known_key_name_the_key(database: Engine) -> None:
     assert {subject for _, subject, _ in alerts(database)} == {"address 10.0.0.9", "key bootstrap api:0f1e2d3c"}
 
 
+def test_approvals_in_several_namespaces_are_counted_together(database: Engine) -> None:
+    for namespace in ("default", "team"):
+        write(database, 10, "task.decide", namespace=namespace, verdict="approve")
+    ThreatWatch(database).run_once()
+    assert alerts(database) == [("alert.approvals", "key bootstrap api:0f1e2d3c", 20)]
+    with database.connect() as connection:
+        assert log.list_rows(connection, AuditFilter(act="alert"), limit=1)[0]["namespace"] is None
+
+
 def test_little_raises_no_alert(database: Engine, define: Define) -> None:
     addresses(database, 19)
     refusals(database, unknown_key(), 98)
@@ -110,6 +128,6 @@ def test_old_addresses_are_forgotten(database: Engine) -> None:
 def test_alert_is_raised_by_one_orchestrator(database: Engine) -> None:
     addresses(database, 20)
     with database.begin() as other:
-        assert other.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": 0x4D494E494F4E5301 + 3})
+        assert other.scalar(TAKE_LOCK, {"key": WATCH_LOCK})
         ThreatWatch(database).run_once()
         assert alerts(database) == []

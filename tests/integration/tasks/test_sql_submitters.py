@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from uuid import UUID
@@ -14,7 +15,7 @@ from sqlalchemy import Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.orm import Session
 
 from orchestrator import cli
-from shared.access import sql_submitters
+from shared import sql_submitters
 from shared.access.scope import Scope
 from shared.audit.log import AuditFilter, list_rows
 from shared.contracts.documents import parse_definition
@@ -24,9 +25,11 @@ from shared.database.tables import Base
 from shared.definitions.store import DefinitionStore
 from shared.errors import Conflict, Forbidden, InvalidInput, MinionError, NotFound
 from shared.tasks.queries import get_task
+from tests.integration.api.test_approval_policies import waits_for_a_lock
 from tests.integration.conftest import Tasks
 from tests.integration.tasks.test_submit_sql import submit
 from tests.support.definitions import NOOP, agent_definition
+from tests.support.processes import wait_until
 
 Login = Callable[..., psycopg.Connection[Any]]
 ROLES = ("shop", "worker_of_shop", "other_shop", "everyone", "legacy", "wrapper", "bob")
@@ -161,6 +164,18 @@ def test_other_agents_tasks_are_neither_joined_nor_named(login: Login, tasks: Ta
     assert submit(shop, agent="Open", input={}, idempotency_key="mine", conversation_id="own") == ours
 
 
+def test_unique_key_that_is_taken_during_the_call_is_not_joined(login: Login, tasks: Tasks) -> None:
+    grant(scope=Scope(namespace="team", agents=("Open",)))
+    owner, shop = login(), login("shop")
+    with ThreadPoolExecutor() as threads:
+        with owner.transaction():
+            submit(owner, agent="Other", input={}, namespace="team", unique_key="k")
+            ours = threads.submit(submit, shop, agent="Open", input={}, unique_key="k")
+            wait_until(lambda: waits_for_a_lock(tasks.engine), "the call waits for the other one")
+        with refused(Conflict, "of an agent that this submitter may not use"):
+            ours.result()
+
+
 def test_no_setting_of_the_caller_changes_the_bounds(login: Login, tasks: Tasks) -> None:
     grant()
     shop = login("shop")
@@ -265,7 +280,7 @@ def test_second_grant_replaces_the_bounds_and_revocation_ends_them(login: Login,
 
 def test_all_tables_and_views_are_protected(database: Engine) -> None:
     found = inspect(database)
-    assert set(sql_submitters.TABLES) == {*Base.metadata.tables, *found.get_view_names(), "alembic_version"}
+    assert set(sql_submitters.RELATIONS) == {*Base.metadata.tables, *found.get_view_names(), "alembic_version"}
 
 
 @pytest.mark.parametrize(
@@ -359,13 +374,13 @@ def test_commands_are_in_the_audit_log(
 
 
 def test_name_of_a_role_is_quoted(login: Login, database: Engine) -> None:
-    name = 'shop"; DROP TABLE tasks; --'
+    name = 'shop %s {role}"; DROP TABLE tasks; --'
     try:
         assert grant(name).created
         assert listed()[name]["namespace"] == "team"
     finally:
         with database.begin() as connection:
-            quoted = connection.scalar(text("SELECT quote_ident(:name)"), {"name": name})
+            quoted = connection.dialect.identifier_preparer.quote_identifier(name)
             connection.exec_driver_sql(f"DROP OWNED BY {quoted}")
             connection.exec_driver_sql(f"DROP ROLE {quoted}")
 

@@ -11,19 +11,13 @@ from sqlalchemy.exc import DBAPIError
 
 from shared.access.scope import Scope
 from shared.database.connections import is_transient, reason
+from shared.database.tables import Base
 from shared.errors import Conflict, InvalidInput, NotFound
 
 LONGEST_BOUND = 100
 LONGEST_NAME = 63  # bytes; PostgreSQL cuts off the rest
-TABLES = tuple(
-    "agent_version_tools agent_versions agents alembic_version api_keys audit_ends audit_log budgets cached_results "
-    "contents conversation_summaries conversations executions function_versions functions idempotency_keys "
-    "key_addresses limits login_sessions messages pauses rate_holds relations reservations retried_steps schedules "
-    "secrets security_events signals sql_submitters standing_alerts standing_budgets standing_reservations "
-    "standing_usage statistics statistics_state steps stops task_events task_outcomes task_overview task_status tasks "
-    "tool_versions tools unique_tasks webhook_deliveries webhooks workers".split()
-)
-"""All tables and views; a test compares them with the schema. The schema may hold an application's own tables too."""
+RELATIONS = (*Base.metadata.tables, "alembic_version", "task_overview")
+"""All tables and views. The schema may hold an application's own tables too."""
 FUNCTIONS = ("minion_submit", "minion_submit_json")
 
 ROLE = text(
@@ -31,22 +25,12 @@ ROLE = text(
     SELECT pg_has_role(r.oid, p.proowner, 'MEMBER') AS is_owner, current_schema() AS schema,
            has_schema_privilege(r.oid, current_schema(), 'CREATE') AS may_create, ARRAY(
                SELECT c.relname::text FROM pg_class c
-                   WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'v')
-                     AND c.relname = ANY (:tables)
+                   WHERE c.relnamespace = current_schema()::regnamespace AND c.relname = ANY (:relations)
                      AND (has_any_column_privilege(r.oid, c.oid, 'SELECT, INSERT, UPDATE, REFERENCES')
                           OR has_table_privilege(r.oid, c.oid, 'DELETE, TRUNCATE, TRIGGER')) ORDER BY 1) AS tables
         FROM pg_roles r, pg_proc p WHERE r.rolname = :role AND p.oid = 'minion_submit'::regproc
     """
-).bindparams(bindparam("tables", type_=ARRAY(TEXT)))
-STATEMENTS = text(
-    """
-    SELECT format('GRANT USAGE ON SCHEMA %I TO %I', current_schema(), r.role) AS usage,
-           format('GRANT EXECUTE ON FUNCTION minion_submit, minion_submit_json TO %I', r.role) AS grant,
-           format('REVOKE EXECUTE ON FUNCTION minion_submit, minion_submit_json FROM %I', r.role) AS revoke,
-           format('CREATE ROLE %I LOGIN', r.role) AS create
-        FROM (SELECT CAST(:role AS text) AS role) AS r
-    """
-)
+).bindparams(bindparam("relations", type_=ARRAY(TEXT)))
 BIND = text(
     "INSERT INTO sql_submitters (role, namespace, agents, tenant) VALUES (:role, :namespace, :agents, :tenant) "
     "ON CONFLICT (role) DO UPDATE SET namespace = EXCLUDED.namespace, agents = EXCLUDED.agents, "
@@ -96,15 +80,15 @@ def grant(connection: Connection, role: str, scope: Scope) -> Granted:
     """
     _check_name(role)
     _check_bounds(scope)
-    asked = {"role": role, "tables": list(TABLES)}
+    asked = {"role": role, "relations": list(RELATIONS)}
     found = connection.execute(ROLE, asked).one_or_none()
-    statements = connection.execute(STATEMENTS, {"role": role}).one()
     if found is None:
-        _execute(connection, statements.create, role)
+        _execute(connection, "CREATE ROLE {role} LOGIN", role)
     # A new role has the rights of PUBLIC.
-    _check_rights(role, found or connection.execute(ROLE, asked).one())
-    for statement in (statements.usage, statements.grant):
-        _execute(connection, statement, role)
+    rights = found or connection.execute(ROLE, asked).one()
+    _check_rights(role, rights)
+    _execute(connection, "GRANT USAGE ON SCHEMA {schema} TO {role}", role, schema=rights.schema)
+    _execute(connection, "GRANT EXECUTE ON FUNCTION {functions} TO {role}", role)
     before = _bounds_of(connection, role)
     values = {"role": role, "namespace": scope.namespace, "agents": list(scope.agents), "tenant": scope.tenant}
     connection.execute(BIND, values)
@@ -121,7 +105,7 @@ def revoke(connection: Connection, role: str) -> dict[str, Any] | None:
     if role not in known:
         raise NotFound(f"The role {role!r} may not submit tasks. `minion submitters` lists those that may.")
     if known[role]["may_submit"]:
-        _execute(connection, connection.execute(STATEMENTS, {"role": role}).one().revoke, role)
+        _execute(connection, "REVOKE EXECUTE ON FUNCTION {functions} FROM {role}", role)
     before = _bounds_of(connection, role)
     connection.execute(UNBIND, {"role": role})
     return before
@@ -174,10 +158,13 @@ def _check_rights(role: str, rights: Row[Any]) -> None:
         )
 
 
-def _execute(connection: Connection, statement: str, role: str) -> None:
+def _execute(connection: Connection, statement: str, role: str, **names: str) -> None:
+    """Execute a statement with quoted names in its places: PostgreSQL accepts no parameters there."""
+    quote = connection.dialect.identifier_preparer.quote_identifier
+    quoted = {name: quote(value) for name, value in {"role": role, **names}.items()}
     try:
         with connection.begin_nested():
-            connection.exec_driver_sql(statement.replace("%", "%%"))
+            connection.exec_driver_sql(statement.format(functions=", ".join(FUNCTIONS), **quoted))
     except DBAPIError as error:
         if is_transient(error):
             raise
