@@ -123,6 +123,17 @@ class Places:
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, str, datetime], _Place] = {}
+        self._position: int | None = None
+
+    def follow(self, low: int, high: int) -> None:
+        """Begin a pass from one position to another.
+
+        Everything is forgotten if the last pass of this process did not end there: another process has added rows, or
+        the pass was rolled back.
+        """
+        if low != self._position:
+            self._known.clear()
+        self._position = high
 
     def knows(self, key: Key) -> bool:
         """Return whether the rows of a key's bucket are known."""
@@ -137,10 +148,6 @@ class Places:
     def fold(self, key: Key) -> Key:
         """Return the key of the row that counts this one."""
         return self._known[key.grain, key.kind, key.bucket].fold(key)
-
-    def forget(self) -> None:
-        """Forget everything: another process may have written, or a transaction was undone."""
-        self._known.clear()
 
 
 def keys_of(kind: str, group: Group) -> Iterator[Key]:
