@@ -70,7 +70,7 @@ ADD = text(
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a pass came.
+    """The progress of counting after a pass.
 
     Attributes:
         complete: nothing is left that can be counted now.

@@ -7,7 +7,6 @@ say how many there were.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -187,11 +186,6 @@ def read(connection: Connection, settings: Settings) -> Gauges:
     gauges["minions_postgres_connections_max"] = [({}, postgres.most)]
     gauges["minions_postgres_oldest_transaction_seconds"] = [({}, max(0.0, postgres.oldest))]
     return gauges | _broker(settings)
-
-
-def value(gauges: Mapping[str, Any], name: str, **labels: str) -> float:
-    """Return the sum of a gauge's samples that have these labels."""
-    return sum(float(number) for found, number in gauges.get(name, []) if labels.items() <= found.items())
 
 
 def _tasks(pending: Any, others: Any) -> Gauges:
