@@ -242,7 +242,7 @@ def _count(sums: dict[Any, float], key: Any, row: RowMapping, what: str = "tasks
 
 
 def _kept(names: set[str]) -> dict[str, str]:
-    """Return the capabilities that have samples of their own."""
+    """Return the capabilities that have separate samples."""
     return {name: name for name in sorted(names)[:MOST_CAPABILITIES]}
 
 
