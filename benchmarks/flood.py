@@ -48,7 +48,7 @@ ALERTS = text("SELECT act, target, after->>'number' AS number FROM audit_log WHE
 
 @dataclass
 class Answers:
-    """What was answered: numbers by status, and seconds."""
+    """Answers: their number by status, and the seconds that each took."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)

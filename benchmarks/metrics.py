@@ -99,7 +99,7 @@ def measure_page(tasks: int) -> None:
     size = len(MetricsPages().get(engine, "")[0])
     read = statistics.median(used)
     print(f"{tasks:,} pending tasks, {SERIES} agents")
-    print(f"  GET /metrics, rendered again: {statistics.median(waited):.1f} ms, {size:,} bytes")
+    print(f"  GET /metrics, without the cache: {statistics.median(waited):.1f} ms, {size:,} bytes")
     print(f"  of which processor time of the orchestrator: {statistics.median(pages):.1f} ms")
     print(f"  gauges: {1000 * read:.0f} ms of PostgreSQL, {100 * SHARE:g} % of a core every {read / SHARE:.0f} s")
 

@@ -111,7 +111,7 @@ class Scale(BaseModel):
 def show_scale(
     name: Annotated[Text, Path()], query: Annotated[ScaleQuery, Query()], request: Request, database: Statements
 ) -> dict[str, Any]:
-    """How many workers it needs now, for an autoscaler. The scrape token (MINION_METRICS_TOKEN) is enough."""
+    """The number of workers that it needs now, for an autoscaler. The scrape token (MINION_METRICS_TOKEN) is enough."""
     wanted = Wanted(wait_seconds=query.wait_seconds, slots_per_worker=query.slots, least=query.least, most=query.most)
     with database.connect() as connection:
         load = scale.load_of(connection, name, lease=request.app.state.settings.lease_seconds)

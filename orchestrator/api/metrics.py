@@ -33,7 +33,7 @@ class MetricsPages:
         self._failed: tuple[float, SQLAlchemyError] | None = None
 
     def get(self, database: Engine, accept: str) -> tuple[bytes, str]:
-        """Return the page in the format that the scraper prefers, and its content type."""
+        """Return the page in the format that the scraper accepts, and its content type."""
         # In the version that every scraper knows: the library raises TypeError for some others.
         known = OPENMETRICS in (each.partition(";")[0].strip() for each in accept.split(","))
         encode, content_type = choose_encoder(f"{OPENMETRICS}; version=1.0.0" if known else "")
@@ -61,7 +61,7 @@ class MetricsPages:
     responses={200: {"content": {"text/plain": {"schema": PAGE}, OPENMETRICS: {"schema": PAGE}}}},
 )
 def show_metrics(request: Request, database: Statements) -> Response:
-    """Metrics in Prometheus' text format, or in OpenMetrics if `Accept` prefers it.
+    """Metrics in Prometheus' text format, or in OpenMetrics if `Accept` names it.
 
     The scrape token (MINION_METRICS_TOKEN) is enough.
     """

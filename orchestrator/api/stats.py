@@ -73,7 +73,7 @@ class Stats(BaseModel):
 
 
 class StatsQuery(StrictQuery):
-    """What to sum up, and how to group it."""
+    """A question: a time range, groups and filters."""
 
     namespace: Text = "default"
     since: Moment | None = Field(None, description="With a time zone; by default a day before `until`.")

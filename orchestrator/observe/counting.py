@@ -70,7 +70,7 @@ ADD = text(
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a pass came.
+    """The progress of counting after a pass.
 
     Attributes:
         complete: nothing is left that can be counted now.
@@ -85,14 +85,10 @@ def count_ends(engine: Engine, places: Places) -> Progress:
     """Make one pass.
 
     Args:
-        places: what this process knows of the statistics' rows; it must make all passes, or forget.
+        places: what this process knows of the statistics' rows, to be passed to its next pass too.
     """
-    try:
-        with engine.execution_options(isolation_level="REPEATABLE READ").begin() as connection:
-            return _count(connection, places)
-    except BaseException:
-        places.forget()
-        raise
+    with engine.execution_options(isolation_level="REPEATABLE READ").begin() as connection:
+        return _count(connection, places)
 
 
 def catch_up(engine: Engine) -> None:
@@ -113,6 +109,7 @@ def _count(connection: Connection, places: Places) -> Progress:
     if state.counted_below > state.next:
         return _continue_elsewhere(connection, places, state)
     high = _until(connection, state)
+    places.follow(state.counted_below, high)
     _add(connection, places, low=state.counted_below, high=high)
     connection.execute(FORGET_RETRIED, {"high": high})
     return _move(connection, state, high)
@@ -178,6 +175,7 @@ def _continue_elsewhere(connection: Connection, places: Places, state: Row[Any])
     a later time than everything that was counted. The old marks are removed: they would be reached again some day.
     """
     log.warning("statistics_restored", counted_below=state.counted_below, transaction=state.next)
+    places.follow(state.counted_below, state.horizon)
     _add(connection, places, low=state.counted_below, high=NO_BOUND)
     _add(connection, places, low=0, high=state.horizon, since=state.counted_at)
     for table, moment in MARKED.items():

@@ -7,7 +7,6 @@ say how many there were.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -189,11 +188,6 @@ def read(connection: Connection, settings: Settings) -> Gauges:
     return gauges | _broker(settings)
 
 
-def value(gauges: Mapping[str, Any], name: str, **labels: str) -> float:
-    """Return the sum of a gauge's samples that have these labels."""
-    return sum(float(number) for found, number in gauges.get(name, []) if labels.items() <= found.items())
-
-
 def _tasks(pending: Any, others: Any) -> Gauges:
     states: dict[tuple[str, str], float] = {}
     reasons: dict[str, float] = {}
@@ -248,7 +242,7 @@ def _count(sums: dict[Any, float], key: Any, row: RowMapping, what: str = "tasks
 
 
 def _kept(names: set[str]) -> dict[str, str]:
-    """Return the capabilities that have samples of their own."""
+    """Return the capabilities that have separate samples."""
     return {name: name for name in sorted(names)[:MOST_CAPABILITIES]}
 
 

@@ -1,4 +1,4 @@
-"""How many worker processes a capability needs, for autoscalers.
+"""The number of worker processes that a capability needs, for autoscalers.
 
 A worker's slots should be enough for what runs, and for the backlog within the wait that is wanted: in that time a slot
 runs `wait / run time` tasks. The number follows at once upwards. Downwards it follows when much fewer are enough, also
@@ -87,7 +87,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What an operator wants.
+    """The goals of an operator.
 
     Attributes:
         wait_seconds: how long tasks may wait for a slot.

@@ -60,7 +60,6 @@ class Statistician(Loop):
         """Make one pass, if this orchestrator leads."""
         pause = seconds_within_lease(self.settings)
         if not self.leadership.held():
-            self._places.forget()
             return pause
         now = time.monotonic()
         if now >= self._count_at:

@@ -51,7 +51,7 @@ Group = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is asked.
+    """A question about ended work in a time range.
 
     Attributes:
         by: what the items are grouped by.

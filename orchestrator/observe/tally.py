@@ -1,7 +1,7 @@
 """Adding up ended work into rows of statistics: totals, days and hours, in a bounded number of rows.
 
-Names that callers choose (tenants, agents, fingerprints) could be without number. A bucket has rows for the first ones;
-what comes after them is summed up in folded rows.
+The number of names that callers choose (tenants, agents, fingerprints) has no limit. A bucket has rows for the first
+ones; the others are summed up in folded rows.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class _Place:
         if key not in self.keys and len(self.keys) >= MOST_ROWS[key.grain]:
             # Beyond twice the number, not even each namespace has a row.
             namespace = "" if len(self.keys) >= 2 * MOST_ROWS[key.grain] else key.namespace
-            # The kinds of steps are few; those of errors are without number.
+            # The kinds of steps are few; the number of those of errors has no limit.
             step = "" if key.kind == "failure" else key.step
             key = Key(key.grain, key.kind, key.bucket, namespace, outcome=key.outcome, step=step, folded=True)
         self.note(key)
@@ -123,6 +123,17 @@ class Places:
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, str, datetime], _Place] = {}
+        self._position: int | None = None
+
+    def follow(self, low: int, high: int) -> None:
+        """Begin a pass from one position to another.
+
+        Everything is forgotten if the last pass of this process did not end there: another process has added rows, or
+        the pass was rolled back.
+        """
+        if low != self._position:
+            self._known.clear()
+        self._position = high
 
     def knows(self, key: Key) -> bool:
         """Return whether the rows of a key's bucket are known."""
@@ -138,10 +149,6 @@ class Places:
         """Return the key of the row that counts this one."""
         return self._known[key.grain, key.kind, key.bucket].fold(key)
 
-    def forget(self) -> None:
-        """Forget everything: another process may have written, or a transaction was undone."""
-        self._known.clear()
-
 
 def keys_of(kind: str, group: Group) -> Iterator[Key]:
     """Yield the keys of the rows that count a group. Totals have neither versions nor tenants, so they stay few."""
@@ -149,7 +156,7 @@ def keys_of(kind: str, group: Group) -> Iterator[Key]:
     hour = _bounded(key)
     yield hour
     yield replace(hour, grain="day", bucket=hour.bucket.astimezone(UTC).replace(hour=0))
-    # Failures by the kind of error alone: fingerprints are without number.
+    # Failures by the kind of error alone: the number of fingerprints has no limit.
     name = "" if kind == "failure" else key.name
     yield _bounded(replace(key, grain="total", bucket=BEGINNING, version=0, tenant="", name=name))
 

@@ -97,7 +97,7 @@ def _prepare_large_tables(engine: Engine, revisions: list[ModuleType]) -> None:
     """Add columns and build indexes while others read and write their tables; their revisions find them there.
 
     A revision may have `COLUMNS`, a nullable column by table, and `INDEXES`, a table with columns and a condition by
-    name. It has a lock of its own. A transaction that waited for the schema's lock would have to end before an index is
+    name. It has a separate lock. A transaction that waited for the schema's lock would have to end before an index is
     complete, which would be a deadlock.
     """
     if not any(getattr(revision, "INDEXES", {}) for revision in revisions):

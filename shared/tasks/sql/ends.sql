@@ -1,7 +1,7 @@
 -- Marks of ended work: the transaction that ended it, from which statistics are counted.
 --
--- Statistics must count each end once, also that of a transaction that commits late. Neither times nor ids tell: such a
--- transaction has early ones. Its number tells: all transactions below the oldest one that still runs have ended.
+-- Statistics must count each end once, also that of a transaction that commits late. Times and ids cannot decide that,
+-- because such a transaction has early ones. Its number can: all transactions below the oldest running one have ended.
 
 CREATE OR REPLACE FUNCTION minion_mark_end() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -145,7 +145,7 @@ def test_bound_keys_see_what_they_reach(with_key: WithKey, counted: LifecycleDri
 
 
 def test_folded_tenants_are_no_tenants(with_key: WithKey, counted: LifecycleDriver) -> None:
-    """What has no row of its own belongs to several tenants: a key of one must not see it."""
+    """A folded row is about several tenants: a key of one of them must not see it."""
     counted.sql("UPDATE statistics SET tenant = '', folded = true WHERE tenant = 'globex'")
     answer = with_key("viewer", tenant="globex").get("/v1/stats")
     assert answer.json()["items"] == []

@@ -8,14 +8,14 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 from sqlalchemy import Engine, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import ProgrammingError
 from structlog.testing import capture_logs
 
 from orchestrator.observe import counting, tally
@@ -134,24 +134,24 @@ def test_transaction_that_only_reads_delays_nothing(driver: LifecycleDriver) -> 
     assert totals(driver.engine) == {"succeeded": 1}
 
 
-def test_two_passes_at_once_count_nothing_twice(driver: LifecycleDriver) -> None:
+def test_passes_at_once_wait_for_each_other_and_count_nothing_twice(driver: LifecycleDriver) -> None:
     tasks = [driver.run() for _ in range(30)]
     done = threading.Event()
 
     def keep_counting() -> None:
         places = Places()
         while not done.is_set():
-            with suppress(OperationalError):
-                count_ends(driver.engine, places)
+            count_ends(driver.engine, places)
 
-    threads = [threading.Thread(target=keep_counting) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for task in tasks:
-        driver.finish(task)
-    done.set()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as threads:
+        passes = [threads.submit(keep_counting) for _ in range(2)]
+        try:
+            for task in tasks:
+                driver.finish(task)
+        finally:
+            done.set()
+        for each in passes:
+            each.result()
     catch_up(driver.engine)
     assert totals(driver.engine) == {"succeeded": 30}
     assert totals(driver.engine, grain="hour") == {"succeeded": 30}
@@ -323,6 +323,31 @@ def test_names_without_number_are_folded(driver: LifecycleDriver, monkeypatch: p
     assert found[""] == 1 + 3 + 1, "B's, and those after the first tenants"
     assert len(found) == 4
     assert totals(driver.engine) == {"succeeded": 8}
+
+
+def test_bounds_hold_while_other_processes_count(driver: LifecycleDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as `minion prune` beside the leading orchestrator."""
+    monkeypatch.setattr(tally, "MOST_TENANTS", 3)
+    leader = Places()
+    for tenant in ("a", "b", "c", "d"):
+        driver.finish(driver.run(key=tenant))
+        count_ends(driver.engine, leader if tenant in "bd" else Places())
+    assert totals(driver.engine, "task", "tenant", grain="hour") == {"a": 1, "b": 1, "c": 1, "": 1}
+
+
+def test_pass_that_was_rolled_back_takes_no_room(driver: LifecycleDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "MOST_TENANTS", 1)
+    places = Places()
+    driver.finish(driver.run(key="a"))
+    with monkeypatch.context() as broken:
+        broken.setattr(counting, "MOVE", text("UPDATE nothing SET x = 1"))
+        with pytest.raises(ProgrammingError):
+            count_ends(driver.engine, places)
+    with driver.engine.begin() as connection:
+        connection.execute(text("SET LOCAL session_replication_role = replica"))
+        connection.execute(text("UPDATE tasks SET key = 'b'"))
+    count_ends(driver.engine, places)
+    assert totals(driver.engine, "task", "tenant", grain="hour") == {"b": 1}
 
 
 def test_kinds_of_errors_without_number_are_folded(driver: LifecycleDriver, monkeypatch: pytest.MonkeyPatch) -> None:
