@@ -702,6 +702,7 @@ def test_sessions_on_the_command_line(run_cli: Run, logged_in: Open) -> None:
         assert browser.get("/v1/tasks").status_code == 401
     assert {login["status"] for login in json.loads(run_cli("sessions", "list", "--all", "--json").out)} == {"ended"}
 
+
 def test_id_of_a_session_can_be_copied_from_a_narrow_terminal(
     run_cli: Run, logged_in: Open, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -709,7 +710,6 @@ def test_id_of_a_session_can_be_copied_from_a_narrow_terminal(
     monkeypatch.setattr(console, "width", 80)
     [session] = client.sessions()
     assert session["id"] in run_cli("sessions").out
-
 
 
 # ------------------------------------------------------------------------------------------------------------- audit

@@ -145,16 +145,18 @@ def packs(app: Celery, tasks: Tasks, act: Any, worker: Process, events: Events, 
     return made
 
 
+ALONE = {"capabilities": ["alone"]}
+"""The module's worker serves `work`, and would take the tasks of a test that starts a worker."""
 OneSlot = Callable[..., AbstractContextManager[tuple[Process, Packs]]]
 
 
 @pytest.fixture
 def one_slot(app: Celery, tasks: Tasks, tool_package: Path, tmp_path: Path) -> OneSlot:
-    """Starts a worker with one slot, once the agent `Act` is defined. The test ends it."""
+    """Starts a worker with one slot, once the agent `Act` is defined for `ALONE`. The test ends it."""
 
     @contextmanager
     def start(**options: Any) -> Iterator[tuple[Process, Packs]]:
-        process = start_worker(tmp_path, "work", **options)
+        process = start_worker(tmp_path, "alone", **options)
         with killed_on_exit(process):
             wait_online(tasks.engine, process)
             packs = Packs(app, tasks, tmp_path / "calls")
@@ -255,13 +257,13 @@ def test_killed_worker_repeats_no_committed_effect(
     one_slot: OneSlot, tasks: Tasks, act: Any, short_leases: Settings, tmp_path: Path, effect: str
 ) -> None:
     """Only the ends after the last commit are lost with the worker. Effects are repeated only if they may be."""
-    agent = act(effect=effect)
+    agent = act(effect=effect, config=ALONE)
     with one_slot() as (process, packs):
         slow, deadly = {"do": "sleep", "seconds": 0.02}, {"do": "take_down"}
         saved, committer, unsaved, killer, *rest = packs.send(agent, ANSWER, slow, ANSWER, deadly, *[ANSWER] * 3)
         assert process.wait() == -signal.SIGKILL
     assert packs.outcomes(killer) == ["running"]
-    heir = start_worker(tmp_path, "work")
+    heir = start_worker(tmp_path, "alone")
     with killed_on_exit(heir), orchestrating(short_leases):
         for task in (saved, committer, unsaved, *rest):
             assert tasks.wait(task, 60)["state"] == "succeeded"
@@ -283,7 +285,7 @@ def test_main_process_that_is_killed_loses_no_task_of_its_packs(
     one_slot: OneSlot, tasks: Tasks, act: Any, short_leases: Settings, tmp_path: Path
 ) -> None:
     """Its slot lives on, without lease and limits. What it commits in time counts, the rest runs elsewhere."""
-    agent = act(effect="pure")
+    agent = act(effect="pure", config=ALONE)
     with one_slot() as (process, packs):
         submitted = packs.send(agent, ANSWER, {"do": "meet", "calls": 50}, *[ANSWER] * 3)
         wait_until(lambda: packs.calls()[str(submitted[1])] == 1, "the second task runs")
@@ -291,7 +293,7 @@ def test_main_process_that_is_killed_loses_no_task_of_its_packs(
         process.wait()
         with packs.log.open("a") as log:
             log.write(f"{submitted[1]}\n" * 50)
-        heir = start_worker(tmp_path, "work")
+        heir = start_worker(tmp_path, "alone")
         with killed_on_exit(heir), orchestrating(short_leases):
             for task in submitted:
                 assert tasks.wait(task, 60)["state"] == "succeeded"
@@ -303,7 +305,7 @@ def test_restart_of_a_server_loses_no_task_of_a_pack(
     one_slot: OneSlot, tasks: Tasks, act: Any, short_leases: Settings, servers: EmbeddedServers, down: str
 ) -> None:
     """The database goes away while claims and ends are committed together."""
-    agent = act(effect="pure")
+    agent = act(effect="pure", config=ALONE)
     with one_slot() as (process, packs):
         submitted = packs.send(agent, *[{"do": "sleep", "seconds": 0.005}] * 60)
         wait_until(lambda: packs.calls().total() > 5, "some of them have run")
@@ -330,7 +332,7 @@ def assert_each_ended_once(packs: Packs, submitted: list[UUID]) -> None:
 
 
 def test_limit_holds_while_the_worker_stops(one_slot: OneSlot, tasks: Tasks, act: Any) -> None:
-    agent = act(effect="pure", config={"soft_time_limit": 2, "time_limit": 3, "max_attempts": 1})
+    agent = act(effect="pure", config={**ALONE, "soft_time_limit": 2, "time_limit": 3, "max_attempts": 1})
     with one_slot() as (process, packs):
         done, stuck, rest = packs.send(agent, ANSWER, {"do": "freeze"}, ANSWER)
         wait_until(lambda: packs.calls()[str(stuck)] == 1, "the second task runs")
@@ -344,7 +346,7 @@ def test_limit_holds_while_the_worker_stops(one_slot: OneSlot, tasks: Tasks, act
 def test_stop_gives_back_what_was_not_begun(
     one_slot: OneSlot, tasks: Tasks, act: Any, events: Events, database: Engine
 ) -> None:
-    agent = act(effect="pure")
+    agent = act(effect="pure", config=ALONE)
     with one_slot() as (process, packs):
         meet = {"do": "meet", "calls": 50}
         done, last, *rest = packs.send(agent, ANSWER, meet, *[ANSWER] * 4)
@@ -364,7 +366,7 @@ def test_stop_gives_back_what_was_not_begun(
 def test_cold_shutdown_keeps_the_ends_that_its_slots_have_not_committed(
     one_slot: OneSlot, tasks: Tasks, act: Any
 ) -> None:
-    agent = act(effect="pure")
+    agent = act(effect="pure", config=ALONE)
     with one_slot(options=["--", "worker.soft_shutdown_timeout=0.1"]) as (process, packs):
         done, last, *rest = packs.send(agent, ANSWER, {"do": "meet", "calls": 50}, *[ANSWER] * 3)
         wait_until(lambda: packs.calls()[str(last)] == 1, "the second task runs")
