@@ -35,7 +35,8 @@ def migrate(
     """Bring the database's schema to this release; safe to run twice, or twice at once."""
     # Imported on use: `minion submit` starts faster without the database layer.
     from shared.database import schema
-    from shared.database.connections import get_engine, wait_to_connect
+    from shared.database.connections import get_engine
+    from shared.database.sessions import wait_to_connect
 
     wait_to_connect(get_settings())
     old, new = schema.migrate(get_engine(), after=after)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import psycopg
 import structlog
-from sqlalchemy import make_url
 
+from shared.database.sessions import open_session
 from shared.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -58,15 +58,7 @@ class Leadership:
 
     def _connect(self) -> psycopg.Connection:
         lease_ms = int(self.settings.lease_seconds * 1000)
-        url = make_url(self.settings.require_database_url()).set(drivername="postgresql")
-        return psycopg.connect(
-            url.render_as_string(hide_password=False),
-            autocommit=True,
-            connect_timeout=5,
-            application_name=f"minions {self.duty}",
-            tcp_user_timeout=lease_ms,
-            options=f"-c idle_session_timeout={lease_ms} -c statement_timeout={lease_ms}",
-        )
+        return open_session(self.settings, self.duty, idle_session_timeout=lease_ms, statement_timeout=lease_ms)
 
     def _take(self, connection: psycopg.Connection) -> bool:
         row = connection.execute(

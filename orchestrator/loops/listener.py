@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import psycopg
-from sqlalchemy import make_url
 
+from shared.database.sessions import open_session
 from shared.settings import Settings
 
 
@@ -24,13 +24,7 @@ class Listener:
         """
         if self._connection is not None and not self._connection.closed:
             return
-        url = make_url(self._settings.require_database_url()).set(drivername="postgresql")
-        connection = psycopg.connect(
-            url.render_as_string(hide_password=False),
-            autocommit=True,
-            connect_timeout=5,
-            application_name=f"minions {self._channel}",
-        )
+        connection = open_session(self._settings, self._channel)
         try:
             connection.execute(f"LISTEN {self._channel}")
         except psycopg.Error:

@@ -9,17 +9,18 @@ import itertools
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import psycopg
 import structlog
 from celery.exceptions import SoftTimeLimitExceeded
 from psycopg import DataError
 from pydantic import ValidationError
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
@@ -33,6 +34,7 @@ log = structlog.get_logger(__name__)
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
 LONGEST_PAUSE = 5.0
+CONFIGURE = "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS given (name, value)"
 # The driver's own advice, which ours replaces.
 ADVICE = re.compile(r" Is the server running[^?]*\?")
 
@@ -91,13 +93,20 @@ def make_engine(settings: Settings, *, pool_size: int = 5, pre_ping: bool = True
             "keepalives_interval": 2,
             "keepalives_count": 2,
             "tcp_user_timeout": lease_ms,
-            # The functions count and read again after taking locks, which only works with READ COMMITTED.
-            "options": r"-c timezone=UTC -c default_transaction_isolation=read\ committed"
-            f" -c idle_in_transaction_session_timeout={lease_ms}"
-            f" -c minion.max_input_bytes={settings.max_input_bytes}",
         },
         **options,
     )
+    session: dict[str, str | int] = {
+        "timezone": "UTC",
+        # The functions count and read again after taking locks, which only works with READ COMMITTED.
+        "default_transaction_isolation": "read committed",
+        "idle_in_transaction_session_timeout": lease_ms,
+        "minion.max_input_bytes": settings.max_input_bytes,
+    }
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, record: Any) -> None:
+        configure_session(connection, session)
 
     @event.listens_for(engine, "handle_error")
     def _translate(context: Any) -> None:
@@ -106,6 +115,19 @@ def make_engine(settings: Settings, *, pool_size: int = 5, pre_ping: bool = True
             raise translated from None
 
     return engine
+
+
+def configure_session(connection: psycopg.Connection[Any], values: Mapping[str, str | int]) -> None:
+    """Set settings of a new connection's session, by a statement: poolers refuse settings in the start-up packet."""
+    committing = connection.autocommit
+    try:
+        connection.autocommit = True
+        names, given = list(values), [str(value) for value in values.values()]
+        connection.execute(CONFIGURE, (names, given), prepare=False)
+        connection.autocommit = committing
+    except BaseException:
+        connection.close()
+        raise
 
 
 def autocommit(engine: Engine) -> Engine:
@@ -291,20 +313,6 @@ def wait_for(probe: Callable[[], Result], *, what: str, attempts: int) -> Result
             log.warning("unreachable", what=what, attempt=attempt, attempts=attempts, reason=reason(error))
             time.sleep(jittered(exponential(attempt, first=0.2, longest=LONGEST_PAUSE)))
     raise AssertionError("unreachable")
-
-
-def wait_to_connect(settings: Settings) -> None:
-    """Wait until the database answers.
-
-    Raises:
-        Unavailable: it does not answer.
-    """
-
-    def probe() -> None:
-        with get_engine().connect() as connection:
-            connection.execute(text("SELECT 1"))
-
-    wait_for(probe, what="The database", attempts=settings.connect_attempts)
 
 
 def persist(write: Callable[[], Result]) -> Result:

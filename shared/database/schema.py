@@ -23,7 +23,8 @@ from sqlalchemy import Connection, Engine, Row, text
 from sqlalchemy.exc import OperationalError
 
 from minions.backoff import jittered
-from shared.database.connections import SCHEMA_LOCK, autocommit, be_patient, get_engine, wait_to_connect
+from shared.database.connections import SCHEMA_LOCK, autocommit, be_patient, get_engine
+from shared.database.sessions import wait_to_connect
 from shared.database.tables import Base
 from shared.errors import Conflict, NotConfigured
 from shared.settings import Settings
