@@ -74,7 +74,7 @@ class SecretFiles(PydanticBaseSettingsSource):
         Raises:
             NotConfigured: the file cannot be read, or the variable itself is set too.
         """
-        variable = str(field.validation_alias or f"MINION_{field_name.upper()}")
+        variable = variable_of(field_name)
         path = os.environ.get(f"{variable}_FILE")
         if SecretStr not in get_args(field.annotation) or not path:
             return None, field_name, False
@@ -401,6 +401,17 @@ class Settings(BaseSettings):
         return value if isinstance(value, str) else None
 
 
+def secret_variables() -> list[str]:
+    """Return the environment variables that hold secrets."""
+    fields = Settings.model_fields.items()
+    return [variable_of(name) for name, field in fields if SecretStr in get_args(field.annotation)]
+
+
+def variable_of(field: str) -> str:
+    """Return the environment variable of a setting."""
+    return str(Settings.model_fields[field].validation_alias or f"MINION_{field.upper()}")
+
+
 def read_secret_files() -> None:
     """Put secrets that come from files into the environment, for child processes whose secrets are chosen by name.
 
@@ -408,7 +419,7 @@ def read_secret_files() -> None:
         NotConfigured: a file cannot be read.
     """
     for name, value in SecretFiles(Settings)().items():
-        variable = str(Settings.model_fields[name].validation_alias or f"MINION_{name.upper()}")
+        variable = variable_of(name)
         os.environ[variable] = value
         del os.environ[f"{variable}_FILE"]
 

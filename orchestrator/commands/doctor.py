@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import typer
 
+from orchestrator.commands.findings import Finding, judged
 from orchestrator.commands.output import AS_JSON, print_json, print_table
 from shared.errors import MinionError
-from shared.settings import Settings, get_settings
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Result of one check. `verdict` is ok, warning or failed."""
-
-    what: str
-    verdict: str
-    found: str
-    advice: str = ""
+from shared.settings import Settings, get_settings, secret_variables
 
 
 def register(app: typer.Typer) -> None:
@@ -57,41 +49,25 @@ def _python(settings: Settings) -> Iterator[Finding]:
     yield Finding("data folder", "ok", str(settings.data_dir))
 
 
+def _secrets(settings: Settings) -> Iterator[Finding]:
+    held = [variable for variable in secret_variables() if os.environ.get(variable)]
+    files = [Path(path) for variable in secret_variables() if (path := os.environ.get(f"{variable}_FILE"))]
+    readable = [str(path) for path in files if path.stat().st_mode & stat.S_IROTH]
+    advice = f"every user of this machine can read {', '.join(readable)}: `chmod o-r` them" if readable else ""
+    yield judged("secrets", f"{len(held)} from the environment, {len(files)} from files", warning=advice)
+
+
 def _database(settings: Settings) -> Iterator[Finding]:
-    from sqlalchemy import text
+    # Imported on use, as below: other commands go over HTTP and need no database layer.
+    from orchestrator.commands.database_checks import database
 
-    from shared.database.connections import get_engine
-    from shared.database.schema import check_schema_is_current
-
-    with get_engine().connect() as connection:
-        version = str(connection.scalar(text("SHOW server_version")))
-        recent = int(version.split(".")[0].split()[0]) >= 15
-        yield Finding(
-            "database", "ok" if recent else "failed", f"PostgreSQL {version}", "" if recent else "needs 15 or later"
-        )
-        encoding = str(connection.scalar(text("SHOW server_encoding")))
-        if encoding != "UTF8":
-            yield Finding("encoding", "failed", encoding, "recreate the database with ENCODING 'UTF8'")
-        check_schema_is_current(connection)
-        yield Finding("schema", "ok", "current")
+    yield from database(settings)
 
 
 def _broker(settings: Settings) -> Iterator[Finding]:
-    from shared.notifications import make_redis
-    from shared.tasks import set_aside
+    from orchestrator.commands.broker_checks import broker
 
-    with make_redis() as broker:
-        facts: Any = broker.info()
-        aside = set_aside.counts(broker)
-    version = facts.get("valkey_version") or facts["redis_version"]
-    yield Finding("broker", "ok", f"{facts.get('server_name', 'redis')} {version}")
-    policy = facts.get("maxmemory_policy", "noeviction")
-    advice = "" if policy == "noeviction" else "set maxmemory-policy noeviction, or messages are evicted"
-    yield Finding("broker memory", "warning" if advice else "ok", f"maxmemory-policy {policy}", advice)
-    if aside:
-        found = ", ".join(f"{count:,} of {queue}" for queue, count in sorted(aside.items()))
-        advice = f"find out what else writes to this Redis; the newest messages are in its list {set_aside.SAMPLES}"
-        yield Finding("messages set aside", "warning", found, advice)
+    yield from broker(settings)
 
 
 def _api(settings: Settings) -> Iterator[Finding]:
@@ -122,12 +98,16 @@ def _sandbox(settings: Settings) -> Iterator[Finding]:
         yield Finding(f"package {name}", "failed", why, "fix it, or remove it from MINION_SANDBOX_PRELOAD")
 
 
-def _audit_log(settings: Settings) -> Iterator[Finding]:
+def _secret_key(settings: Settings) -> Iterator[Finding]:
     from shared.audit.signing import Signer
+    from shared.secret_store import SecretStore
 
-    signed = Signer.find(settings) is not None
-    advice = "" if signed else "set MINION_SECRET_KEY: `minion secrets key` makes one"
-    yield Finding("audit log", "ok" if signed else "warning", "signed" if signed else "not signed", advice)
+    if Signer.find(settings) is None:
+        advice = "tools have no secrets, and the audit log can be forged: set MINION_SECRET_KEY (`minion secrets key`)"
+        yield Finding("audit log", "warning", "not signed", advice)
+        return
+    yield Finding("audit log", "ok", "signed")
+    SecretStore(settings)  # raises if the key is none
 
 
 def _integrations(settings: Settings) -> Iterator[Finding]:
@@ -155,10 +135,11 @@ def _sentry(settings: Settings) -> Finding:
 
 CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     _python,
+    _secrets,
     _database,
     _broker,
     _api,
     _sandbox,
-    _audit_log,
+    _secret_key,
     _integrations,
 )

@@ -1,0 +1,127 @@
+"""Checks of `minion doctor` on PostgreSQL: its version, schema, settings, connections, clock and backups."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+
+from sqlalchemy import Connection, text
+
+from orchestrator.commands.findings import Finding, judged
+from shared.database.connections import get_engine
+from shared.database.schema import check_schema_is_current
+from shared.database.sessions import check_pooler
+from shared.settings import Settings
+
+OLDEST_MAJOR = 15
+# See "What it needs" in docs/production.md.
+ORCHESTRATOR_CONNECTIONS = 31
+LANE_CONNECTIONS = 8
+# Seconds.
+MOST_SKEW = 2.0
+SHORT = 60.0
+
+# Without SQLAlchemy's own settings: a new session has the server's, the database's and the role's.
+SETTINGS = text(
+    "SELECT name, reset_val FROM pg_settings WHERE name IN ('server_version', 'server_encoding', 'fsync', "
+    "'full_page_writes', 'autovacuum', 'archive_mode')"
+)
+SESSION = text(
+    "SELECT current_setting('synchronous_commit') AS synchronous_commit, "
+    "EXTRACT(epoch FROM current_setting('statement_timeout')::interval)::float8 AS statement_timeout, "
+    "pg_is_in_recovery() OR current_setting('default_transaction_read_only')::boolean AS read_only"
+)
+CONNECTIONS = text(
+    """
+    SELECT LEAST(current_setting('max_connections')::integer
+                     - current_setting('superuser_reserved_connections')::integer,
+                 NULLIF(d.datconnlimit, -1), NULLIF(r.rolconnlimit, -1)) AS most,
+           (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS used
+        FROM pg_database d, pg_roles r WHERE d.datname = current_database() AND r.rolname = current_user
+    """
+)
+WORKERS = text("SELECT COALESCE(sum(slots + 1 + :lane), 0)::integer FROM workers WHERE status = 'online'")
+IS_STREAMED = text("SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_type = 'physical' AND active)")
+CLOCK = text("SELECT EXTRACT(epoch FROM clock_timestamp())::float8")
+
+
+def database(settings: Settings) -> Iterator[Finding]:
+    """Check the database. What needs our tables comes last: there may be none."""
+    if check_pooler(settings):
+        yield Finding("pooler", "ok", "in session mode")
+    with get_engine().connect() as connection:
+        facts = {row.name: row.reset_val for row in connection.execute(SETTINGS)}
+        yield _version(facts)
+        if facts["server_encoding"] != "UTF8":
+            yield Finding("encoding", "failed", facts["server_encoding"], "recreate the database with ENCODING 'UTF8'")
+        yield from _session(connection)
+        yield _durability(facts)
+        yield from _autovacuum(facts)
+        yield _clock(connection)
+        # The private server of `minion up` is for development.
+        if settings.database_url:
+            yield _recovery(connection, facts)
+        check_schema_is_current(connection)
+        yield Finding("schema", "ok", "current")
+        yield _connections(connection)
+
+
+def _version(facts: Mapping[str, str]) -> Finding:
+    version = facts["server_version"]
+    recent = int(version.split(".")[0].split()[0]) >= OLDEST_MAJOR
+    return judged("database", f"PostgreSQL {version}", failed="" if recent else f"needs {OLDEST_MAJOR} or later")
+
+
+def _session(connection: Connection) -> Iterator[Finding]:
+    found = connection.execute(SESSION).one()
+    if found.read_only:
+        advice = "nothing can be accepted or recorded: set DATABASE_URL to the primary server, and make it writable"
+        yield Finding("writing", "failed", "this server or database is read-only", advice)
+    if 0 < found.statement_timeout < SHORT:
+        advice = "migrations and retention take longer: raise it for this role and database, or set it to 0"
+        yield Finding("statement_timeout", "warning", f"{found.statement_timeout:g} s", advice)
+    if found.synchronous_commit == "off":
+        advice = "a crash of PostgreSQL loses accepted tasks and finished steps of the last second: set it to on"
+        yield Finding("synchronous_commit", "warning", "off", advice)
+
+
+def _durability(facts: Mapping[str, str]) -> Finding:
+    off = [name for name in ("fsync", "full_page_writes") if facts[name] == "off"]
+    advice = "a crash of its machine can destroy the database: set both to on, except for tests" if off else ""
+    return judged("durability", f"{' and '.join(off)} off" if off else "fsync on", warning=advice)
+
+
+def _autovacuum(facts: Mapping[str, str]) -> Iterator[Finding]:
+    if facts["autovacuum"] == "off":
+        advice = "dead rows slow dispatching down more and more: set autovacuum = on"
+        yield Finding("autovacuum", "warning", "off", advice)
+
+
+def _connections(connection: Connection) -> Finding:
+    most, used = connection.execute(CONNECTIONS).one()
+    needed = ORCHESTRATOR_CONNECTIONS + int(connection.scalar(WORKERS, {"lane": LANE_CONNECTIONS}) or 0)
+    found = f"{used} of {most} used; an orchestrator and the workers online need up to {needed}"
+    advice = (
+        f"processes cannot connect at the peak: raise max_connections (or the limit of the database or the role) "
+        f"above {needed + used // 10 + 10}, or run fewer slots"
+    )
+    return judged("connections", found, warning=advice if needed > most or used > 0.9 * most else "")
+
+
+def _clock(connection: Connection) -> Finding:
+    """Compare the clocks. Leases use PostgreSQL's alone; tokens, schedules and logs also this machine's."""
+    before = time.time()
+    theirs = float(connection.scalar(CLOCK) or 0.0)
+    skew = max(before - theirs, theirs - time.time(), 0.0)
+    advice = "logins, signatures of webhooks and logs use this machine's clock: synchronise both with NTP"
+    return judged("clock", f"differs from PostgreSQL's by {skew:.1f} s", warning=advice if skew > MOST_SKEW else "")
+
+
+def _recovery(connection: Connection, facts: Mapping[str, str]) -> Finding:
+    if facts["archive_mode"] != "off" or connection.scalar(IS_STREAMED):
+        return Finding("point-in-time recovery", "ok", "the write-ahead log is archived or streamed")
+    advice = (
+        "everything since the last dump is lost with the server: archive the write-ahead log (docs/backup.md), unless "
+        "your provider does"
+    )
+    return Finding("point-in-time recovery", "warning", "archive_mode off, and no standby or receiver", advice)

@@ -1,0 +1,103 @@
+"""`minion doctor` about PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, text
+
+from orchestrator.commands import database_checks
+from orchestrator.commands.database_checks import database as check
+from orchestrator.commands.doctor import _secrets
+from orchestrator.commands.findings import Finding
+from shared.errors import NotConfigured
+from shared.settings import Settings
+from tests.conftest import forget_process_state
+
+Configure = Callable[[str], dict[str, Finding]]
+
+
+def findings(settings: Settings) -> dict[str, Finding]:
+    found = []
+    with suppress(NotConfigured):  # a database without our schema
+        for each in check(settings):
+            found.append(each)
+    return {each.what: each for each in found}
+
+
+@pytest.fixture
+def configured(empty_database: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Configure]:
+    """Return a function that changes a setting of a database, and returns what is found there."""
+
+    def configure(setting: str) -> dict[str, Finding]:
+        with empty_database.begin() as connection:
+            connection.execute(text(f"ALTER ROLE CURRENT_USER IN DATABASE {empty_database.url.database} SET {setting}"))
+        monkeypatch.setenv("DATABASE_URL", empty_database.url.render_as_string(hide_password=False))
+        forget_process_state()
+        return findings(Settings())
+
+    yield configure
+    monkeypatch.undo()
+    forget_process_state()
+
+
+def test_database_of_the_tests_has_no_fault(database: Engine, settings: Settings) -> None:
+    found = findings(settings)
+    assert found.keys() >= {"database", "durability", "clock", "point-in-time recovery", "schema", "connections"}
+    assert {each.verdict for each in found.values()} == {"ok", "warning"}
+    assert found["durability"].found == "fsync and full_page_writes off"
+    assert found["point-in-time recovery"].verdict == "warning"
+    assert {found[name].verdict for name in ("database", "clock", "schema", "connections")} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "what", "verdict"),
+    [
+        ("default_transaction_read_only = on", "writing", "failed"),
+        ("statement_timeout = '5s'", "statement_timeout", "warning"),
+        ("synchronous_commit = off", "synchronous_commit", "warning"),
+    ],
+)
+def test_setting_that_harms_is_reported(configured: Configure, setting: str, what: str, verdict: str) -> None:
+    finding = configured(setting)[what]
+    assert finding.verdict == verdict
+    assert finding.advice
+
+
+def test_too_few_connections_are_reported(database: Engine, settings: Settings) -> None:
+    with database.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO workers (name, capabilities, slots, pool, host, pid, version, last_seen) "
+                "VALUES ('large', '{work}', 1000, 'prefork', 'there', 1, '0', now())"
+            )
+        )
+    finding = findings(settings)["connections"]
+    assert finding.verdict == "warning"
+    assert "need up to 1040" in finding.found
+    assert "raise max_connections" in finding.advice
+
+
+def test_clock_that_differs_is_reported(database: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = database_checks.time.time
+    monkeypatch.setattr(database_checks.time, "time", lambda: now() - 60)
+    finding = findings(settings)["clock"]
+    assert finding.verdict == "warning"
+    assert "by 60" in finding.found or "by 59" in finding.found
+
+
+def test_secret_file_that_everyone_can_read_is_reported(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "key"
+    file.write_text("a secret")
+    monkeypatch.setenv("ANTHROPIC_API_KEY_FILE", os.fspath(file))
+    for mode, verdict in ((0o600, "ok"), (0o644, "warning")):
+        file.chmod(mode)
+        [finding] = _secrets(settings)
+        assert finding.verdict == verdict
+        assert "a secret" not in str(finding)
