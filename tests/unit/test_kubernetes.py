@@ -15,6 +15,7 @@ import yaml
 import minions
 from orchestrator.capabilities import parse_capabilities
 from shared.settings import Settings, secret_variables, variable_of
+from tests.support.secrets_of_processes import NEEDED, without_place
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 MANIFESTS = sorted(file for file in (DEPLOY / "kubernetes").rglob("*.yaml") if file.name != "kustomization.yaml")
@@ -23,17 +24,6 @@ KUSTOMIZATIONS = sorted(file.parent for file in DEPLOY.rglob("kustomization.yaml
 VERSIONS = ("1.29.0", kubernetes_validate.latest_version())
 # Variables that are no settings of ours: Celery's.
 FOREIGN = {"REMAP_SIGTERM"}
-
-NEEDED = {
-    "orchestrator": {"DATABASE_URL", "REDIS_URL", "MINION_API_KEY", "MINION_SECRET_KEY", "MINION_METRICS_TOKEN"},
-    "worker": {"DATABASE_URL", "REDIS_URL", "MINION_SECRET_KEY", "ANTHROPIC_API_KEY"},
-    "flower": {"REDIS_URL", "MINION_FLOWER_PASSWORD"},
-    "migrate": {"DATABASE_URL", "MINION_SECRET_KEY"},
-    "migrate-after": {"DATABASE_URL", "MINION_SECRET_KEY"},
-}
-"""The secrets that each process needs. The test of a new secret names the manifest that lacks it."""
-OPTIONAL = {"SENTRY_DSN", "MINION_OIDC_CLIENT_SECRET"}
-"""Secrets that an installation adds if it uses what they are for: see docs/kubernetes.md."""
 
 
 def objects(file: Path) -> list[dict[str, Any]]:
@@ -54,7 +44,7 @@ def containers(workload: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_every_process_has_a_manifest() -> None:
-    assert sorted(component(each.values[0]) for each in pods()) == sorted(NEEDED)
+    assert sorted(component(each.values[0]) for each in pods()) == sorted([*NEEDED, "migrate-after"])
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -81,7 +71,7 @@ def test_configuration_consists_of_settings_that_are_no_secrets() -> None:
 def test_process_receives_the_secrets_that_it_needs_and_no_others(workload: dict[str, Any]) -> None:
     for container in containers(workload):
         given = {each["name"].removesuffix("_FILE") for each in container["env"] if each["name"].endswith("_FILE")}
-        assert given == NEEDED[component(workload)]
+        assert given == NEEDED[component(workload).removesuffix("-after")], f"of {component(workload)}"
         assert not {each["name"] for each in container["env"]} & {*secret_variables()}, "secrets must be files"
 
 
@@ -96,10 +86,10 @@ def test_files_of_secrets_are_mounted(workload: dict[str, Any]) -> None:
 
 
 def test_every_secret_of_the_installation_has_a_place() -> None:
-    placed = set().union(*NEEDED.values()) | OPTIONAL
-    missing = {*secret_variables()} - placed
+    missing = without_place()
     assert not missing, (
-        f"deploy/kubernetes lacks {sorted(missing)}: add it to the manifest of its process, or to OPTIONAL"
+        f"No process receives {missing}: add it to tests/support/secrets_of_processes.py, and to the manifest of its "
+        "process in deploy/kubernetes and its unit in deploy/systemd"
     )
 
 
