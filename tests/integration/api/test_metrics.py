@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -316,3 +318,12 @@ def test_text_cannot_break_the_page(driver: LifecycleDriver, settings: Settings)
         agent='a"} 1\nminions_tasks_total{agent="b\\',
     )
     assert list(samples(measure(driver, settings), "minions_tasks_total").values()) == [0, 1]
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed on this machine")
+def test_promtool_finds_no_fault_in_the_page(driver: LifecycleDriver, settings: Settings) -> None:
+    driver.finish(driver.run())
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"], input=measure(driver, settings), capture_output=True, text=True, timeout=60
+    )
+    assert checked.returncode == 0, checked.stderr

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -62,6 +64,18 @@ def test_labels_exist(expression: str) -> None:
     used = {label for labels in re.findall(r"\bby \(([^)]*)\)", expression) for label in labels.split(", ")}
     used |= set(re.findall(r"[{,]\s*(\w+)=", expression))
     assert used <= known
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed on this machine")
+@pytest.mark.parametrize(
+    ("check", "file"),
+    [(("rules",), "alerts.yaml"), (("config", "--syntax-only"), "scrape.yaml")],
+    ids=["rules", "config"],
+)
+def test_promtool_accepts_the_files(check: tuple[str, ...], file: str) -> None:
+    command = ["promtool", "check", *check, DEPLOY / "prometheus" / file]
+    checked = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_every_metric_is_shown() -> None:
