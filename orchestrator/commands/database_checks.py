@@ -103,7 +103,7 @@ def _connections(connection: Connection) -> Finding:
     found = f"{used} of {most} used; an orchestrator and the workers online need up to {needed}"
     advice = (
         f"processes cannot connect at the peak: raise max_connections (or the limit of the database or the role) "
-        f"above {needed + used // 10 + 10}, or run fewer slots"
+        f"above {needed + 10}, or run fewer slots"
     )
     return judged("connections", found, warning=advice if needed > most or used > 0.9 * most else "")
 
