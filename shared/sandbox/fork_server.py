@@ -162,7 +162,7 @@ class ForkServer:
 
         def grab() -> bool:
             if not grabbed and self._parked:
-                grabbed.append(self._parked.popleft())
+                grabbed.append(self._parked.pop())
                 self._coming -= 1
             return bool(grabbed)
 
@@ -194,8 +194,8 @@ class ForkServer:
         with self._condition:
             missing = max(0, enough - self._coming)
             self._coming += missing
-        for _ in range(missing):
-            self._order(wire.MORE)
+        if missing:
+            self._order(wire.MORE, missing)
 
     def watch(self, child: ParkedChild, seconds: float) -> None:
         """Have the zygote kill the child if it is still there when `seconds` have passed."""
@@ -210,8 +210,10 @@ class ForkServer:
         with contextlib.suppress(ZygoteLost):
             if not killed:
                 self._order(wire.KILL, child.number)
-            # Not earlier: the fork would take the processor that the child needs.
-            self._refill(self._pool)
+            # Not earlier: the fork would take the processor that the child needs. Not one by one: each time that the
+            # zygote wakes, it copies pages that it shares with its latest child.
+            if self._coming <= self._pool // 2:
+                self._refill(self._pool)
 
     def status(self, child: ParkedChild, deadline: float) -> int:
         """Return the wait status with which a child ended.

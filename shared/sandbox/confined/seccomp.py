@@ -225,6 +225,9 @@ def assemble(rules: Iterable[Rule], architecture: Architecture, default: int = R
     return b"".join(program)
 
 
+_SET_MODE_FILTER = 1
+
+
 class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_void_p))
 
@@ -236,7 +239,10 @@ class Filter:
         code = assemble(rules, architecture, default)
         self._code = ctypes.create_string_buffer(code, len(code))
         self._program = _Program(len(code) // 8, ctypes.cast(self._code, ctypes.c_void_p))
-        self._number = architecture.numbers["seccomp"]
+        # Prepared once: each object that is created or read in a new child costs it a page.
+        self._install = libc.prepared_syscall(
+            architecture.numbers["seccomp"], _SET_MODE_FILTER, 0, ctypes.byref(self._program)
+        )
 
     def install(self) -> None:
         """Install the filter on this process, permanently.
@@ -244,5 +250,4 @@ class Filter:
         Raises:
             OSError: the kernel has no seccomp, or the process may still gain privileges.
         """
-        set_mode_filter = 1
-        libc.raw_syscall(self._number, set_mode_filter, 0, ctypes.byref(self._program), what="seccomp")
+        self._install()

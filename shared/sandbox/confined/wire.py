@@ -38,7 +38,7 @@ ORDER = struct.Struct("!cQd")
 WATCH = b"W"
 """Kill the child if it is still there after that number of seconds."""
 MORE = b"M"
-"""Park one more child."""
+"""Park more children; the number says how many."""
 KILL = b"K"
 """Kill the child."""
 STATUS = b"S"

@@ -6,13 +6,14 @@ child inherits the layers, adds the strict filter, and serves one call.
 
 from __future__ import annotations
 
+import _socket
 import os
 import select
 import signal
 import socket
+import struct
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
 
 from . import child, libc, wire
 
@@ -23,19 +24,17 @@ OVERTIME = 1.0
 """Seconds for which the zygote lets the host end an overdue child first."""
 
 RETRY = 0.05
-"""Seconds after which a failed fork of a child is retried."""
+"""Seconds after which a failed fork of a child, or a look for the end of one, is retried."""
 
-
-@dataclass
-class _Child:
-    number: int
-    pid: int
-    pidfd: int
-    deadline: float | None = None
+TIDY = 1.0
+"""Seconds without an order after which ended children are removed: the next order has not done it."""
 
 
 class Zygote:
     """Executes the orders on the control socket until the host is gone.
+
+    Every page that this process writes to between two forks has to be copied, because a child shares it: it wakes for
+    orders alone, not for the end of each child, and its steps touch few objects.
 
     Args:
         control: the SOCK_SEQPACKET connection to the host.
@@ -47,12 +46,14 @@ class Zygote:
         self._control = control
         self._host = host
         self._equipment = equipment
-        self._children: dict[int, _Child] = {}
-        self._by_pidfd: dict[int, _Child] = {}
+        self._pids: dict[int, int] = {}
+        self._numbers: dict[int, int] = {}
+        self._deadlines: dict[int, float] = {}
         self._ended: OrderedDict[int, int] = OrderedDict()
         self._asked: set[int] = set()
         self._next = 1
         self._owed = 0
+        self._restless = False
         self._poll = select.poll()
         for descriptor in (control.fileno(), host):
             self._poll.register(descriptor, select.POLLIN)
@@ -60,25 +61,26 @@ class Zygote:
     def serve(self) -> None:
         """Run until the host closes the control socket or ends."""
         while True:
-            for descriptor, _ in self._poll.poll(self._patience()):
+            ready = self._poll.poll(self._patience())
+            self._restless = bool(ready)
+            for descriptor, _ in ready:
                 if descriptor == self._host:
                     return
-                if descriptor == self._control.fileno():
-                    order = self._control.recv(wire.MAX_CONTROL)
-                    if not order:
-                        return
-                    self._obey(*wire.ORDER.unpack(order))
-                else:
-                    self._reap(self._by_pidfd[descriptor])
-            self._end_overdue()
+                order = self._control.recv(wire.ORDER.size)
+                if not order:
+                    return
+                self._obey(*wire.ORDER.unpack(order))
+            self._reap()
+            if self._deadlines:
+                self._end_overdue()
             self._park_owed()
 
     def _obey(self, order: bytes, number: int, seconds: float) -> None:
-        if order == wire.WATCH:
-            if number in self._children:
-                self._children[number].deadline = time.monotonic() + seconds + OVERTIME
-        elif order == wire.MORE:
-            self._owed += 1
+        if order == wire.MORE:
+            self._owed += number
+        elif order == wire.WATCH:
+            if number in self._pids:
+                self._deadlines[number] = time.monotonic() + seconds + OVERTIME
         elif order == wire.KILL:
             self._kill(number)
         elif order == wire.STATUS:
@@ -98,60 +100,80 @@ class Zygote:
                 self._park()
                 self._owed -= 1
         except OSError:
-            if not self._children:
+            if not self._pids:
                 raise
 
     def _park(self) -> None:
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
+        ours, theirs = _socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        pidfd = -1
+        try:
             pid = libc.fork()
             if pid == 0:
                 try:
                     child.live(theirs.fileno(), self._equipment)
                 finally:
                     os._exit(1)
-            born = _Child(self._next, pid, _handle_on(pid))
+            pidfd = _handle_on(pid)
+            number = self._next
             self._next += 1
-            self._children[born.number] = self._by_pidfd[born.pidfd] = born
-            self._poll.register(born.pidfd, select.POLLIN)
-            notice = wire.NOTICE.pack(wire.PARKED, born.number, pid)
-            socket.send_fds(self._control, [notice], [ours.fileno(), born.pidfd])
+            self._pids[number], self._numbers[pid] = pid, number
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, _DESCRIPTORS.pack(ours.fileno(), pidfd))
+            self._control.sendmsg([wire.NOTICE.pack(wire.PARKED, number, pid)], [rights])
+        finally:
+            ours.close()
+            theirs.close()
+            if pidfd >= 0:
+                os.close(pidfd)
 
-    def _reap(self, dead: _Child) -> None:
-        self._poll.unregister(dead.pidfd)
-        os.close(dead.pidfd)
-        del self._children[dead.number], self._by_pidfd[dead.pidfd]
-        _, self._ended[dead.number] = os.waitpid(dead.pid, 0)
-        if len(self._ended) > MAX_REMEMBERED:
-            self._ended.popitem(last=False)
-        self._answer(dead.number)
+    def _reap(self) -> None:
+        """Remove the children that have ended."""
+        while self._numbers:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            number = self._numbers.pop(pid)
+            del self._pids[number]
+            self._deadlines.pop(number, None)
+            self._ended[number] = status
+            if len(self._ended) > MAX_REMEMBERED:
+                self._ended.popitem(last=False)
+            self._answer(number)
 
     def _answer(self, number: int) -> None:
         """Report to the host how a child ended, if the host has asked and the child has ended."""
-        if number in self._asked and number not in self._children:
+        if number in self._asked and number not in self._pids:
             self._asked.discard(number)
             status = self._ended.pop(number, 0)
             self._control.send(wire.NOTICE.pack(wire.ENDED, number, status))
 
     def _kill(self, number: int) -> None:
         # The child has not been reaped yet, so its pid cannot belong to another process.
-        if number in self._children:
-            os.kill(self._children[number].pid, signal.SIGKILL)
+        if number in self._pids:
+            os.kill(self._pids[number], signal.SIGKILL)
 
     def _patience(self) -> float | None:
-        """Return the milliseconds until the next overdue child, or the next attempt to create one."""
-        now = time.monotonic()
-        deadlines = [each.deadline for each in self._children.values() if each.deadline is not None]
-        if self._owed:
-            deadlines.append(now + RETRY)
-        return max(0.0, min(deadlines) - now) * 1000 + 1 if deadlines else None
+        """Return the milliseconds until the next overdue child, or the next attempt to do what is left to do."""
+        if self._owed or self._asked:
+            seconds = RETRY
+        elif self._restless:
+            seconds = TIDY
+        elif self._deadlines:
+            seconds = OVERTIME
+        else:
+            return None
+        if self._deadlines:
+            seconds = min(seconds, max(0.0, min(self._deadlines.values()) - time.monotonic()))
+        return seconds * 1000 + 1
 
     def _end_overdue(self) -> None:
         now = time.monotonic()
-        for each in self._children.values():
-            if each.deadline is not None and each.deadline < now:
-                os.kill(each.pid, signal.SIGKILL)
-                each.deadline = None
+        for number, deadline in list(self._deadlines.items()):
+            if deadline < now:
+                self._kill(number)
+                del self._deadlines[number]
+
+
+_DESCRIPTORS = struct.Struct("ii")
 
 
 def _handle_on(pid: int) -> int:
