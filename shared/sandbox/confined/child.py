@@ -79,7 +79,7 @@ def live(channel: int, equipment: Equipment) -> None:
 
 
 # `random.seed()` without the part in Python, which touches some 25 more pages.
-_reseed = super(random.Random, random._inst).seed  # type: ignore[attr-defined]
+_reseed = super(random.Random, random._inst).seed
 
 
 def try_out(hooks: Sequence[Hook], architecture: Architecture) -> None:

@@ -162,6 +162,7 @@ ZYGOTE_RULES = (
     Rule("sendmsg", "notices to the host, with descriptors"),
     Rule("sendto", "notices to the host"),
     Rule("recvfrom", "orders of the host"),
+    Rule("recvmsg", "processes of the host that join, with their descriptors"),
     Rule("poll", "waiting for orders and ends (x86_64 only)"),
     Rule("ppoll", "waiting for orders and ends"),
     Rule("clone", "a new child; no new namespace, no shared memory, no thread",

@@ -44,6 +44,9 @@ KILL = b"K"
 STATUS = b"S"
 """Report how the child ended, as soon as it has."""
 
+SHARE = b"O"
+"""Let other processes of the host join. Only the host may order it, after its self-test."""
+
 NOTICE = struct.Struct("!cQi")
 """Zygote to host: the event, the child's number, a number."""
 
