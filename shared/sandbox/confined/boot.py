@@ -4,8 +4,8 @@
     from confined import boot; boot.main()" CONTROL_DESCRIPTOR
 
 The settings arrive on the control socket as JSON: `path`, `preload`, `failed` (packages that are not available to
-functions, and why), `without`, `host` (a pid), `entrance` (the descriptor of the socket through which other processes of the
-host join; null if none may).
+functions, and why), `without`, `host` (a pid), `entrance` (the descriptor of the socket through which other processes
+of the host join; null if none may).
 """
 
 from __future__ import annotations
