@@ -16,7 +16,6 @@ from shared.broker import RUN_PACK, RUN_TASK, make_app
 from shared.database.connections import close_engine, forget_engine
 from shared.database.schema import wait_for_database
 from shared.errors import MinionError
-from shared.functions.runner import share_sandbox
 from shared.notifications import forget_publisher, wait_for_broker
 from shared.settings import get_settings
 from shared.telemetry import configure
@@ -82,7 +81,6 @@ def _check_servers(**_: Any) -> None:
 
 @signals.worker_before_create_process.connect
 def _before_fork(**_: Any) -> None:
-    share_sandbox()
     share_memory()
 
 

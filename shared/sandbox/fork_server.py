@@ -44,6 +44,10 @@ class ZygoteLost(Exception):
     """The zygote ended, or does not answer."""
 
 
+class ZygoteSilent(ZygoteLost):
+    """The zygote does not answer, but has not ended either."""
+
+
 class ZygoteRefused(Exception):
     """The zygote started but refuses to serve; the text says why."""
 
@@ -357,7 +361,7 @@ class ForkServer:
                 if self._trouble is not None:
                     raise type(self._trouble)(*self._trouble.args)
                 if not self._condition.wait(deadline - time.monotonic()):
-                    raise ZygoteLost("the zygote does not answer")
+                    raise ZygoteSilent("the zygote does not answer")
 
     def read_notice(self) -> bool:
         """Handle one notice; return whether there may be more. For the reader only."""

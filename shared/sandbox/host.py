@@ -23,7 +23,14 @@ from shared.sandbox.confined.modules import SAFE_IMPORTS, is_allowed
 from shared.sandbox.confined.request import Request
 from shared.sandbox.door import Door
 from shared.sandbox.exchange import ChildGone, Conversation, Ended
-from shared.sandbox.fork_server import PACKAGE_PATIENCE, ForkServer, PackageRefused, ZygoteLost, ZygoteRefused
+from shared.sandbox.fork_server import (
+    PACKAGE_PATIENCE,
+    ForkServer,
+    PackageRefused,
+    ZygoteLost,
+    ZygoteRefused,
+    ZygoteSilent,
+)
 from shared.sandbox.outcome import Limits, Outcome, Problem, SandboxFault, SandboxRefused
 
 MEGABYTE = 1 << 20
@@ -64,7 +71,7 @@ class Sandbox:
         limits: bounds of sizes.
         pool: children to keep parked.
         door: the way to a zygote with the same packages that another process keeps (`Keeper`). If it cannot be reached,
-            this process starts its own.
+            or stops answering, this process starts its own and keeps to it.
         entrance: the inner side of a door, for the process that keeps the zygote.
     """
 
@@ -309,7 +316,10 @@ class Sandbox:
         server = self._running()
         try:
             return server, server.take(time.monotonic() + QUEUE_PATIENCE)
-        except ZygoteLost:
+        except ZygoteLost as error:
+            if isinstance(error, ZygoteSilent):
+                # One that is shared cannot be ended from here, and would not answer the next request either.
+                self._door = None
             self._discard(server)
             raise
 
@@ -395,11 +405,14 @@ class Sandbox:
         for _ in range(JOIN_ATTEMPTS):
             try:
                 server = ForkServer.join(door, self._pool, patience)
+            except ZygoteSilent:
+                break
             except ZygoteLost as error:
                 logger.info("the shared zygote cannot be used: %s", error)
             else:
                 self._level, self._failed = levels.level_of(server.layers), dict(server.failed)
                 return server
+        self._door = None
         return None
 
     def share(self) -> None:

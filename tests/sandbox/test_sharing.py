@@ -163,6 +163,24 @@ def test_killed_zygote_is_replaced_for_all(sandbox: Sandbox, neighbour: Sandbox)
     assert zygote != zygote_of(parked(sandbox)) == zygote_of(parked(neighbour))
 
 
+def test_frozen_zygote_is_replaced_by_separate_ones(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Sandbox(door=keeper.door) as sandbox, Sandbox(door=keeper.door) as late:
+        assert works(sandbox)
+        assert is_shared(sandbox)
+        zygote = zygote_of(parked(sandbox))
+        monkeypatch.setattr("shared.sandbox.host.QUEUE_PATIENCE", 1)
+        monkeypatch.setattr("shared.sandbox.host.JOIN_PATIENCE", 0.2)
+        os.kill(zygote, signal.SIGSTOP)
+        try:
+            # The parked children serve the first calls.
+            while is_shared(sandbox):
+                assert works(sandbox)
+            assert works(late)
+            assert not is_shared(late)
+        finally:
+            os.kill(zygote, signal.SIGCONT)
+
+
 def test_process_starts_its_own_zygote_if_none_can_be_shared() -> None:
     with patch.object(Sandbox, "share", side_effect=SandboxRefused("not here")):
         refusing = Keeper()
