@@ -21,7 +21,7 @@ from sqlalchemy import text
 
 from benchmarks.environment import Environment
 from benchmarks.processes import Memory, Processes, command_line, memory
-from benchmarks.systems.minions import Installation, scalar, submit_to, wait_for_all
+from benchmarks.systems.minions import SANDBOX, Installation, scalar, submit_to, wait_for_all
 from minions import testing
 
 WAVES = 3
@@ -127,7 +127,7 @@ def _tree(processes: Processes, pid: int, kind: str) -> Iterator[Measured]:
 
 
 def _kind(pid: int, parent: int, kind_of_parent: str) -> str:
-    if kind_of_parent in ("slot", "sandbox"):
+    if kind_of_parent in ("slot", "sandbox") or SANDBOX in command_line(pid):
         return "sandbox"
     return "slot" if command_line(pid) == command_line(parent) else "other"
 

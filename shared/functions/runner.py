@@ -21,6 +21,7 @@ from shared.database.tables import FunctionVersion
 from shared.errors import FunctionError, InvalidInput, InvalidOutput, MinionError
 from shared.functions import security_events
 from shared.sandbox import Outcome, Sandbox, SandboxFault
+from shared.sandbox.keeper import Keeper
 from shared.settings import get_settings
 from shared.tasks.directives import directive_in
 
@@ -87,15 +88,28 @@ def verify(row: FunctionVersion, engine: Engine) -> StoredFunction:
         raise
 
 
+_keepers: list[Keeper] = []
+
+
+def share_sandbox() -> None:
+    """Let the processes that this one forks from now on share one zygote, which starts when one of them needs it."""
+    if not _keepers:
+        _keepers.append(Keeper(get_settings().sandbox_preload))
+
+
 @lru_cache(maxsize=1)
 def _sandbox_of(pid: int) -> Sandbox:
-    sandbox = Sandbox(preload=tuple(get_settings().sandbox_preload))
+    door = _keepers[0].door if _keepers else None
+    sandbox = Sandbox(preload=tuple(get_settings().sandbox_preload), door=door)
     atexit.register(sandbox.close)
     return sandbox
 
 
 def get_sandbox() -> Sandbox:
-    """Return the process's sandbox, created at its first use; a forked child creates its own."""
+    """Return the process's sandbox, created at its first use; a forked child creates its own.
+
+    After `share_sandbox`, they have separate children of one zygote.
+    """
     return _sandbox_of(os.getpid())
 
 

@@ -20,9 +20,10 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from shared.sandbox.confined import shortage, wire
+from shared.sandbox.door import Door
 from shared.sandbox.parked import ParkedChild
 
 START_PATIENCE = 30.0
@@ -41,6 +42,10 @@ CLOSE_PATIENCE = 5.0
 
 class ZygoteLost(Exception):
     """The zygote ended, or does not answer."""
+
+
+class ZygoteSilent(ZygoteLost):
+    """The zygote does not answer, but has not ended either."""
 
 
 class ZygoteRefused(Exception):
@@ -73,21 +78,13 @@ def _receive_with_descriptors(control: socket.socket) -> tuple[bytes, list[int]]
 
 
 class ForkServer:
-    """One running zygote.
+    """One running zygote: a separate one after `start`, or another process's after `join`.
 
     Args:
-        preload: modules to import before confinement.
-        failed: other modules, which are not available to functions, and why.
-        without: layers to leave out (tests of single layers only).
         pool: children to keep parked.
-
-    Raises:
-        ZygoteLost: it could not be started.
-        ZygoteRefused: it refuses to serve.
-        PackageRefused: it may serve without one of the modules.
     """
 
-    def __init__(self, preload: tuple[str, ...], failed: Mapping[str, str], without: frozenset[str], pool: int) -> None:
+    def __init__(self, pool: int) -> None:
         self._condition = threading.Condition()
         self._trouble: ZygoteLost | ZygoteRefused | PackageRefused | None = None
         self._loading: str | None = None
@@ -100,50 +97,105 @@ class ForkServer:
         self._address_space = 0
         self.layers: tuple[str, ...] = ()
         self.notes: tuple[str, ...] = ()
-        self._start({"preload": list(preload), "failed": dict(failed), "without": sorted(without)})
-        self._refill(pool)
-
-    def _start(self, settings: dict[str, Any]) -> None:
+        self.failed: dict[str, str] = {}
+        self._process: subprocess.Popen[bytes] | None = None
         try:
-            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._control, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
             raise ZygoteLost(f"the zygote cannot be started: {error}") from None
-        command = [sys.executable, "-I", "-S", "-c", _BOOT, str(theirs.fileno()), str(Path(__file__).parent)]
+        self._owner = os.getpid()
+        arguments = (weakref.ref(self), self._control)
+        self._reader = threading.Thread(target=_read_notices, args=arguments, name="sandbox", daemon=True)
+
+    @classmethod
+    def start(
+        cls,
+        preload: tuple[str, ...],
+        failed: Mapping[str, str],
+        without: frozenset[str],
+        pool: int,
+        entrance: socket.socket | None = None,
+    ) -> Self:
+        """Start a zygote.
+
+        Args:
+            preload: modules to import before confinement.
+            failed: other modules, which are not available to functions, and why.
+            without: layers to leave out (tests of single layers only).
+            pool: children to keep parked.
+            entrance: the socket through which other processes join, after `share`.
+
+        Raises:
+            ZygoteLost: it could not be started.
+            ZygoteRefused: it refuses to serve.
+            PackageRefused: it may serve without one of the modules.
+        """
+        server = cls(pool)
+        shared = entrance.fileno() if entrance else None
+        path = [os.path.abspath(entry) for entry in sys.path]
+        settings = {
+            "path": path, "host": os.getpid(), "preload": list(preload), "failed": dict(failed),
+            "without": sorted(without), "entrance": shared,
+        }  # fmt: skip
+        server._launch(() if shared is None else (shared,))
+        server._meet(lambda: server._control.send(json.dumps(settings).encode()), START_PATIENCE)
+        return server
+
+    @classmethod
+    def join(cls, door: Door, pool: int, patience: float) -> Self:
+        """Use the zygote behind a door; it may have to be started first.
+
+        Raises:
+            ZygoteLost: it was not there within `patience` seconds.
+        """
+        server = cls(pool)
+        try:
+            door.enter(server._theirs)
+        except OSError as error:
+            server._control.close()
+            raise ZygoteLost(f"the shared zygote cannot be reached: {error}") from None
+        finally:
+            server._theirs.close()
+        server._meet(lambda: None, patience)
+        return server
+
+    def _launch(self, descriptors: tuple[int, ...]) -> None:
+        control = self._theirs.fileno()
+        command = [sys.executable, "-I", "-S", "-c", _BOOT, str(control), str(Path(__file__).parent)]
         null = subprocess.DEVNULL
         try:
             self._process = subprocess.Popen(
                 command, stdin=null, stdout=null, stderr=null, env=_environment(), cwd="/", close_fds=True,
-                pass_fds=[theirs.fileno()], start_new_session=True,
+                pass_fds=[control, *descriptors], start_new_session=True,
             )  # fmt: skip
         except OSError as error:
             self._control.close()
             raise ZygoteLost(f"the zygote cannot be started: {shortage.of(error) or error}") from None
         finally:
-            theirs.close()
+            self._theirs.close()
         self.pid = self._process.pid
-        self._owner = os.getpid()
-        path = [os.path.abspath(entry) for entry in sys.path]
-        settings = {"path": path, "host": os.getpid(), **settings}
-        arguments = (weakref.ref(self), self._control)
-        self._reader = threading.Thread(target=_read_notices, args=arguments, name="sandbox", daemon=True)
+
+    def _meet(self, greet: Callable[[], object], patience: float) -> None:
+        """Wait until the zygote is ready, and order the first children."""
         try:
             self._reader.start()
-            self._control.send(json.dumps(settings).encode())
-            self._wait_until_ready()
+            greet()
+            self._wait_until_ready(patience)
         except (RuntimeError, OSError) as error:
             self.close()
             raise ZygoteLost(f"the zygote cannot be started: {shortage.of(error) or error}") from None
         except (ZygoteLost, ZygoteRefused, PackageRefused):
             self.close()
             raise
+        self._refill(self._pool)
 
-    def _wait_until_ready(self) -> None:
+    def _wait_until_ready(self, patience: float) -> None:
         """Wait for the zygote, and for each of its packages in turn."""
         while not self._ready:
-            self._wait_for_news(self._loading)
+            self._wait_for_news(self._loading, patience)
 
-    def _wait_for_news(self, package: str | None) -> None:
-        patience = START_PATIENCE if package is None else PACKAGE_PATIENCE
+    def _wait_for_news(self, package: str | None, patience: float) -> None:
+        patience = patience if package is None else PACKAGE_PATIENCE
         try:
             self._wait_until(lambda: self._ready or self._loading != package, time.monotonic() + patience)
         except ZygoteLost:
@@ -162,14 +214,14 @@ class ForkServer:
 
         def grab() -> bool:
             if not grabbed and self._parked:
-                grabbed.append(self._parked.popleft())
+                grabbed.append(self._parked.pop())
                 self._coming -= 1
             return bool(grabbed)
 
         grabbed: list[ParkedChild] = []
         self._check_zygote()
         # The last parked child is replaced immediately, so that long calls never keep others waiting.
-        self._refill(2)
+        self._refill(2 if self._pool else 1)
         try:
             self._wait_until(grab, deadline)
         except BaseException:
@@ -194,8 +246,8 @@ class ForkServer:
         with self._condition:
             missing = max(0, enough - self._coming)
             self._coming += missing
-        for _ in range(missing):
-            self._order(wire.MORE)
+        if missing:
+            self._order(wire.MORE, missing)
 
     def watch(self, child: ParkedChild, seconds: float) -> None:
         """Have the zygote kill the child if it is still there when `seconds` have passed."""
@@ -210,8 +262,10 @@ class ForkServer:
         with contextlib.suppress(ZygoteLost):
             if not killed:
                 self._order(wire.KILL, child.number)
-            # Not earlier: the fork would take the processor that the child needs.
-            self._refill(self._pool)
+            # Not earlier: the fork would take the processor that the child needs. Not one by one: each time that the
+            # zygote wakes, it copies pages that it shares with its latest child.
+            if self._coming <= self._pool // 2:
+                self._refill(self._pool)
 
     def status(self, child: ParkedChild, deadline: float) -> int:
         """Return the wait status with which a child ended.
@@ -224,8 +278,21 @@ class ForkServer:
         with self._condition:
             return self._ended.pop(child.number)
 
+    def share(self) -> None:
+        """Let other processes join the zygote.
+
+        Raises:
+            ZygoteLost: it has ended.
+        """
+        self._order(wire.SHARE)
+
+    def await_end(self) -> None:
+        """Wait until a zygote that this process has started is gone."""
+        assert self._process is not None
+        self._process.wait()
+
     def close(self) -> None:
-        """End the zygote and all its children, and wait until it is gone."""
+        """End the zygote and all its children, and wait until it is gone; leave it if it is another process's."""
         if os.getpid() != self._owner:
             self.disown()
             return
@@ -234,6 +301,8 @@ class ForkServer:
         if self._reader.ident is not None and self._reader is not threading.current_thread():
             self._reader.join(CLOSE_PATIENCE)
         self._let_go()
+        if self._process is None:
+            return
         try:
             self._process.wait(CLOSE_PATIENCE)
         except subprocess.TimeoutExpired:
@@ -243,7 +312,8 @@ class ForkServer:
     def disown(self) -> None:
         """Release everything in a fork of the owner, without disturbing the owner's zygote."""
         self._trouble = ZygoteLost("the zygote belongs to another process")
-        self._process.returncode = 0
+        if self._process is not None:
+            self._process.returncode = 0
         for child in list(self._taken):
             child.close()
         self._let_go()
@@ -291,7 +361,7 @@ class ForkServer:
                 if self._trouble is not None:
                     raise type(self._trouble)(*self._trouble.args)
                 if not self._condition.wait(deadline - time.monotonic()):
-                    raise ZygoteLost("the zygote does not answer")
+                    raise ZygoteSilent("the zygote does not answer")
 
     def read_notice(self) -> bool:
         """Handle one notice; return whether there may be more. For the reader only."""
@@ -345,7 +415,7 @@ class ForkServer:
             self._condition.notify_all()
 
     def _learn(self, facts: dict[str, Any]) -> None:
-        self.layers, self.notes = tuple(facts["layers"]), tuple(facts["notes"])
+        self.layers, self.notes, self.failed = tuple(facts["layers"]), tuple(facts["notes"]), facts["failed"]
         self._address_space = facts["address_space"]
         self._ready = True
 

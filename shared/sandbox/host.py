@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -20,13 +21,25 @@ from shared.sandbox import insecure, levels, selftest
 from shared.sandbox.code_cache import CodeCache
 from shared.sandbox.confined.modules import SAFE_IMPORTS, is_allowed
 from shared.sandbox.confined.request import Request
+from shared.sandbox.door import Door
 from shared.sandbox.exchange import ChildGone, Conversation, Ended
-from shared.sandbox.fork_server import ForkServer, PackageRefused, ZygoteLost, ZygoteRefused
+from shared.sandbox.fork_server import (
+    PACKAGE_PATIENCE,
+    ForkServer,
+    PackageRefused,
+    ZygoteLost,
+    ZygoteRefused,
+    ZygoteSilent,
+)
 from shared.sandbox.outcome import Limits, Outcome, Problem, SandboxFault, SandboxRefused
 
 MEGABYTE = 1 << 20
 QUEUE_PATIENCE = 30.0
 """Seconds that a call waits for a free child before it is refused."""
+JOIN_PATIENCE = 60.0
+"""Seconds in which a shared zygote must start and test itself, not counting the packages."""
+JOIN_ATTEMPTS = 2
+"""The request may reach a zygote that is about to end."""
 ATTEMPTS = 3
 MAX_MEMORY = 1 << 20
 PRECISION = 2 * MEGABYTE
@@ -57,6 +70,9 @@ class Sandbox:
             functions.
         limits: bounds of sizes.
         pool: children to keep parked.
+        door: the way to a zygote with the same packages that another process keeps (`Keeper`). If it cannot be reached,
+            or stops answering, this process starts its own and keeps to it.
+        entrance: the inner side of a door, for the process that keeps the zygote.
     """
 
     def __init__(
@@ -65,12 +81,16 @@ class Sandbox:
         *,
         limits: Limits | None = None,
         pool: int = 3,
+        door: Door | None = None,
+        entrance: socket.socket | None = None,
         _without: frozenset[str] = frozenset(),
     ) -> None:
         self._preload = tuple(dict.fromkeys(preload))
         self._failed: dict[str, str] = {}
         self._limits = limits or Limits()
         self._pool = pool
+        self._door = door
+        self._entrance = entrance
         self._without = _without
         self._importable = SAFE_IMPORTS | set(self._preload)
         self._lock = threading.Lock()
@@ -296,7 +316,10 @@ class Sandbox:
         server = self._running()
         try:
             return server, server.take(time.monotonic() + QUEUE_PATIENCE)
-        except ZygoteLost:
+        except ZygoteLost as error:
+            if isinstance(error, ZygoteSilent):
+                # One that is shared cannot be ended from here, and would not answer the next request either.
+                self._door = None
             self._discard(server)
             raise
 
@@ -356,6 +379,8 @@ class Sandbox:
     def _start_confined(self) -> ForkServer:
         if reason := levels.unsupported():
             raise SandboxRefused(levels.explain(reason))
+        if self._door is not None and (shared := self._join(self._door)) is not None:
+            return shared
         try:
             server = self._start_with_packages()
         except ZygoteRefused as error:
@@ -374,13 +399,43 @@ class Sandbox:
             raise SandboxRefused(levels.explain_layers(server.layers, server.notes, failures))
         return server
 
+    def _join(self, door: Door) -> ForkServer | None:
+        """Use the shared zygote, which has passed its self-test; return None if it cannot be reached."""
+        patience = JOIN_PATIENCE + PACKAGE_PATIENCE * len(self._preload)
+        for _ in range(JOIN_ATTEMPTS):
+            try:
+                server = ForkServer.join(door, self._pool, patience)
+            except ZygoteSilent:
+                break
+            except ZygoteLost as error:
+                logger.info("the shared zygote cannot be used: %s", error)
+            else:
+                self._level, self._failed = levels.level_of(server.layers), dict(server.failed)
+                return server
+        self._door = None
+        return None
+
+    def share(self) -> None:
+        """Start the zygote and let other processes join it; return when it has ended.
+
+        Raises:
+            SandboxRefused: functions cannot be confined on this machine.
+            Unavailable, ZygoteLost: the zygote did not start this time.
+        """
+        server = self._answering()
+        if not isinstance(server, ForkServer):
+            raise SandboxRefused("functions run unconfined on this machine: there is no zygote to share")
+        server.share()
+        server.await_end()
+        self._discard(server)
+
     def _start_with_packages(self) -> ForkServer:
         """Start a zygote with all packages that can be loaded."""
         self._failed = {}
         while True:
             preload = tuple(name for name in self._preload if name not in self._failed)
             try:
-                return ForkServer(preload, self._failed, self._without, self._pool)
+                return ForkServer.start(preload, self._failed, self._without, self._pool, self._entrance)
             except PackageRefused as refusal:
                 logger.warning("functions cannot use the package %s: %s", refusal.name, refusal.reason)
                 self._failed[refusal.name] = refusal.reason

@@ -16,6 +16,7 @@ from typing import Any
 
 sys.path.insert(0, sys.argv[1])
 from shared.sandbox import Outcome, Sandbox
+from shared.sandbox.keeper import Keeper
 
 # Modules that the attacks import. With the policy off they get them; the kernel layers must hold alone.
 DANGEROUS = (
@@ -83,7 +84,9 @@ def main() -> None:
     data = Path(sys.argv[2])
     attacks = json.loads((data / "attacks.json").read_text(encoding="utf-8"))
     honest = json.loads((data / "honest.json").read_text(encoding="utf-8"))
-    with Sandbox() as checked, Sandbox(preload=DANGEROUS) as unchecked:
+    # Without the policy the zygote is one that is shared: an attack could then concern other processes too.
+    door = Keeper(DANGEROUS).door
+    with Sandbox() as checked, Sandbox(preload=DANGEROUS, door=door) as unchecked:
         result = {
             "level": checked.level,
             "layers": checked.layers,

@@ -4,7 +4,8 @@
     from confined import boot; boot.main()" CONTROL_DESCRIPTOR
 
 The settings arrive on the control socket as JSON: `path`, `preload`, `failed` (packages that are not available to
-functions, and why), `without`, `host` (a pid).
+functions, and why), `without`, `host` (a pid), `entrance` (the descriptor of the socket through which other processes
+of the host join; null if none may).
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def main() -> None:
         architecture = _architecture()
         layers = confinement.Layers(frozenset(settings["without"]))
         host = os.pidfd_open(settings["host"])
+        entrance = _socket_of(settings["entrance"])
         _split(layers, host)
         hooks = _prepare_interpreter(settings, architecture, control)
         facts = _facts()
@@ -61,16 +63,25 @@ def main() -> None:
         reason = scarce or f"{type(error).__name__}: {error}"
         _notify(control, wire.LOST if scarce else wire.FAILED, {"reason": reason})
         return
-    zygote = Zygote(control, host, _equipment(layers, architecture, hooks))
+    equipment = _equipment(layers, architecture, hooks)
+    about = {"layers": layers.active, "notes": layers.notes, "failed": settings["failed"], **facts}
+    hello = wire.NOTICE.pack(wire.HELLO, 0, 0) + json.dumps(about).encode()
+    zygote = Zygote(control, host, hello, entrance, equipment)
     gc.collect()
     gc.freeze()
-    _notify(control, wire.HELLO, {"layers": layers.active, "notes": layers.notes, **facts})
+    control.send(hello)
     try:
         zygote.serve()
     except OSError as error:
         # If the host is gone, there is no receiver.
         with contextlib.suppress(OSError):
             _notify(control, wire.LOST, {"reason": shortage.of(error) or f"the zygote ended: {error}"})
+
+
+def _socket_of(descriptor: int | None) -> socket.socket | None:
+    if descriptor is None:
+        return None
+    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=descriptor)
 
 
 def _notify(control: socket.socket, kind: bytes, facts: dict[str, Any]) -> None:

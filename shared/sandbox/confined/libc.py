@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 
 from .syscalls import this_architecture
 
@@ -42,12 +43,18 @@ def syscall(name: str, *arguments: object) -> int:
 
 
 def raw_syscall(number: int, *arguments: object, what: str = "syscall") -> int:
-    """Make a system call by its number.
+    """Make a system call by its number."""
+    return prepared_syscall(number, *arguments, what=what)()
+
+
+def prepared_syscall(number: int, *arguments: object, what: str = "syscall") -> Callable[[], int]:
+    """Return a function that makes a system call, any number of times.
 
     Plain integers are widened to the size of a register: ctypes would pass them as 32 bits.
     """
-    widened = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
-    return _checked(_library.syscall(ctypes.c_long(number), *widened), what)
+    widened = [ctypes.c_long(value) if isinstance(value, int) else value for value in (number, *arguments)]
+    call = _library.syscall
+    return lambda: _checked(call(*widened), what)
 
 
 def fork() -> int:

@@ -162,6 +162,7 @@ ZYGOTE_RULES = (
     Rule("sendmsg", "notices to the host, with descriptors"),
     Rule("sendto", "notices to the host"),
     Rule("recvfrom", "orders of the host"),
+    Rule("recvmsg", "processes of the host that join, with their descriptors"),
     Rule("poll", "waiting for orders and ends (x86_64 only)"),
     Rule("ppoll", "waiting for orders and ends"),
     Rule("clone", "a new child; no new namespace, no shared memory, no thread",
@@ -225,6 +226,9 @@ def assemble(rules: Iterable[Rule], architecture: Architecture, default: int = R
     return b"".join(program)
 
 
+_SET_MODE_FILTER = 1
+
+
 class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_void_p))
 
@@ -236,7 +240,10 @@ class Filter:
         code = assemble(rules, architecture, default)
         self._code = ctypes.create_string_buffer(code, len(code))
         self._program = _Program(len(code) // 8, ctypes.cast(self._code, ctypes.c_void_p))
-        self._number = architecture.numbers["seccomp"]
+        # Prepared once: each object that is created or read in a new child costs it a page.
+        self._install = libc.prepared_syscall(
+            architecture.numbers["seccomp"], _SET_MODE_FILTER, 0, ctypes.byref(self._program)
+        )
 
     def install(self) -> None:
         """Install the filter on this process, permanently.
@@ -244,5 +251,4 @@ class Filter:
         Raises:
             OSError: the kernel has no seccomp, or the process may still gain privileges.
         """
-        set_mode_filter = 1
-        libc.raw_syscall(self._number, set_mode_filter, 0, ctypes.byref(self._program), what="seccomp")
+        self._install()

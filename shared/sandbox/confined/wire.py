@@ -38,11 +38,14 @@ ORDER = struct.Struct("!cQd")
 WATCH = b"W"
 """Kill the child if it is still there after that number of seconds."""
 MORE = b"M"
-"""Park one more child."""
+"""Park more children; the number says how many."""
 KILL = b"K"
 """Kill the child."""
 STATUS = b"S"
 """Report how the child ended, as soon as it has."""
+
+SHARE = b"O"
+"""Let other processes of the host join. Only the host may order it, after its self-test."""
 
 NOTICE = struct.Struct("!cQi")
 """Zygote to host: the event, the child's number, a number."""

@@ -36,7 +36,7 @@ def test_zygote_that_never_starts_is_an_outcome(monkeypatch: pytest.MonkeyPatch)
     def fail(*_: object) -> None:
         raise host.ZygoteLost("no processes left")
 
-    monkeypatch.setattr(host, "ForkServer", fail)
+    monkeypatch.setattr(host.ForkServer, "start", fail)
     with Sandbox() as sandbox:
         outcome = sandbox.call("def f(): pass", "f", {})
         assert outcome.error is not None
