@@ -977,6 +977,20 @@ ALTER TABLE ONLY tools
 ALTER TABLE ONLY tools
     ADD CONSTRAINT tools_active_version_id_fkey FOREIGN KEY (active_version_id) REFERENCES tool_versions(id);
 
+CREATE TABLE tracing_state (
+    id smallint DEFAULT '1'::smallint NOT NULL,
+    exported_below bigint NOT NULL,
+    exported_at timestamp with time zone DEFAULT now() NOT NULL,
+    since timestamp with time zone,
+    seen_at timestamp with time zone DEFAULT now() NOT NULL,
+    exported bigint DEFAULT '0'::bigint NOT NULL,
+    refused bigint DEFAULT '0'::bigint NOT NULL,
+    pruned bigint DEFAULT '0'::bigint NOT NULL,
+    CONSTRAINT tracing_state_one_check CHECK ((id = 1))
+);
+ALTER TABLE ONLY tracing_state
+    ADD CONSTRAINT tracing_state_pkey PRIMARY KEY (id);
+
 CREATE TABLE unique_tasks (
     namespace text DEFAULT 'default'::text NOT NULL,
     key text NOT NULL,
