@@ -359,9 +359,7 @@ def _reader(key: Key) -> Reader:
     return Reader(payloads=key.may(Permission.PAYLOADS_READ), reaches=lambda c, task: is_reached(c, task, key.scope))
 
 
-def _accept(
-    database: Engine, sent: bytes, idempotency_key: str | None, callers_span: str | None, key: Key
-) -> Accepted:
+def _accept(database: Engine, sent: bytes, idempotency_key: str | None, callers_span: str | None, key: Key) -> Accepted:
     request = TaskRequest.parse(key.scope.narrow(_with_key(body.parse_object(sent), idempotency_key)))
     request = _traced(request, callers_span)
     with submission_bounds.kept(database, [request], key.scope):

@@ -17,5 +17,9 @@ def check_endpoint(settings: Settings) -> tuple[str, str, str]:
     endpoint = Endpoint(settings)
     answer = endpoint.probe()
     if isinstance(answer, NotTaken):
-        return "warning", f"{endpoint.url}: {answer.why}", "spans wait in PostgreSQL until it answers: see docs/tracing.md"
+        return (
+            "warning",
+            f"{endpoint.url}: {answer.why}",
+            "spans wait in PostgreSQL until it answers: see docs/tracing.md",
+        )
     return "ok", f"on: {endpoint.url} answers", ""

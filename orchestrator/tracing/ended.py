@@ -23,7 +23,6 @@ MOST_CONTENT = 256 << 10
 SETTINGS = text("SELECT set_config('jit', 'off', true), set_config('enable_seqscan', 'off', true)")
 
 
-
 def _moment(column: str, name: str) -> str:
     """A time in microseconds since 1970. NULL: it is infinite. Workers write what their clocks say."""
     seconds = f"LEAST(GREATEST(extract(epoch FROM {column}), 0), 9e9)"
@@ -52,8 +51,8 @@ _STEP = f"""
     p.cost_microdollars, p.usage ? 'cached' AS cached, f.name AS function, f.number AS function_version,
     CASE WHEN p.kind = 'model_call' THEN p.output->'model' END AS answered_by,
     CASE WHEN p.kind = 'model_call' THEN p.output->'stop_reason' END AS stop_reason,
-    CASE WHEN p.kind = 'wait' THEN CASE WHEN p.input ? 'approval' THEN 'approval'
-                                        WHEN p.input->>'signal' IS NOT NULL THEN 'signal' ELSE 'timer' END END AS waits_for,
+    CASE WHEN p.input ? 'approval' THEN 'approval' WHEN p.input->>'signal' IS NOT NULL THEN 'signal'
+         ELSE 'timer' END AS waits_for,
     p.child_id, c.agent_name AS child_agent, COALESCE(d.capability, c.capability) AS child_capability
 """
 _OF_STEP = """
@@ -67,7 +66,8 @@ _CONTENTS = f"""
 
 CLAIMS = f"""
     SELECT e.ended_in, e.claim AS number, e.claim, e.outcome, e.error, e.cpu_seconds,
-           {_moment("e.started_at", "began")}, {_moment("e.finished_at", "ended")}, e.peak_memory_bytes, e.input_tokens, e.output_tokens, e.cost_microdollars, w.name AS worker, {_TASK}
+           {_moment("e.started_at", "began")}, {_moment("e.finished_at", "ended")},
+           e.peak_memory_bytes, e.input_tokens, e.output_tokens, e.cost_microdollars, w.name AS worker, {_TASK}
         FROM executions e {_OF_TASK.format(row="e")} JOIN workers w ON w.id = e.worker_id
         WHERE {_RANGE.format(row="e")} AND {_PLACE.format(row="e", number="e.claim")}
         {_ORDER.format(row="e", number="e.claim")}

@@ -1,8 +1,8 @@
 """The endpoint that receives spans: OTLP over HTTP, in protobuf.
 
 What it accepted is done. What it refuses for what it is (400, 413, 422) is divided, until only the spans remain that it
-does not take; these are given up, as OTLP demands. Everything else, such as no answer, a redirect, a page in place of an
-answer, or a wrong key, is a fault of the endpoint or its configuration: the spans are sent again later.
+does not take; these are given up, as OTLP demands. Everything else, such as no answer, a redirect, a page in place of
+an answer, or a wrong key, is a fault of the endpoint or its configuration: the spans are sent again later.
 """
 
 from __future__ import annotations

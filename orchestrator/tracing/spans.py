@@ -160,7 +160,6 @@ def _owner(row: Row) -> Attributes:
     return {
         "gen_ai.conversation.id": conversation and own_name(conversation),
         "minions.task.id": str(row["task_id"]),
-        "minions.root.id": str(row["root_id"]),
         "minions.namespace": row["namespace"],
         "minions.capability": row["capability"],
         "minions.key": row["key"],
@@ -261,6 +260,8 @@ def _attributes(values: Mapping[str, Value], longest: int = LONGEST_VALUE) -> li
 
 def _value(value: Value, longest: int) -> AnyValue:
     match value:
+        case str():
+            return AnyValue(string_value=bounded(value, longest))
         case bool():
             return AnyValue(bool_value=value)
         case int():
@@ -269,15 +270,16 @@ def _value(value: Value, longest: int) -> AnyValue:
             return AnyValue(double_value=value)
         case list():
             return AnyValue(array_value=ArrayValue(values=[_value(each, longest) for each in value]))
-    return AnyValue(string_value=bounded(str(value), longest))
+    return AnyValue()
 
 
 def bounded(text: str, longest: int) -> str:
     """Return a text on one line, without control characters, and not longer than that."""
+    if len(text) <= longest and text.isascii() and text.isprintable():
+        return text
     shown = one_line(text[: longest + 1])
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"
 
 
 def _text_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) else None
-

@@ -31,17 +31,11 @@ PATIENCE_DAYS = 1
 NOBODY_HOURS = 1
 """Retention does not wait for an export that no orchestrator has run for so long."""
 
-_NTH = "(SELECT ended_in FROM {} WHERE ended_in >= s.exported_below AND ended_in < x.horizon ORDER BY ended_in {})"
-# Each part reads an index from one place on, and is no plan that scans a table to find out that there is nothing.
 STATE = text(
     f"""
-    SELECT s.exported_below AS low, s.since, s.seen_at < now() - interval '1 minute' AS unseen,
-           s.seen_at < now() - interval '{OFF_DAYS} days' AS off, x.horizon, x.next,
-           LEAST({", ".join(_NTH.format(table, "LIMIT 1") for table in MARKED)}) AS first,
-           LEAST({", ".join(_NTH.format(table, f"OFFSET {MOST_ENDS} LIMIT 1") for table in MARKED)}) AS nth
-        FROM tracing_state s CROSS JOIN (
-            SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS horizon,
-                   pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next) x
+    SELECT low, since, horizon, next, first, nth, seen_at < now() - interval '1 minute' AS unseen,
+           seen_at < now() - interval '{OFF_DAYS} days' AS off
+        FROM minion_traces_due(:most)
     """  # noqa: S608
 )
 BEGIN = text(
@@ -76,7 +70,7 @@ METRICS = text(
 )
 
 EXPORTED = (
-    "(SELECT COALESCE(min(exported_below), 9223372036854775807) FROM tracing_state "
+    "(SELECT COALESCE(min(exported_below), 9223372036854775807) FROM tracing_state "  # noqa: S608
     f"WHERE seen_at > now() - interval '{NOBODY_HOURS} hour')"
 )
 """What ended in an earlier transaction is exported; everything, if no orchestrator exports. An SQL expression."""
@@ -111,7 +105,7 @@ class Range:
 def next_range(engine: Engine) -> Range | None:
     """Return what is to be exported next; None if there is nothing. The first call begins at the present."""
     with autocommit(engine).connect() as connection:
-        state = connection.execute(STATE).mappings().one_or_none()
+        state = connection.execute(STATE, {"most": MOST_ENDS}).mappings().one_or_none()
         if state is None or state["off"]:
             connection.execute(BEGIN, {"off": OFF_DAYS})
             log.info("tracing_begins", off_for_days=state and OFF_DAYS)

@@ -243,7 +243,7 @@ class Lane:
         return played
 
     def findings(self) -> list[str]:
-        """Return what the independent record of all transitions, and the collector of spans, find wrong about all runs."""
+        """Return what the independent record of all transitions, and the received spans, show to be wrong."""
         with self.engine.connect() as connection:
             return audit.examine(connection).broken(len(AGENTS) * self._runs) + self._wrong_spans()
 

@@ -77,9 +77,7 @@ class Collector:
     def take(self, body: bytes) -> Answer:
         """Answer a request, and keep its spans if they are accepted."""
         request = ExportTraceServiceRequest.FromString(body)
-        spans = [
-            span for resource in request.resource_spans for scope in resource.scope_spans for span in scope.spans
-        ]
+        spans = [span for resource in request.resource_spans for scope in resource.scope_spans for span in scope.spans]
         for resource in request.resource_spans:
             self.resource = {pair.key: plain(pair.value) for pair in resource.resource.attributes}
         self.requests += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,8 @@ from uuid import UUID
 
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
-from sqlalchemy import text
+from pydantic import SecretStr
+from sqlalchemy import event, text
 from structlog.testing import capture_logs
 
 from orchestrator.retention.retention import prune
@@ -26,6 +28,7 @@ from shared.tasks.states import State
 from shared.trace_context import claim_span, step_span, task_span
 from tests.support.lifecycle_driver import LifecycleDriver
 from tests.support.otlp_receiver import ACCEPTED, PROTOBUF, Collector, attributes, collecting, hanging, refusing, tree
+from tests.support.plans import plans_of, rows_read
 from tests.support.processes import ROOT, wait_until
 
 FINISH = text("SELECT minion_finish(:task, 1, 'succeeded', '{}')")
@@ -141,39 +144,46 @@ def test_task_is_a_trace_with_its_claims_and_steps(
         claim.span_id,
     )
     assert chat.end_time_unix_nano - chat.start_time_unix_nano == 10**9
-    assert attributes(chat).items() >= {
-        "gen_ai.operation.name": "chat",
-        "gen_ai.provider.name": "anthropic",
-        "gen_ai.request.model": "claude-sonnet-5-5",
-        "gen_ai.response.model": "claude-sonnet-5-5-20260901",
-        "gen_ai.usage.input_tokens": 70,
-        "gen_ai.usage.output_tokens": 5,
-        "gen_ai.usage.cache_read.input_tokens": 40,
-        "gen_ai.usage.cache_write.input_tokens": 20,
-        "gen_ai.usage.reasoning.output_tokens": 3,
-        "gen_ai.agent.name": "A",
-        "gen_ai.agent.version": "1",
-        "minions.cost_microdollars": 12,
-        "minions.key": "acme",
-    }.items()
+    assert (
+        attributes(chat).items()
+        >= {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": "anthropic",
+            "gen_ai.request.model": "claude-sonnet-5-5",
+            "gen_ai.response.model": "claude-sonnet-5-5-20260901",
+            "gen_ai.usage.input_tokens": 70,
+            "gen_ai.usage.output_tokens": 5,
+            "gen_ai.usage.cache_read.input_tokens": 40,
+            "gen_ai.usage.cache_write.input_tokens": 20,
+            "gen_ai.usage.reasoning.output_tokens": 3,
+            "gen_ai.agent.name": "A",
+            "gen_ai.agent.version": "1",
+            "minions.cost_microdollars": 12,
+            "minions.key": "acme",
+        }.items()
+    )
     assert attributes(chat)["gen_ai.response.finish_reasons"] == ["stop"]
-    assert attributes(spans[step_span(task, 2)]).items() >= {
-        "gen_ai.operation.name": "execute_tool",
-        "gen_ai.tool.name": "refund",
-        "minions.step.effect": "unsafe",
-    }.items()
-    assert attributes(claim).items() >= {
-        "messaging.operation.name": "process",
-        "messaging.destination.name": "work",
-        "minions.claim.outcome": "succeeded",
-        "minions.worker": "driver",
-    }.items()
+    assert (
+        attributes(spans[step_span(task, 2)]).items()
+        >= {
+            "gen_ai.operation.name": "execute_tool",
+            "gen_ai.tool.name": "refund",
+            "minions.step.effect": "unsafe",
+        }.items()
+    )
+    assert (
+        attributes(claim).items()
+        >= {
+            "messaging.operation.name": "process",
+            "messaging.destination.name": "work",
+            "minions.claim.outcome": "succeeded",
+            "minions.worker": "driver",
+        }.items()
+    )
     assert {span.flags for span in spans.values()} == {0x101}
 
 
-def test_sub_task_is_below_the_step_that_sent_it(
-    driver: LifecycleDriver, tracer: Tracer, collector: Collector
-) -> None:
+def test_sub_task_is_below_the_step_that_sent_it(driver: LifecycleDriver, tracer: Tracer, collector: Collector) -> None:
     parent = driver.run("A")
     [child] = driver.suspend(parent, children=["B"])
     export_all(tracer)
@@ -186,11 +196,14 @@ def test_sub_task_is_below_the_step_that_sent_it(
     )
     sent = by_id(collector)[step_span(parent, 1)]
     assert sent.kind == Span.SPAN_KIND_PRODUCER
-    assert attributes(sent).items() >= {
-        "messaging.operation.name": "send",
-        "messaging.message.id": str(child),
-        "gen_ai.agent.name": "B",
-    }.items()
+    assert (
+        attributes(sent).items()
+        >= {
+            "messaging.operation.name": "send",
+            "messaging.message.id": str(child),
+            "gen_ai.agent.name": "B",
+        }.items()
+    )
     assert {span.trace_id for span in collector.spans()} == {parent.bytes}
 
 
@@ -294,7 +307,7 @@ def test_copied_steps_of_a_replay_make_no_span_and_the_replay_links_to_its_origi
     task = driver.run("A")
     write(driver, task, 1, step(1), step(2))
     driver.finish(task)
-    request = '{"agent": "A", "input": {}, "replay_of": "%s"}' % task
+    request = json.dumps({"agent": "A", "input": {}, "replay_of": str(task)})
     replay: UUID = driver.sql(
         "SELECT minion_replay_from(CAST(:request AS jsonb), :task, 2, NULL, 'test')", request=request, task=task
     )
@@ -430,9 +443,10 @@ def test_database_that_fails_in_the_middle_of_a_range_loses_nothing(
             raise ConnectionError("gone")
         return read(connection, statement, values)
 
-    with monkeypatch.context() as patch, pytest.raises(ConnectionError):
+    with monkeypatch.context() as patch:
         patch.setattr(ended, "_read", fail)
-        tracer.run_once()
+        with pytest.raises(ConnectionError):
+            tracer.run_once()
     export_all(tracer)
     assert by_id(collector).keys() == {task_span(task), claim_span(task, 1)}
 
@@ -562,9 +576,7 @@ def test_only_the_span_that_is_refused_is_given_up(
 ) -> None:
     tasks = [driver.run() for _ in range(4)]
     bad = task_span(tasks[2])
-    collector.answer = lambda spans: (
-        (status, {}, b"no") if any(span.span_id == bad for span in spans) else ACCEPTED
-    )
+    collector.answer = lambda spans: (status, {}, b"no") if any(span.span_id == bad for span in spans) else ACCEPTED
     for task in tasks:
         driver.finish(task)
     export_all(tracer)
@@ -591,8 +603,6 @@ def test_endpoint_that_refuses_everything_loses_nothing(
 def test_request_has_the_headers_and_the_resource_of_the_settings(
     driver: LifecycleDriver, make_tracer: Make, collector: Collector
 ) -> None:
-    from pydantic import SecretStr
-
     tracer = make_tracer(
         otel_exporter_otlp_headers=SecretStr("x-api-key=k%3D1,other=2"),
         otel_service_name="agents",
@@ -765,7 +775,6 @@ def test_retention_waits_for_no_export_that_nothing_runs(
 def test_idle_round_is_one_statement_and_moves_nothing(driver: LifecycleDriver, tracer: Tracer) -> None:
     export_all(tracer)
     statements: list[str] = []
-    from sqlalchemy import event
 
     def note(connection: Any, cursor: Any, statement: str, *more: Any) -> None:
         statements.append(statement)
@@ -776,6 +785,21 @@ def test_idle_round_is_one_statement_and_moves_nothing(driver: LifecycleDriver, 
     finally:
         event.remove(driver.engine, "before_cursor_execute", note)
     assert len(statements) == 1
+
+
+def test_looking_for_work_reads_one_place_however_large_the_backlog(driver: LifecycleDriver, tracer: Tracer) -> None:
+    for table, columns in {"steps": "kind, name, status, request_hash, claim", "executions": "worker_id"}.items():
+        values = "'wait', 'w', 'finished', '', 1" if table == "steps" else f"'{driver.worker}'"
+        number = "number" if table == "steps" else "claim"
+        change(
+            driver,
+            f"INSERT INTO {table} (task_id, {number}, {columns}, finished_at, ended_in) "
+            f"SELECT minion_uuidv7(), n, {values}, now(), n FROM generate_series(1, 20000) n",
+        )
+    driver.sql("UPDATE tracing_state SET exported_below = 0")
+    with driver.engine.begin() as connection:
+        plans = plans_of(connection, lambda: connection.execute(state.STATE, {"most": 500}).all())
+    assert sum(map(rows_read, plans)) < 5_000
 
 
 def test_metrics_say_how_late_the_export_is(driver: LifecycleDriver, tracer: Tracer) -> None:
