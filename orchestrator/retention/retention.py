@@ -76,7 +76,7 @@ CHOOSE = text(
                               WHERE c.root_id = t.id)
           AND NOT EXISTS (SELECT 1 FROM tasks m JOIN task_outcomes e ON e.task_id = m.id
                               WHERE m.root_id = t.id AND e.ended_in >= {COUNTED})
-          AND (o.finished_at < :give_up OR NOT EXISTS (
+          AND (o.finished_at < CAST(:before AS timestamptz) - interval '{PATIENCE_DAYS} day' OR NOT EXISTS (
               SELECT 1 FROM tasks m JOIN task_outcomes e ON e.task_id = m.id
                   WHERE m.root_id = t.id AND e.ended_in >= {EXPORTED}))
           AND NOT EXISTS (SELECT 1 FROM tasks m JOIN webhook_deliveries d ON d.task_id = m.id
@@ -203,9 +203,7 @@ def _walk(
         until: UUID | None = connection.scalar(WINDOW_END, walk)
         if until is None:
             return _Stretch(None)
-        give_up = before - timedelta(days=PATIENCE_DAYS)
-        ends = {"until": until, "before": before, "give_up": give_up}
-        values = {**walk, **ends, "final": sorted(FINAL), "most": MAX_TREES}
+        values = {**walk, "until": until, "before": before, "final": sorted(FINAL), "most": MAX_TREES}
         found = list(connection.scalars(CHOOSE, values))
         if not found:
             return _Stretch(until)
