@@ -977,6 +977,20 @@ ALTER TABLE ONLY tools
 ALTER TABLE ONLY tools
     ADD CONSTRAINT tools_active_version_id_fkey FOREIGN KEY (active_version_id) REFERENCES tool_versions(id);
 
+CREATE TABLE tracing_state (
+    id smallint DEFAULT '1'::smallint NOT NULL,
+    exported_below bigint NOT NULL,
+    exported_at timestamp with time zone DEFAULT now() NOT NULL,
+    since timestamp with time zone,
+    seen_at timestamp with time zone DEFAULT now() NOT NULL,
+    exported bigint DEFAULT '0'::bigint NOT NULL,
+    refused bigint DEFAULT '0'::bigint NOT NULL,
+    pruned bigint DEFAULT '0'::bigint NOT NULL,
+    CONSTRAINT tracing_state_one_check CHECK ((id = 1))
+);
+ALTER TABLE ONLY tracing_state
+    ADD CONSTRAINT tracing_state_pkey PRIMARY KEY (id);
+
 CREATE TABLE unique_tasks (
     namespace text DEFAULT 'default'::text NOT NULL,
     key text NOT NULL,
@@ -3796,6 +3810,30 @@ BEGIN
         WHERE task_id = t AND number = wait_step;
     RETURN true;
 END $$;
+
+CREATE FUNCTION minion_traces_due(most integer) RETURNS TABLE(low bigint, since timestamp with time zone, seen_at timestamp with time zone, horizon bigint, next bigint, first bigint, nth bigint)
+    LANGUAGE sql STABLE
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+    SELECT s.exported_below, s.since, s.seen_at, x.horizon, x.next,
+           LEAST((SELECT ended_in FROM steps WHERE ended_in >= s.exported_below AND ended_in < x.horizon
+                      ORDER BY ended_in LIMIT 1),
+                 (SELECT ended_in FROM executions WHERE ended_in >= s.exported_below AND ended_in < x.horizon
+                      ORDER BY ended_in LIMIT 1),
+                 (SELECT ended_in FROM task_outcomes WHERE ended_in >= s.exported_below AND ended_in < x.horizon
+                      ORDER BY ended_in LIMIT 1)),
+           LEAST((SELECT ended_in FROM steps WHERE ended_in >= s.exported_below AND ended_in < x.horizon
+                      ORDER BY ended_in OFFSET most LIMIT 1),
+                 (SELECT ended_in FROM executions WHERE ended_in >= s.exported_below AND ended_in < x.horizon
+                      ORDER BY ended_in OFFSET most LIMIT 1),
+                 (SELECT ended_in FROM task_outcomes WHERE ended_in >= s.exported_below AND ended_in < x.horizon
+                      ORDER BY ended_in OFFSET most LIMIT 1))
+        FROM tracing_state s CROSS JOIN (
+            SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS horizon,
+                   pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next) x
+$$;
 
 CREATE FUNCTION minion_transition_allowed(before text, after text) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE

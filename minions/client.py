@@ -23,6 +23,7 @@ from uuid import UUID, uuid4
 
 from minions.audit import Audit
 from minions.comparison import Comparison, Record, compare
+from minions.current_span import current_traceparent
 from minions.errors import InvalidInput, MinionsError, NotConfigured, WaitTimeout
 from minions.following import TaskEvent, follow
 from minions.keys import Keys
@@ -113,6 +114,8 @@ class Client(Operations, Keys, Audit):
             priority: from -100 to 100; more urgent tasks run sooner.
             run_at: earliest start, with a time zone.
             deadline: the task expires if it is not done by then.
+            traceparent: the span that the task's trace continues (W3C Trace Context); by default the current one, if
+                the process uses OpenTelemetry.
             unique_key: while a task holds it, this returns that task.
             unique_while: how long it holds the key: `pending` (until it first starts) or `running` (until it ends; the
                 default).
@@ -136,7 +139,7 @@ class Client(Operations, Keys, Audit):
             run_at=run_at,
             deadline=deadline,
             conversation_id=conversation_id,
-            traceparent=traceparent,
+            traceparent=traceparent or current_traceparent(),
             namespace=namespace,
             unique_key=unique_key,
             unique_while=unique_while,
@@ -594,4 +597,6 @@ def _task_text(index: int, task: Mapping[str, Any]) -> str:
     request = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in task.items()}
     if request.get("idempotency_key") is None:
         request["idempotency_key"] = str(uuid4())
+    if request.get("traceparent") is None and (span := current_traceparent()) is not None:
+        request["traceparent"] = span
     return to_json(request, what=f"tasks[{index}]")

@@ -37,6 +37,7 @@ from shared.tasks.envelopes import Envelope, Foreign, open_envelope
 from shared.tasks.lifecycle import Accepted
 from shared.tasks.records import NewTask
 from shared.tasks.submission import prepare_each
+from shared.trace_context import HEADER, read_header
 
 log = structlog.get_logger(__name__)
 
@@ -71,6 +72,12 @@ class Submission:
     def submitter(self) -> str:
         """The sending process, for the record."""
         return f"celery:{_storable(self.envelope.headers.get('origin') or 'unknown')}"[:200]
+
+    @property
+    def callers_span(self) -> str | None:
+        """The sender's span, as OpenTelemetry's instrumentation of Celery adds it to the headers."""
+        sent = self.envelope.headers.get(HEADER)
+        return read_header(sent) if isinstance(sent, str) else None
 
 
 Asked = tuple[Submission, TaskRequest]
@@ -205,6 +212,8 @@ class Ingress(Loop):
             fields["labels"] = {**labels, "celery_id": celery_id}
         if fields.get("idempotency_key") is None:
             fields["idempotency_key"] = celery_id
+        if fields.get("traceparent") is None and (span := submission.callers_span) is not None:
+            fields["traceparent"] = span
         return TaskRequest.parse(self._scope.narrow(fields))
 
     def _refusal_key(self, submission: Submission) -> str:

@@ -21,7 +21,7 @@ from shared.tasks.queries import TaskFilter, get_task, list_tasks
 from shared.tasks.records import NewTask
 from shared.tasks.states import FINAL
 
-CARRIED: Final = ("namespace", "capability", "conversation_id", "key", "labels", "priority", "traceparent")
+CARRIED: Final = ("namespace", "capability", "conversation_id", "key", "labels", "priority")
 ASKED_FOR = text("SELECT capability FROM tasks WHERE id = :task")
 
 

@@ -31,6 +31,7 @@ from orchestrator.monitors import Monitors
 from orchestrator.observe.statistician import Statistician
 from orchestrator.retention.pruner import Pruner
 from orchestrator.schedules.scheduler import Scheduler
+from orchestrator.tracing.tracer import Tracer
 from orchestrator.webhooks.deliverer import Webhooks
 from shared.broker import make_app
 from shared.database.connections import get_engine
@@ -90,6 +91,7 @@ def make_loops(settings: Settings) -> list[Loop]:
         Sealer(settings, engine),
         ThreatWatch(engine),
         Statistician(settings, engine),
+        *([Tracer(settings, engine)] if settings.traces_endpoint() else []),
         Webhooks(settings, engine),
         # The last one, because it also sends the events of loops that are stopping.
         monitors,

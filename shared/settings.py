@@ -122,6 +122,26 @@ class Settings(BaseSettings):
     anthropic_api_key: SecretStr | None = Field(None, validation_alias="ANTHROPIC_API_KEY")
     anthropic_base_url: str | None = Field(None, validation_alias="ANTHROPIC_BASE_URL")
 
+    # OpenTelemetry's own variables; where a platform sets them for all its services, traces need nothing else.
+    otel_exporter_otlp_endpoint: str | None = Field(None, validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT")
+    otel_exporter_otlp_traces_endpoint: str | None = Field(None, validation_alias="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    otel_exporter_otlp_headers: SecretStr | None = Field(None, validation_alias="OTEL_EXPORTER_OTLP_HEADERS")
+    otel_exporter_otlp_traces_headers: SecretStr | None = Field(
+        None, validation_alias="OTEL_EXPORTER_OTLP_TRACES_HEADERS"
+    )
+    # Milliseconds.
+    otel_exporter_otlp_timeout: int = Field(10_000, ge=1, le=600_000, validation_alias="OTEL_EXPORTER_OTLP_TIMEOUT")
+    otel_exporter_otlp_traces_timeout: int | None = Field(
+        None, ge=1, le=600_000, validation_alias="OTEL_EXPORTER_OTLP_TRACES_TIMEOUT"
+    )
+    otel_service_name: str | None = Field(None, validation_alias="OTEL_SERVICE_NAME")
+    otel_resource_attributes: str | None = Field(None, validation_alias="OTEL_RESOURCE_ATTRIBUTES")
+    otel_instrumentation_genai_capture_message_content: str = Field(
+        "NO_CONTENT",
+        pattern="^(?i:true|false|no_content|span_only|event_only|span_and_event)$",
+        validation_alias="OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT",
+    )
+
     data_dir: Path = Field(default_factory=default_data_dir)
     environment: str = "development"
     log_level: str = Field("INFO", pattern="^(?i:debug|info|warning|error|critical)$")
@@ -374,6 +394,11 @@ class Settings(BaseSettings):
                 "`openssl rand -hex 24`."
             )
         return password
+
+    def traces_endpoint(self) -> str | None:
+        """Return the address to which spans are posted; None if traces are off."""
+        base = self.otel_exporter_otlp_endpoint
+        return self.otel_exporter_otlp_traces_endpoint or (f"{base.rstrip('/')}/v1/traces" if base else None)
 
     def server_metrics_token(self) -> str | None:
         """Return the token that is enough to read metrics, if there is one.

@@ -23,6 +23,7 @@ class ClaimedTask:
         key: the tenant key.
         budget_ids: the tasks whose budgets apply to it, the root first.
         history_before: messages of its conversation from this time on are not visible to it.
+        traceparent: the caller's span.
     """
 
     id: UUID
@@ -46,6 +47,7 @@ class ClaimedTask:
     created_at: datetime | None = None
     budget_ids: list[str] | None = None
     history_before: datetime | None = None
+    traceparent: str | None = None
     steps: list[KnownStep] = field(default_factory=list)
 
     @classmethod
@@ -73,6 +75,7 @@ class ClaimedTask:
             created_at=_time(row["created_at"]),
             budget_ids=row["budget_ids"],
             history_before=_time(row["history_before"]),
+            traceparent=row["traceparent"],
             steps=row["steps"],
         )
 

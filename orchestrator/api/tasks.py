@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import StringConstraints
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -49,6 +49,7 @@ from shared.settings import get_settings
 from shared.tasks import approvals, budgets, lifecycle, queries, submission
 from shared.tasks.lifecycle import Accepted
 from shared.tasks.queries import Page
+from shared.trace_context import HEADER, read_header
 
 LONGEST_WAIT = 60
 REQUEST_SCHEMA = TaskRequest.model_json_schema()
@@ -62,6 +63,20 @@ STATE = text("SELECT state FROM task_status WHERE task_id = :task")
 
 SignalName = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 IdempotencyKey = Annotated[str | None, Header(description="The same as the member `idempotency_key` of the body.")]
+
+
+def read_traceparent(
+    request: Request,
+    traceparent: Annotated[
+        str | None,
+        Header(description="The caller's span (W3C Trace Context), for tasks without a `traceparent` of their own."),
+    ] = None,
+) -> str | None:
+    """Return the caller's span from the headers; None if they name none, or not exactly one that is valid."""
+    return read_header(traceparent) if len(request.headers.getlist(HEADER)) == 1 else None
+
+
+CallersSpan = Annotated[str | None, Depends(read_traceparent)]
 
 router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
 
@@ -86,12 +101,13 @@ async def submit_task(
     database: Statements,
     response: Response,
     key: Caller,
+    callers_span: CallersSpan,
     idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
     """Accepts one task. With an idempotency key the call may be repeated: the first call creates the task (201), later
     ones return it (200), and another payload under the same key is refused (409). With `wait` the answer comes when the
     task has ended, or when the time is up: check `state`. A body of more than 64 KB is answered at once."""
-    accepted = await run_in_threadpool(_accept, database, sent, idempotency_key, key)
+    accepted = await run_in_threadpool(_accept, database, sent, idempotency_key, callers_span, key)
     _describe(accepted, response)
     # A large body takes up the API's memory until it is answered.
     seconds = query.wait if len(sent) <= body.ENVELOPE_BYTES else 0
@@ -105,9 +121,9 @@ async def submit_task(
     responses=problems.documented(404, 409, 413, 415),
     openapi_extra=body.documented(BULK_SCHEMA),
 )
-def submit_tasks(sent: body.BulkBody, database: Database, key: Caller) -> dict[str, Any]:
+def submit_tasks(sent: body.BulkBody, database: Database, key: Caller, callers_span: CallersSpan) -> dict[str, Any]:
     """Accepts up to 10,000 tasks, all or none. A refusal names the first task that is wrong as `index`."""
-    requests = _parse_many(body.parse_object(sent), key)
+    requests = [_traced(each, callers_span) for each in _parse_many(body.parse_object(sent), key)]
     with submission_bounds.kept(database, requests, key.scope):
         prepared = submission.prepare(database, requests, submitted_by=key.submitter, submitter_key=key.identity)
         with database.begin() as connection:
@@ -343,8 +359,9 @@ def _reader(key: Key) -> Reader:
     return Reader(payloads=key.may(Permission.PAYLOADS_READ), reaches=lambda c, task: is_reached(c, task, key.scope))
 
 
-def _accept(database: Engine, sent: bytes, idempotency_key: str | None, key: Key) -> Accepted:
+def _accept(database: Engine, sent: bytes, idempotency_key: str | None, callers_span: str | None, key: Key) -> Accepted:
     request = TaskRequest.parse(key.scope.narrow(_with_key(body.parse_object(sent), idempotency_key)))
+    request = _traced(request, callers_span)
     with submission_bounds.kept(database, [request], key.scope):
         prepared = submission.prepare(database, [request], submitted_by=key.submitter, submitter_key=key.identity)
         with database.connect() as connection:
@@ -378,6 +395,13 @@ def _load(database: Engine, task_id: UUID) -> dict[str, Any]:
 def _describe(accepted: Accepted, response: Response) -> None:
     response.status_code = 201 if accepted.created else 200
     response.headers["Location"] = f"/v1/tasks/{accepted.task_id}"
+
+
+def _traced(request: TaskRequest, callers_span: str | None) -> TaskRequest:
+    """Return the request with the caller's span, unless it names another."""
+    if callers_span is None or request.traceparent is not None:
+        return request
+    return request.model_copy(update={"traceparent": callers_span})
 
 
 def _with_key(data: dict[str, Any], header: str | None) -> dict[str, Any]:

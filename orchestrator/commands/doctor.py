@@ -116,6 +116,13 @@ def _integrations(settings: Settings) -> Iterator[Finding]:
     yield _sentry(settings)
 
 
+def _traces(settings: Settings) -> Iterator[Finding]:
+    from orchestrator.commands.trace_check import check_endpoint
+
+    verdict, found, advice = check_endpoint(settings)
+    yield Finding("traces", verdict, found, advice)
+
+
 def _sentry(settings: Settings) -> Finding:
     from sentry_sdk.utils import BadDsn, Dsn
 
@@ -142,4 +149,5 @@ CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     _sandbox,
     _secret_key,
     _integrations,
+    _traces,
 )

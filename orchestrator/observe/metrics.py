@@ -12,6 +12,7 @@ from sqlalchemy import Connection, text
 
 from orchestrator.observe import histogram
 from orchestrator.observe.gauges import OTHER, Gauges
+from orchestrator.tracing.state import read_metrics
 from shared.functions.security_events import KINDS
 
 MICRO = 1e-6
@@ -175,6 +176,12 @@ AGES = {
     "minions_statistics_age_seconds": "Everything that had ended this long ago is in the counters.",
     "minions_gauges_age_seconds": "How long ago the gauges were read.",
 }
+TRACE_SPANS = {
+    "exported": "exported",
+    "refused": "refused by the endpoint, which takes others",
+    "pruned": "deleted by retention or erasure before they were exported",
+}
+TRACE_AGE = "minions_trace_export_age_seconds"
 # What a label is called in a row of its kind, if not by its own name.
 COLUMNS = {
     ("failure", "error"): "step",
@@ -190,7 +197,7 @@ def names() -> set[str]:
     """Return the names of all series that `/metrics` can have."""
     counted = {f"{counter.name}_total" for counter in COUNTERS} | {"minions_model_tokens_total"}
     parts = {f"{each.name}_{part}" for each in HISTOGRAMS for part in ("bucket", "sum", "count")}
-    return counted | parts | GAUGES.keys() | AGES.keys()
+    return counted | parts | GAUGES.keys() | AGES.keys() | {"minions_trace_spans_total", TRACE_AGE}
 
 
 def read(connection: Connection) -> list[Metric]:
@@ -207,7 +214,7 @@ def read(connection: Connection) -> list[Metric]:
     if state is not None:
         found += _gauges(state["gauges"] or {})
         found += _ages(dict(state))
-    return found
+    return [*found, *_traces(connection)]
 
 
 class Collected:
@@ -277,6 +284,19 @@ def _ages(state: Row) -> Iterator[Metric]:
     for (name, about), age in zip(AGES.items(), values, strict=True):
         if age is not None:
             yield GaugeMetricFamily(name, about, value=age)
+
+
+def _traces(connection: Connection) -> Iterator[Metric]:
+    """Return what became of the spans of traces; nothing where no traces were ever exported."""
+    state = read_metrics(connection)
+    if state is None:
+        return
+    about = "; ".join(f"{outcome}: {meaning}" for outcome, meaning in TRACE_SPANS.items())
+    family = CounterMetricFamily("minions_trace_spans", f"Spans of traces by outcome. {about}.", labels=("outcome",))
+    for outcome in TRACE_SPANS:
+        family.add_metric([outcome], state[outcome])
+    yield family
+    yield GaugeMetricFamily(TRACE_AGE, "How long ago ended what is to be exported next.", value=state["age"] or 0.0)
 
 
 def _labels(kind: str, labels: Labels, row: Row) -> Labels:

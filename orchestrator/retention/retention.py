@@ -3,7 +3,7 @@
 A tree is deleted when its root's outcome is older than the retention of the root's state and all tasks below have
 ended. It is kept while it reserves something in a standing budget: what a lost call reserved is first counted as spent.
 A replay is deleted after its original, so that an original is known to be replayed as long as it exists. Ended work is
-counted for the statistics before it is deleted.
+counted for the statistics before it is deleted, and exported as traces unless that takes a day longer.
 
 Trees are found by walking the index on state and id, whose order is that of creation, up to the first id that is too
 young. A walk reads old rows that are kept (mostly sub-tasks of kept trees), and no young ones, however many there are.
@@ -28,6 +28,7 @@ from sqlalchemy.exc import DBAPIError
 
 from orchestrator.observe.counting import catch_up
 from orchestrator.retention.export import TaskExport
+from orchestrator.tracing.state import EXPORTED, PATIENCE_DAYS, count_pruned
 from shared.access.actors import Actor, orchestrator
 from shared.audit import log as audit
 from shared.contracts.key_order import in_order
@@ -75,6 +76,9 @@ CHOOSE = text(
                               WHERE c.root_id = t.id)
           AND NOT EXISTS (SELECT 1 FROM tasks m JOIN task_outcomes e ON e.task_id = m.id
                               WHERE m.root_id = t.id AND e.ended_in >= {COUNTED})
+          AND (o.finished_at < CAST(:before AS timestamptz) - interval '{PATIENCE_DAYS} day' OR NOT EXISTS (
+              SELECT 1 FROM tasks m JOIN task_outcomes e ON e.task_id = m.id
+                  WHERE m.root_id = t.id AND e.ended_in >= {EXPORTED}))
           AND NOT EXISTS (SELECT 1 FROM tasks m JOIN webhook_deliveries d ON d.task_id = m.id
                               WHERE m.root_id = t.id AND d.ended_in >= {COUNTED})
         ORDER BY s.task_id LIMIT :most FOR UPDATE OF s SKIP LOCKED
@@ -236,6 +240,7 @@ def delete_trees(connection: Connection, roots: list[UUID], export: TaskExport |
         with connection.begin_nested():
             if export is not None:
                 export.append(_records(connection, roots))
+            count_pruned(connection, roots)
             names = sorted({name for name in connection.scalars(DELETE_OUTCOMES, {"roots": roots}) if name})
             talks = {
                 (talk.namespace, talk.conversation_id) for talk in connection.execute(DELETE_TASKS, {"roots": roots})

@@ -162,6 +162,7 @@ class Claimed(TypedDict):
     created_at: str | None
     budget_ids: list[str] | None
     history_before: str | None
+    traceparent: str | None
     steps: list[KnownStep]
 
 

@@ -25,6 +25,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from minions import testing
+from orchestrator.tracing.state import read_metrics
 from shared.contracts.documents import parse_definition
 from shared.contracts.requests import TaskRequest
 from shared.database.connections import make_engine
@@ -33,12 +34,14 @@ from shared.settings import Settings
 from shared.tasks.queries import get_task
 from shared.tasks.states import FINAL
 from shared.tasks.submission import submit_within
+from shared.trace_context import claim_span, step_span, task_span
 from tests.chaos import audit
 from tests.crash_matrix import points, tools
 from tests.crash_matrix.cells import Cell, Hit, Point, Strike
 from tests.crash_matrix.lanes import is_alive, lanes_of
 from tests.crash_matrix.process import Nursery, ProductProcess, freeze, thaw
 from tests.crash_matrix.world import AGENTS, BUILTIN, RESULTS, Model, definitions, web_service
+from tests.support.otlp_receiver import collecting
 from tests.support.processes import ONLINE, wait_until
 
 PATIENCE = 30.0
@@ -84,6 +87,12 @@ WAITING = text("SELECT state, wait_reason FROM task_status WHERE task_id = :task
 INTERRUPTED = text(
     "SELECT name FROM steps WHERE task_id = :task AND status = 'started' AND effect = 'unsafe' ORDER BY number LIMIT 1"
 )
+SPANS = text(
+    "SELECT t.root_id, s.task_id, s.number, 'step' AS kind FROM steps s JOIN tasks t ON t.id = s.task_id "
+    "UNION ALL SELECT t.root_id, e.task_id, e.claim, 'claim' FROM executions e JOIN tasks t ON t.id = e.task_id "
+    "UNION ALL SELECT t.root_id, o.task_id, 0, 'task' FROM task_outcomes o JOIN tasks t ON t.id = o.task_id"
+)
+BEGIN_TRACES = text("INSERT INTO tracing_state (exported_below) VALUES (0)")
 WHOSE = text("SELECT agent_name, root_id FROM tasks WHERE id = :task")
 
 
@@ -196,9 +205,12 @@ class Lane:
             service = self._stack.enter_context(web_service(self._web_received, self._web_made))
             model = self._stack.enter_context(testing.messages_api(Model(self._model_seen)))
             self.env["ANTHROPIC_BASE_URL"] = model.url
+            self.collector = self._stack.enter_context(collecting())
+            self.env["OTEL_EXPORTER_OTLP_ENDPOINT"] = self.collector.url
             self._stack.enter_context(_listening(Path(self.env[points.ADDRESS]), self._handle_point))
             with self.engine.begin() as connection:
                 audit.install(connection)
+                connection.execute(BEGIN_TRACES)
             with Session(self.engine) as session, session.begin():
                 offered = [parse_definition(one) for one in definitions(self.name, service)]
                 DefinitionStore(session, validate_code=lambda function: None).apply(offered)
@@ -231,9 +243,29 @@ class Lane:
         return played
 
     def findings(self) -> list[str]:
-        """Return the findings of the independent record of all transitions about this lane's tasks."""
+        """Return what the independent record of all transitions, and the received spans, show to be wrong."""
         with self.engine.connect() as connection:
-            return audit.examine(connection).broken(len(AGENTS) * self._runs)
+            return audit.examine(connection).broken(len(AGENTS) * self._runs) + self._wrong_spans()
+
+    def _wrong_spans(self) -> list[str]:
+        """Return the differences between the rows of all runs and the spans that the collector has received."""
+        self._wait_ready()
+        wait_until(self._is_exported, "everything is exported", PATIENCE)
+        with self.engine.connect() as connection:
+            rows = connection.execute(SPANS).all()
+        ids = {"step": step_span, "claim": claim_span, "task": lambda task, _: task_span(task)}
+        expected = {
+            (row.root_id.bytes, ids[row.kind](row.task_id, row.number)): f"{row.kind} {row.number} of {row.task_id}"
+            for row in rows
+        }
+        found = {(span.trace_id, span.span_id): span.name for span in self.collector.spans()}
+        missing = [f"no span of {name}" for key, name in expected.items() if key not in found]
+        return missing + [f"a span of nothing: {name}" for key, name in found.items() if key not in expected]
+
+    def _is_exported(self) -> bool:
+        with self.engine.connect() as connection:
+            exported = read_metrics(connection)
+        return exported is not None and not exported["age"]
 
     def _begin(self, cell: Cell) -> Played:
         self._runs += 1

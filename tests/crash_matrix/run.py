@@ -48,7 +48,7 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps([as_json(result) for result in results], indent=1) + "\n")
     faults = [f"{result.cell}: {promise}" for result in results for promise in result.broken]
-    faults += [f"the record of transitions: {found}" for lane in findings for found in lane]
+    faults += [f"the records: {found}" for lane in findings for found in lane]
     again = sum(len(result.again) for result in results)
     print(f"{len(results)} cells in {time.monotonic() - begun:.0f} s; {again} runs were disturbed and played again.")
     print("\n".join(faults) or "Every promise held.")

@@ -19,6 +19,7 @@ from shared.outbound import guarded_client
 from shared.retry_after import retry_after
 from shared.secret_store import SecretStore, fill, references, scrub, times_of
 from shared.settings import get_settings
+from shared.trace_context import HEADER, Trace, step_span
 from workers.journal import Journal, StepResult
 from workers.outcomes import Interrupted
 from workers.result_cache import ResultCache
@@ -56,7 +57,7 @@ class HttpTool:
             what = f"The input of tool {self.name!r}"
             validate(self.http.closed(self.input_schema), arguments, what=what, error=InvalidInput)
             key = digest([str(task.origin_id), step, digest(request)])
-            output = self._fetch(arguments, key)
+            output = self._fetch(arguments, key, self._trace(task, step))
             validate(
                 self.definition.output_schema, output, what=f"The output of tool {self.name!r}", error=InvalidOutput
             )
@@ -65,10 +66,10 @@ class HttpTool:
         once = self.cache.around(perform, task, arguments) if self.cache else perform
         return journal.call("tool_call", self.name, request, once, effect=self.effect)
 
-    def _fetch(self, arguments: JsonValue, key: str) -> JsonValue:
+    def _fetch(self, arguments: JsonValue, key: str, trace: dict[str, str]) -> JsonValue:
         secrets = self._secrets()
         headers = {name: self._header(name, fill(given, secrets)) for name, given in self.http.headers.items()}
-        request = _request(self.http, arguments, headers, key)
+        request = _request(self.http, arguments, {**trace, **headers}, key)
         try:
             with guarded_client(get_settings(), seconds=self.http.timeout) as client:
                 status, answered, body = self._exchange(client, request)
@@ -84,6 +85,18 @@ class HttpTool:
         if status >= 400:
             raise self._refusal(status, answered, said)
         return self._result(said)
+
+    def _trace(self, task: ClaimedTask, step: int) -> dict[str, str]:
+        """Return the header with which the server continues the task's trace, unless the definition has its own.
+
+        The parent is this step's span if it will be exported, else the caller's span.
+        """
+        if any(name.lower() == HEADER for name in self.http.headers):
+            return {}
+        trace = Trace.of(task.root_id, task.traceparent)
+        exported = get_settings().traces_endpoint() is not None and trace.sampled
+        parent = step_span(task.id, step) if exported else trace.caller
+        return {HEADER: trace.parent(parent)} if parent else {}
 
     def _header(self, name: str, value: str) -> str:
         """Return the value if a header can hold it. The library's own error would quote it, and the secret with it."""

@@ -47,7 +47,7 @@ from shared.database.tables.operations import (
     Webhook,
     WebhookDelivery,
 )
-from shared.database.tables.statistics import RetriedStep, Statistic, StatisticsState
+from shared.database.tables.statistics import RetriedStep, Statistic, StatisticsState, TracingState
 from shared.database.tables.tasks import (
     Content,
     Conversation,
@@ -106,6 +106,7 @@ __all__ = [
     "TaskStatus",
     "Tool",
     "ToolVersion",
+    "TracingState",
     "UniqueTask",
     "Webhook",
     "WebhookDelivery",

@@ -1,6 +1,7 @@
-"""Statistics: what was counted from ended work, and how far.
+"""Statistics: what was counted from ended work, and how far; and how far it was exported as traces.
 
-Only the orchestrator's `orchestrator.observe` writes them, never a task's transaction. They outlive their tasks.
+Only the orchestrator's `orchestrator.observe` and `orchestrator.tracing` write them, never a task's transaction. They
+outlive their tasks.
 """
 
 from __future__ import annotations
@@ -106,3 +107,24 @@ class StatisticsState(Base):
     marked_at: Mapped[datetime] = mapped_column(server_default=NOW)
     gauges: Mapped[dict[str, Any] | None]
     gauges_at: Mapped[datetime | None]
+
+
+class TracingState(Base):
+    """The state of the export of traces, one row: ends of all transactions below a number are exported.
+
+    `exported_at`: when the number was last moved. `since`: after a restore, the `exported_at` of the other server; what
+    had ended by then is not exported. `seen_at`: when an orchestrator that exports last said so. The counts are of
+    spans: accepted by the endpoint, refused by it, and deleted before they were exported.
+    """
+
+    __tablename__ = "tracing_state"
+    __table_args__ = (CheckConstraint("id = 1", name="one"),)
+
+    id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, server_default="1", autoincrement=False)
+    exported_below: Mapped[int] = mapped_column(BigInteger)
+    exported_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    since: Mapped[datetime | None]
+    seen_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    exported: Mapped[int] = amount()
+    refused: Mapped[int] = amount()
+    pruned: Mapped[int] = amount()

@@ -51,6 +51,7 @@ OTHERS = (
     "packs",
     "clock",
     "security",
+    "traces",
 )
 NATIVE_UUIDV7 = (
     "CREATE OR REPLACE FUNCTION minion_uuidv7() RETURNS uuid LANGUAGE sql VOLATILE PARALLEL SAFE AS 'SELECT uuidv7()'"

@@ -18,6 +18,7 @@ from minions.testing import KEY, MessagesApi
 from shared.database.connections import transaction
 from shared.secret_store import SecretStore, list_secrets
 from shared.settings import Settings, get_settings
+from shared.trace_context import step_span
 from tests.conftest import Define
 from tests.integration.conftest import InlineWorker, Tasks, everything_written
 from tests.support.model_client import use_messages_api
@@ -84,6 +85,7 @@ def fetch(define: Define, tasks: Tasks, inline_worker: InlineWorker, configured:
         effect: str | None = None,
         config: dict[str, Any] | None = None,
         tool: dict[str, Any] | None = None,
+        traceparent: str | None = None,
         **http: Any,
     ) -> Any:
         tool = {"kind": "tool", "name": "fetch", "type": "http", "http": http, **(tool or {})}
@@ -97,7 +99,7 @@ def fetch(define: Define, tasks: Tasks, inline_worker: InlineWorker, configured:
                 "config": {"capabilities": ["work"], "max_attempts": 2, "retry_backoff": 0.0, **(config or {})},
             },
         )
-        task = tasks.submit("Fetch", arguments)
+        task = tasks.submit("Fetch", arguments, traceparent=traceparent)
         inline_worker._round()
         inline_worker._round()
         return tasks.get(task)
@@ -383,3 +385,48 @@ def test_model_agent_writes_no_secret_and_no_api_key(
     assert MODEL in written
     assert SECRET not in written + json.dumps(messages_api.requests)
     assert KEY not in written + json.dumps(messages_api.requests)
+
+
+# ------------------------------------------------------------------------------------------------------------- traces
+
+CALLER = f"00-{'a' * 32}-{'b' * 16}"
+
+
+@pytest.fixture
+def traces_are_on(configured: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    get_settings.cache_clear()
+
+
+def sent_traceparent(server: Server) -> str | None:
+    [(_, _, headers, _)] = server.asked
+    return {name.lower(): value for name, value in headers.items()}.get("traceparent")
+
+
+@pytest.mark.usefixtures("traces_are_on")
+def test_server_receives_the_span_of_the_calling_step(fetch: Any, server: Server) -> None:
+    task = fetch({}, url=server.url)
+    assert sent_traceparent(server) == f"00-{task['id'].hex}-{step_span(task['id'], 1).hex()}-01"
+
+
+@pytest.mark.usefixtures("traces_are_on")
+@pytest.mark.parametrize("flags", ["00", "01"])
+def test_server_continues_the_trace_of_the_caller(fetch: Any, server: Server, flags: str) -> None:
+    """A trace that its caller does not record has no span of ours."""
+    task = fetch({}, url=server.url, traceparent=f"{CALLER}-{flags}")
+    span = step_span(task["id"], 1).hex() if flags == "01" else "b" * 16
+    assert sent_traceparent(server) == f"00-{'a' * 32}-{span}-{flags}"
+
+
+@pytest.mark.parametrize("traceparent", [None, f"{CALLER}-01"])
+def test_server_receives_the_span_of_the_caller_while_traces_are_off(
+    fetch: Any, server: Server, traceparent: str | None
+) -> None:
+    fetch({}, url=server.url, traceparent=traceparent)
+    assert sent_traceparent(server) == traceparent
+
+
+@pytest.mark.usefixtures("traces_are_on")
+def test_header_of_the_definition_takes_precedence(fetch: Any, server: Server) -> None:
+    fetch({}, url=server.url, headers={"TraceParent": "mine"})
+    assert sent_traceparent(server) == "mine"

@@ -36,6 +36,7 @@ pytestmark = pytest.mark.usefixtures("loops")
 
 WITH_IMAGE = {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image"}]}
 BY_CELERY_ID = text("SELECT id FROM tasks WHERE labels->>'celery_id' = :celery_id")
+CALLER, OTHER = f"00-{'a' * 32}-{'b' * 16}-01", f"00-{'c' * 32}-{'d' * 16}-01"
 SCHEMA = {
     "type": "object",
     "required": ["query"],
@@ -382,3 +383,23 @@ def test_messages_are_taken_again_when_the_broker_restarts(send: Any, servers: E
     servers.valkey.kill()
     servers.valkey.start()
     assert send(agent="Act", input={"query": "x"})["state"] == "pending"
+
+
+@pytest.mark.parametrize(
+    ("headers", "fields", "kept"),
+    [
+        ({"traceparent": CALLER}, {}, CALLER),
+        ({"traceparent": "no"}, {}, None),
+        ({"traceparent": ["no"]}, {}, None),
+        ({"traceparent": CALLER}, {"traceparent": OTHER}, OTHER),
+        ({}, {}, None),
+    ],
+)
+def test_trace_of_the_sender_continues(
+    send: Any, sender: Celery, tasks: Tasks, headers: Any, fields: Any, kept: str | None
+) -> None:
+    celery_id = str(uuid4())
+    asked = {"agent": "Act", "input": {"query": "cats"}, **fields}
+    sender.send_task("minion.submit", kwargs=asked, queue="minion.submit", task_id=celery_id, headers=headers)
+    task = stored(tasks, celery_id)
+    assert (task["traceparent"], task["error"]) == (kept, None)

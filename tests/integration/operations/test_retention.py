@@ -208,7 +208,7 @@ def test_deleted_task_leaves_no_rows(
     with database.connect() as connection:
         tables = list(connection.scalars(TABLES))
     definitions = {"alembic_version", "agents", "agent_versions", "tools", "tool_versions"}
-    records = {"audit_log", "statistics", "statistics_state"}
+    records = {"audit_log", "statistics", "statistics_state", "tracing_state"}
     assert {table for table in tables if count(database, table)} <= definitions | records
 
 

@@ -20,7 +20,7 @@ def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [
         *NAMES,
         *(f"{name}_FILE" for name in NAMES),
-        *(name for name in os.environ if name.startswith("MINION_")),
+        *(name for name in os.environ if name.startswith(("MINION_", "OTEL_"))),
     ]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MINION_DATA_DIR", str(tmp_path))
@@ -308,6 +308,8 @@ SECRETS = (
     "MINION_FLOWER_PASSWORD",
     "MINION_SECRET_KEY",
     "MINION_OIDC_CLIENT_SECRET",
+    "OTEL_EXPORTER_OTLP_HEADERS",
+    "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
 )
 
 

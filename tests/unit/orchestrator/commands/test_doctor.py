@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.commands.doctor import _sandbox, _sentry
+from orchestrator.commands.doctor import _sandbox, _sentry, _traces
 from shared.sandbox import Sandbox
 from shared.settings import Settings
+from tests.support.otlp_receiver import Answer, collecting
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,25 @@ def test_packages_that_cannot_be_preloaded_are_reported(monkeypatch: pytest.Monk
     assert findings["package json"].verdict == "ok"
     assert findings["package no_such_package"].verdict == "failed"
     assert "No module named 'no_such_package'" in findings["package no_such_package"].found
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict", "found"),
+    [
+        ((200, {"Content-Type": "application/x-protobuf"}, b""), "ok", "answers"),
+        ((401, {}, b""), "warning", "it answers 401"),
+        ((400, {}, b""), "warning", "it answers 400"),
+        ((200, {"Content-Type": "text/html"}, b"<html>"), "warning", "none of OTLP"),
+    ],
+)
+def test_endpoint_of_traces_is_asked(answer: Answer, verdict: str, found: str) -> None:
+    with collecting(lambda spans: answer) as collector:
+        [finding] = _traces(Settings(otel_exporter_otlp_endpoint=collector.url))
+    assert (finding.what, finding.verdict) == ("traces", verdict)
+    assert found in finding.found
+    assert not collector.kept
+
+
+def test_traces_that_are_off_are_no_fault() -> None:
+    [finding] = _traces(Settings())
+    assert (finding.verdict, finding.found) == ("ok", "off (OTEL_EXPORTER_OTLP_ENDPOINT is not set)")

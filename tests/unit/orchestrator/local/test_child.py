@@ -13,6 +13,7 @@ from orchestrator.local.child import Child
 from orchestrator.local.system import LocalSystem
 from shared.settings import Settings
 
+TRACE_HEADERS = {"OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"}
 SECRETS = {
     "ANTHROPIC_API_KEY",
     "ANTHROPIC_CUSTOM_HEADERS",
@@ -22,6 +23,7 @@ SECRETS = {
     "MINION_METRICS_TOKEN",
     "MINION_OIDC_CLIENT_SECRET",
     "MINION_SECRET_KEY",
+    *TRACE_HEADERS,
 }
 
 
@@ -67,6 +69,7 @@ def test_each_process_receives_only_the_secrets_that_it_needs(
             claim.close()
     assert started == {
         "orchestrator": SECRETS - {"ANTHROPIC_API_KEY", "ANTHROPIC_CUSTOM_HEADERS", "MINION_FLOWER_PASSWORD"},
-        "worker": SECRETS - {"MINION_FLOWER_PASSWORD", "MINION_METRICS_TOKEN", "MINION_OIDC_CLIENT_SECRET"},
+        "worker": SECRETS
+        - {"MINION_FLOWER_PASSWORD", "MINION_METRICS_TOKEN", "MINION_OIDC_CLIENT_SECRET", *TRACE_HEADERS},
         "flower": {"MINION_API_KEY", "MINION_FLOWER_PASSWORD"},
     }

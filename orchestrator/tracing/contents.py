@@ -1,0 +1,100 @@
+"""Contents of steps, for installations that opt in: messages, arguments and results, in the form of the conventions.
+
+The journal stores what a call had in addition to earlier ones, so a model call's input is its new messages. Thoughts,
+and blocks of kinds that are not known here, are named and not exported. System prompts are in the agent's version.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from orchestrator.tracing.ended import Row
+from shared.contracts.visible_text import one_line
+
+LONGEST = 64 << 10
+"""Characters of an attribute."""
+LONGEST_PART = 16 << 10
+"""Characters of one text, tool input or result."""
+
+OPTED_IN = frozenset({"true", "span_only", "span_and_event"})
+
+Part = dict[str, Any]
+
+
+def are_exported(setting: str) -> bool:
+    """Return whether OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT permits contents in spans."""
+    return setting.lower() in OPTED_IN
+
+
+def of_step(row: Row) -> dict[str, str | None]:
+    """Return the attributes with a step's input and output; what is too large is left out."""
+    match row["kind"]:
+        case "model_call":
+            return {
+                "gen_ai.input.messages": _messages(row["input"]),
+                "gen_ai.output.messages": _reply(row["output"], row["stop_reason"]),
+            }
+        case "tool_call" | "function_call":
+            sent = row["input"]
+            arguments = sent["arguments"] if isinstance(sent, dict) and "arguments" in sent else sent
+            return {
+                "gen_ai.tool.call.arguments": _json(arguments),
+                "gen_ai.tool.call.result": _json(row["output"]),
+            }
+    return {}
+
+
+def _messages(journaled: Any) -> str | None:
+    """Return a call's new messages, the newest ones if not all of them fit."""
+    if not isinstance(journaled, dict) or not isinstance(journaled.get("messages"), list):
+        return None
+    fitting: list[str] = []
+    size = 2
+    for message in reversed(journaled["messages"]):
+        text = _dump({"role": str(message.get("role")), "parts": _parts(message.get("content"))})
+        size += len(text) + 2
+        if size > LONGEST:
+            break
+        fitting.append(text)
+    return f"[{', '.join(reversed(fitting))}]" if fitting else None
+
+
+def _reply(output: Any, stop_reason: Any) -> str | None:
+    if not isinstance(output, dict):
+        return None
+    text = _dump([{"role": "assistant", "parts": _parts(output.get("content")), "finish_reason": str(stop_reason)}])
+    return text if len(text) <= LONGEST else None
+
+
+def _parts(content: Any) -> list[Part]:
+    if isinstance(content, str):
+        return [{"type": "text", "content": _short(content)}]
+    return [_part(block) for block in content if isinstance(block, dict)] if isinstance(content, list) else []
+
+
+def _part(block: dict[str, Any]) -> Part:
+    match block.get("type"):
+        case "text":
+            return {"type": "text", "content": _short(str(block.get("text", "")))}
+        case "tool_use":
+            arguments = _short(_dump(block.get("input")))
+            return {"type": "tool_call", "id": block.get("id"), "name": block.get("name"), "arguments": arguments}
+        case "tool_result":
+            result = block.get("content")
+            response = _short(result if isinstance(result, str) else _dump(result))
+            return {"type": "tool_call_response", "id": block.get("tool_use_id"), "response": response}
+    return {"type": str(block.get("type"))[:100]}
+
+
+def _json(value: Any) -> str | None:
+    text = _dump(value)
+    return None if value is None else _short(text)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST_PART else f"{text[:LONGEST_PART]}… ({len(text)} characters)"
+
+
+def _dump(value: Any) -> str:
+    return one_line(json.dumps(value, ensure_ascii=False))

@@ -1,0 +1,157 @@
+"""How far ended work was exported, in the order of commits; and what that means for retention and metrics.
+
+Ends have the numbers of their transactions: see `shared/tasks/sql/ends.sql`. All transactions below the oldest one that
+still runs have ended, so everything below it can be exported, and nothing that commits late is missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import structlog
+from sqlalchemy import Connection, Engine, RowMapping, bindparam, text
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import UUID as PgUUID
+
+from shared.database.connections import autocommit
+
+log = structlog.get_logger(__name__)
+
+MARKED = ("steps", "executions", "task_outcomes")
+MOST_ENDS = 500
+"""Rows of one table in a range, but for one transaction that has more."""
+OFF_DAYS = 7
+"""How long no orchestrator may have exported for the next one to continue; after that, it begins at the present."""
+PATIENCE_DAYS = 1
+"""How much longer retention keeps a tree that is not exported."""
+NOBODY_HOURS = 1
+"""Retention does not wait for an export that no orchestrator has run for so long."""
+
+STATE = text(
+    f"""
+    SELECT low, since, horizon, next, first, nth, seen_at < now() - interval '1 minute' AS unseen,
+           seen_at < now() - interval '{OFF_DAYS} days' AS off
+        FROM minion_traces_due(:most)
+    """  # noqa: S608
+)
+BEGIN = text(
+    """
+    INSERT INTO tracing_state AS s (exported_below) VALUES (pg_snapshot_xmin(pg_current_snapshot())::text::bigint)
+        ON CONFLICT (id) DO UPDATE SET exported_below = EXCLUDED.exported_below, exported_at = now(), seen_at = now()
+            WHERE s.seen_at < now() - :off * interval '1 day'
+    """
+)
+ELSEWHERE = text(
+    "UPDATE tracing_state SET exported_below = 0, since = exported_at, seen_at = now() WHERE exported_below = :low"
+)
+SEEN = text("UPDATE tracing_state SET seen_at = now()")
+MOVE = text(
+    """
+    UPDATE tracing_state SET exported_below = :high, exported_at = now(), seen_at = now(),
+                             exported = exported + :exported, refused = refused + :refused
+        WHERE exported_below = :low
+    """
+)
+# The oldest end that is not exported, about: the first in the order of transactions.
+METRICS = text(
+    f"""
+    SELECT exported, refused, pruned, GREATEST(0, extract(epoch FROM now() - LEAST({
+        ", ".join(
+            f"(SELECT finished_at FROM {table} WHERE ended_in >= exported_below ORDER BY ended_in LIMIT 1)"
+            for table in MARKED
+        )
+    })))::float8 AS age
+        FROM tracing_state
+    """  # noqa: S608
+)
+
+EXPORTED = (
+    "(SELECT COALESCE(min(exported_below), 9223372036854775807) FROM tracing_state "  # noqa: S608
+    f"WHERE seen_at > now() - interval '{NOBODY_HOURS} hour')"
+)
+"""What ended in an earlier transaction is exported; everything, if no orchestrator exports. An SQL expression."""
+PRUNED = text(
+    f"""
+    WITH lost AS (
+        SELECT count(*) AS spans FROM tasks t CROSS JOIN LATERAL (
+            {
+        " UNION ALL ".join(
+            f"SELECT 1 FROM {table} e WHERE e.task_id = t.id AND e.ended_in >= {EXPORTED}" for table in MARKED
+        )
+    }) AS e
+            WHERE t.root_id = ANY (:roots))
+    UPDATE tracing_state SET pruned = pruned + lost.spans FROM lost WHERE lost.spans > 0 RETURNING lost.spans
+    """  # noqa: S608
+).bindparams(bindparam("roots", type_=ARRAY(PgUUID)))
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Transactions whose ends are exported next: from `low` on, below `high`.
+
+    Attributes:
+        since: only what ended later; None: everything.
+    """
+
+    low: int
+    high: int
+    since: datetime | None = None
+
+
+def next_range(engine: Engine) -> Range | None:
+    """Return what is to be exported next; None if there is nothing. The first call begins at the present."""
+    with autocommit(engine).connect() as connection:
+        state = connection.execute(STATE, {"most": MOST_ENDS}).mappings().one_or_none()
+        if state is None or state["off"]:
+            connection.execute(BEGIN, {"off": OFF_DAYS})
+            log.info("tracing_begins", off_for_days=state and OFF_DAYS)
+            return None
+        if state["low"] > state["next"]:
+            # A dump was restored into another server, whose transactions have lower numbers.
+            connection.execute(ELSEWHERE, {"low": state["low"]})
+            log.warning("tracing_restored", exported_below=state["low"], transaction=state["next"])
+            return None
+        if state["first"] is not None:
+            return Range(state["low"], _end(state), state["since"])
+        if state["unseen"]:
+            connection.execute(MOVE, {"low": state["low"], "high": state["horizon"], "exported": 0, "refused": 0})
+        return None
+
+
+def _end(state: RowMapping) -> int:
+    """Return the end of the range. All ends of one transaction are in the same range, however many they are."""
+    nth, low, horizon = state["nth"], int(state["low"]), int(state["horizon"])
+    return horizon if nth is None else max(int(nth), low + 1)
+
+
+def move(engine: Engine, done: Range, *, exported: int, refused: int) -> None:
+    """Record that a range was exported, unless another orchestrator has done so."""
+    values = {"low": done.low, "high": done.high, "exported": exported, "refused": refused}
+    with autocommit(engine).connect() as connection:
+        connection.execute(MOVE, values)
+
+
+def say_that_it_runs(engine: Engine) -> None:
+    """Let retention wait, although nothing can be exported now."""
+    with autocommit(engine).connect() as connection:
+        connection.execute(SEEN)
+
+
+def count_pruned(connection: Connection, roots: Sequence[UUID]) -> None:
+    """Count the spans of trees that are deleted before they were exported."""
+    spans: int | None = connection.scalar(PRUNED, {"roots": list(roots)})
+    if spans:
+        log.warning("spans_deleted_unexported", spans=spans)
+
+
+def read_metrics(connection: Connection) -> dict[str, Any] | None:
+    """Return `exported`, `refused` and `pruned`, and the `age` of the oldest end that is not exported, in seconds.
+
+    None: nothing was ever exported here.
+    """
+    row = connection.execute(METRICS).mappings().one_or_none()
+    return None if row is None else dict(row)
