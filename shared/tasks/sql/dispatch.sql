@@ -217,3 +217,56 @@ RETURNS TABLE (task_id uuid, claim integer, queue text, agent_name text, soft_ti
     SELECT a.task_id, a.claim, a.capability, t.agent_name, v.soft_time_limit, v.time_limit, a.priority
         FROM again a JOIN tasks t ON t.id = a.task_id JOIN agent_versions v ON v.id = t.agent_version_id
 $$;
+
+-- Queues the task that this transaction has made pending: `t`, if a slot is free for it (see `minion_take_now`). Returns what
+-- its message needs. Ends the hold of the notice that the caller has set, and notifies the dispatcher of all else.
+CREATE OR REPLACE FUNCTION minion_take_next(t uuid, lease interval)
+RETURNS TABLE (task_id uuid, claim integer, queue text, agent_name text, soft_time_limit integer,
+               time_limit integer, priority smallint, version_id uuid, has_model boolean) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    due boolean := current_setting('minion.notice', true) = 'due';
+BEGIN
+    PERFORM set_config('minion.notice', '', true);
+    IF due AND minion_take_now(t, lease) THEN
+        RETURN QUERY SELECT s.task_id, s.claim, s.capability, v.name, v.soft_time_limit, v.time_limit, s.priority, v.id,
+                            v.type = 'agent'
+            FROM task_status s JOIN tasks k ON k.id = s.task_id JOIN agent_versions v ON v.id = k.agent_version_id
+            WHERE s.task_id = t;
+    END IF;
+END $$;
+
+-- `minion_finish`, for a minion that publishes messages: if that wakes the parent, and a slot is free for it, the parent is
+-- queued in the same transaction, and the row has what its message needs.
+CREATE OR REPLACE FUNCTION minion_finish_now(t uuid, c integer, final text, result jsonb, lease interval)
+RETURNS TABLE (state text, task_id uuid, claim integer, queue text, agent_name text, soft_time_limit integer,
+               time_limit integer, priority smallint, version_id uuid, has_model boolean) LANGUAGE plpgsql
+SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
+DECLARE
+    became text;
+BEGIN
+    PERFORM set_config('minion.notice', 'held', true);
+    became := minion_finish(t, c, final, result);
+    RETURN QUERY SELECT became, n.* FROM (SELECT 1) AS always
+        LEFT JOIN minion_take_next((SELECT parent_id FROM tasks WHERE id = t), lease) AS n ON true;
+END $$;
+
+-- `minion_suspend` in the same way: an only sub-task is queued.
+CREATE OR REPLACE FUNCTION minion_suspend_now(
+    t uuid, c integer, result jsonb, children jsonb, waits jsonb, lease interval)
+RETURNS TABLE (state text, task_id uuid, claim integer, queue text, agent_name text, soft_time_limit integer,
+               time_limit integer, priority smallint, version_id uuid, has_model boolean) LANGUAGE plpgsql
+SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
+DECLARE
+    became text;
+    child uuid;
+BEGIN
+    PERFORM set_config('minion.notice', 'held', true);
+    became := minion_suspend(t, c, result, children, waits);
+    IF jsonb_array_length(children) = 1 THEN
+        SELECT child_id INTO child FROM steps WHERE task_id = t AND number = (children->0->>'step')::integer;
+    END IF;
+    RETURN QUERY SELECT became, n.* FROM (SELECT 1) AS always LEFT JOIN minion_take_next(child, lease) AS n ON true;
+END $$;
