@@ -1,7 +1,7 @@
 """Publishes the task that a finished or suspended one leads to: its woken parent, or its sub-task.
 
-If a slot is free for that task, PostgreSQL queues it in the transaction of the end or the suspension, so that it needs no
-round of the dispatcher. Only slots of the pool publish; elsewhere the dispatcher does.
+If a slot is free for that task, PostgreSQL queues it in the transaction of the end or the suspension, so that it needs
+no round of the dispatcher. Only slots of the pool publish; elsewhere the dispatcher does.
 """
 
 from __future__ import annotations
@@ -33,9 +33,8 @@ _publisher = _Publisher()
 
 def publish_from(app: Celery) -> None:
     """Publish from this process, a slot of the pool."""
-    app.conf.broker_transport_options |= {
-        "socket_timeout": TIMEOUT_SECONDS, "socket_connect_timeout": TIMEOUT_SECONDS,
-    }  # fmt: skip
+    short = {"socket_timeout": TIMEOUT_SECONDS, "socket_connect_timeout": TIMEOUT_SECONDS}
+    app.conf.broker_transport_options = {**app.conf.broker_transport_options, **short}
     _publisher.app = app
 
 

@@ -93,12 +93,12 @@ class FinishWatch:
             heard: what was heard since before the task was submitted; None if it may be older.
         """
         expectation = Expectation()
-        if self._released or heard and task in heard.tasks:
+        if self._released or (heard is not None and task in heard.tasks):
             expectation.met.set()
         self._expected.setdefault(task, set()).add(expectation)
         try:
             with self._watching.listening(FINISHED, self._on_message):
-                self._lookups.notice(*() if heard and heard.all else (task,))
+                self._lookups.notice(*() if heard is not None and heard.all else (task,))
                 yield expectation
         finally:
             self._forget(task, expectation)

@@ -98,9 +98,7 @@ async def submit_task(
         _describe(accepted, response)
         # A large body takes up the API's memory until it is answered.
         seconds = query.wait if len(sent) <= body.ENVELOPE_BYTES else 0
-        return await _load_ended(
-            request, database, accepted.task_id, seconds, heard if accepted.created else None
-        )
+        return await _load_ended(request, database, accepted.task_id, seconds, heard if accepted.created else None)
 
 
 @router.post(

@@ -148,9 +148,9 @@ RELEASE = text("SELECT minion_release(:task, :claim, :how, :charged, :delay, :re
 SUSPEND = text("SELECT minion_suspend(:task, :claim, :result, :children, :waits)").bindparams(
     bindparam("result", type_=JSONB), bindparam("children", type_=JSONB), bindparam("waits", type_=JSONB)
 )
-SUSPEND_NOW = text(
-    "SELECT * FROM minion_suspend_now(:task, :claim, :result, :children, :waits, :lease)"
-).bindparams(bindparam("result", type_=JSONB), bindparam("children", type_=JSONB), bindparam("waits", type_=JSONB))
+SUSPEND_NOW = text("SELECT * FROM minion_suspend_now(:task, :claim, :result, :children, :waits, :lease)").bindparams(
+    bindparam("result", type_=JSONB), bindparam("children", type_=JSONB), bindparam("waits", type_=JSONB)
+)
 SNOOZE = text("SELECT minion_snooze(:task, :claim, :result, :delay, :reason)").bindparams(
     bindparam("result", type_=JSONB)
 )

@@ -80,7 +80,7 @@ def test_message_is_that_of_the_dispatcher(driver: LifecycleDriver) -> None:
         "UPDATE task_status SET state = 'pending'",
         "INSERT INTO pauses (namespace, scope, name) VALUES ('default', 'agent', 'Other')",
         "INSERT INTO limits (namespace, scope, name, max_running) VALUES ('default', 'key', '*', 9)",
-        "INSERT INTO rate_holds (namespace, scope, name, until_at) VALUES ('default', 'key', 't', now() + interval '1 h')",
+        "INSERT INTO rate_holds (scope, name, until_at) VALUES ('key', 't', now() + interval '1 h')",
     ],
 )
 def test_accepted_task_is_left_to_the_dispatcher(driver: LifecycleDriver, noticed: Any, fact: str) -> None:
