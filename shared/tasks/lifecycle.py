@@ -202,7 +202,7 @@ def accept_now(
     """
     values = {"request": with_order(task, "input"), "expected": expected, "lease": timedelta(seconds=lease)}
     row = connection.execute(ACCEPT_NOW, values).mappings().one_or_none()
-    return row and (Accepted(row["task_id"], row["created"]), _message(row, "created"))
+    return None if row is None else (Accepted(row["task_id"], row["created"]), _message(row, "created"))
 
 
 def _message(row: RowMapping, other: str) -> Dispatched | None:
