@@ -1143,6 +1143,7 @@ CREATE FUNCTION minion_accept_now(request jsonb, expected uuid, lease interval) 
 #variable_conflict use_column
 DECLARE
     accepted record;
+    taken boolean := false;
 BEGIN
     IF expected IS NOT NULL AND NOT EXISTS (
             SELECT FROM agents WHERE namespace = COALESCE(request->>'namespace', 'default') AND name = request->>'agent'
@@ -1151,11 +1152,13 @@ BEGIN
     END IF;
     SELECT * INTO accepted FROM minion_insert_tasks(jsonb_build_array(request));
     IF accepted.created THEN
-        PERFORM set_config('minion.notice', 'due', true);
+        taken := minion_take_now(accepted.task_id, lease);
     END IF;
-    RETURN QUERY SELECT accepted.task_id, accepted.created, n.claim, n.queue, n.agent_name, n.soft_time_limit, n.time_limit,
-                        n.priority, n.version_id, n.has_model
-        FROM (SELECT 1) AS always LEFT JOIN minion_take_next(accepted.task_id, lease) AS n ON true;
+    RETURN QUERY SELECT accepted.task_id, accepted.created, s.claim, s.capability, v.name, v.soft_time_limit, v.time_limit,
+                        s.priority, v.id, v.type = 'agent'
+        FROM (SELECT 1) AS always
+            LEFT JOIN (task_status s JOIN tasks t ON t.id = s.task_id JOIN agent_versions v ON v.id = t.agent_version_id)
+                ON taken AND s.task_id = accepted.task_id;
 END $$;
 
 CREATE FUNCTION minion_add_approval(s steps, people integer, value jsonb, value_order jsonb, one jsonb) RETURNS jsonb
@@ -1957,22 +1960,6 @@ BEGIN
     RETURN final;
 END $$;
 
-CREATE FUNCTION minion_finish_now(t uuid, c integer, final text, result jsonb, lease interval) RETURNS TABLE(state text, task_id uuid, claim integer, queue text, agent_name text, soft_time_limit integer, time_limit integer, priority smallint, version_id uuid, has_model boolean)
-    LANGUAGE plpgsql
-    SET enable_seqscan TO 'off'
-    SET jit TO 'off'
-    SET plan_cache_mode TO 'force_generic_plan'
-    AS $$
-#variable_conflict use_column
-DECLARE
-    became text;
-BEGIN
-    PERFORM set_config('minion.notice', 'held', true);
-    became := minion_finish(t, c, final, result);
-    RETURN QUERY SELECT became, n.* FROM (SELECT 1) AS always
-        LEFT JOIN minion_take_next((SELECT parent_id FROM tasks WHERE id = t), lease) AS n ON true;
-END $$;
-
 CREATE FUNCTION minion_finish_pack(ended jsonb) RETURNS SETOF uuid
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
@@ -2575,15 +2562,10 @@ BEGIN
 END $$;
 
 CREATE FUNCTION minion_notify_pending() RETURNS void
-    LANGUAGE plpgsql
+    LANGUAGE sql
     AS $$
-BEGIN
-    IF current_setting('minion.notice', true) IN ('held', 'due') THEN
-        PERFORM set_config('minion.notice', 'due', true);
-    ELSE
-        PERFORM pg_notify('minion_pending', '');
-    END IF;
-END $$;
+    SELECT pg_notify('minion_pending', '')
+$$;
 
 CREATE FUNCTION minion_obstacle(s task_status, granted boolean) RETURNS jsonb
     LANGUAGE plpgsql
@@ -3740,25 +3722,6 @@ BEGIN
     RETURN 'waiting';
 END $$;
 
-CREATE FUNCTION minion_suspend_now(t uuid, c integer, result jsonb, children jsonb, waits jsonb, lease interval) RETURNS TABLE(state text, task_id uuid, claim integer, queue text, agent_name text, soft_time_limit integer, time_limit integer, priority smallint, version_id uuid, has_model boolean)
-    LANGUAGE plpgsql
-    SET enable_seqscan TO 'off'
-    SET jit TO 'off'
-    SET plan_cache_mode TO 'force_generic_plan'
-    AS $$
-#variable_conflict use_column
-DECLARE
-    became text;
-    child uuid;
-BEGIN
-    PERFORM set_config('minion.notice', 'held', true);
-    became := minion_suspend(t, c, result, children, waits);
-    IF jsonb_array_length(children) = 1 THEN
-        SELECT child_id INTO child FROM steps WHERE task_id = t AND number = (children->0->>'step')::integer;
-    END IF;
-    RETURN QUERY SELECT became, n.* FROM (SELECT 1) AS always LEFT JOIN minion_take_next(child, lease) AS n ON true;
-END $$;
-
 CREATE FUNCTION minion_take(cap text, window_size integer, limited boolean) RETURNS TABLE(task_id uuid, claim integer, queue text, agent_name text, soft_time_limit integer, time_limit integer, priority smallint)
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
@@ -3862,24 +3825,10 @@ BEGIN
         ORDER BY q.rank, q.task_id;
 END $$;
 
-CREATE FUNCTION minion_take_next(t uuid, lease interval) RETURNS TABLE(task_id uuid, claim integer, queue text, agent_name text, soft_time_limit integer, time_limit integer, priority smallint, version_id uuid, has_model boolean)
-    LANGUAGE plpgsql
-    AS $$
-#variable_conflict use_column
-DECLARE
-    due boolean := current_setting('minion.notice', true) = 'due';
-BEGIN
-    PERFORM set_config('minion.notice', '', true);
-    IF due AND minion_take_now(t, lease) THEN
-        RETURN QUERY SELECT s.task_id, s.claim, s.capability, v.name, v.soft_time_limit, v.time_limit, s.priority, v.id,
-                            v.type = 'agent'
-            FROM task_status s JOIN tasks k ON k.id = s.task_id JOIN agent_versions v ON v.id = k.agent_version_id
-            WHERE s.task_id = t;
-    END IF;
-END $$;
-
 CREATE FUNCTION minion_take_now(t uuid, lease interval) RETURNS boolean
     LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 DECLARE
     cap text := (SELECT capability FROM task_status WHERE task_id = t AND state = 'pending' AND conversation_id IS NULL);

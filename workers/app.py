@@ -19,7 +19,7 @@ from shared.errors import MinionError
 from shared.notifications import forget_publisher, wait_for_broker
 from shared.settings import get_settings
 from shared.telemetry import configure
-from workers import minion, monitoring, onward, pack_request
+from workers import minion, monitoring, pack_request
 from workers.claiming import forget_limiter
 from workers.execution import execute
 from workers.heartbeat import WORKER_ID, Heartbeat
@@ -89,7 +89,6 @@ def _after_fork(**_: Any) -> None:
     forget_engine()
     forget_publisher()
     forget_limiter()
-    onward.publish_from(app)
     minion.warm_up()
 
 

@@ -32,7 +32,7 @@ from shared.tasks import lifecycle
 from shared.tasks.records import ExecutionResult
 from shared.tasks.states import State
 from workers import journal as journals
-from workers import onward, retries, time_limits
+from workers import retries, time_limits
 from workers.claiming import claim_task
 from workers.factory import build_agent, load_blueprint
 from workers.journal import Journal
@@ -223,26 +223,16 @@ def _dump(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def _finish(task: ClaimedTask, state: State, result: ExecutionResult) -> State | None:
-    lease = onward.lease()
-    if lease is None:
-        return persistently(lifecycle.finish, task.id, task.claim, state, result)
-    became = persistently(lifecycle.finish_now, task.id, task.claim, state, result, lease=lease)
-    onward.publish_next(became.next)
-    return became.state
+    return persistently(lifecycle.finish, task.id, task.claim, state, result)
 
 
 def _suspend(task: ClaimedTask, result: ExecutionResult, outcome: Suspended) -> State | None:
     children = [child.as_json() for child in outcome.children]
     waits = [wait.as_json() for wait in outcome.waits]
-    lease = onward.lease()
     try:
-        if lease is None:
-            return persistently(lifecycle.suspend, task.id, task.claim, result, children, waits)
-        became = persistently(lifecycle.suspend_now, task.id, task.claim, result, children, waits, lease=lease)
+        return persistently(lifecycle.suspend, task.id, task.claim, result, children, waits)
     except MinionError as error:
         return _fail(task, result, error)
-    onward.publish_next(became.next)
-    return became.state
 
 
 def _fail(task: ClaimedTask, result: ExecutionResult, error: MinionError) -> State | None:

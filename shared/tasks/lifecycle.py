@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import Connection, RowMapping, TextClause, bindparam, text
+from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TEXT
 
 from shared.contracts.key_order import in_order, order_of, ordered, with_order
@@ -58,18 +58,6 @@ class Accepted:
 
     task_id: UUID
     created: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Became:
-    """The state of a task after a transition, None if the claim was lost.
-
-    Attributes:
-        next: another task that was queued with it; the caller must publish its message.
-    """
-
-    state: State | None
-    next: Dispatched | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,16 +127,10 @@ BEGIN_MODEL_CALL = text(
     )
 ).bindparams(bindparam("steps", type_=JSONB))
 FINISH = text("SELECT minion_finish(:task, :claim, :state, :result)").bindparams(bindparam("result", type_=JSONB))
-FINISH_NOW = text("SELECT * FROM minion_finish_now(:task, :claim, :state, :result, :lease)").bindparams(
-    bindparam("result", type_=JSONB)
-)
 RELEASE = text("SELECT minion_release(:task, :claim, :how, :charged, :delay, :result, :worker)").bindparams(
     bindparam("result", type_=JSONB)
 )
 SUSPEND = text("SELECT minion_suspend(:task, :claim, :result, :children, :waits)").bindparams(
-    bindparam("result", type_=JSONB), bindparam("children", type_=JSONB), bindparam("waits", type_=JSONB)
-)
-SUSPEND_NOW = text("SELECT * FROM minion_suspend_now(:task, :claim, :result, :children, :waits, :lease)").bindparams(
     bindparam("result", type_=JSONB), bindparam("children", type_=JSONB), bindparam("waits", type_=JSONB)
 )
 SNOOZE = text("SELECT minion_snooze(:task, :claim, :result, :delay, :reason)").bindparams(
@@ -202,12 +184,10 @@ def accept_now(
     """
     values = {"request": with_order(task, "input"), "expected": expected, "lease": timedelta(seconds=lease)}
     row = connection.execute(ACCEPT_NOW, values).mappings().one_or_none()
-    return None if row is None else (Accepted(row["task_id"], row["created"]), _message(row, "created"))
-
-
-def _message(row: RowMapping, other: str) -> Dispatched | None:
-    """Return the message of the task in a row, if it was queued. `other` names the column that is not about that."""
-    return None if row["claim"] is None else Dispatched(**{name: row[name] for name in row if name != other})
+    if row is None:
+        return None
+    message = {name: value for name, value in row.items() if name != "created"}
+    return Accepted(row["task_id"], row["created"]), None if row["claim"] is None else Dispatched(**message)
 
 
 def check_reach(connection: Connection, task: NewTask, agents: Sequence[str]) -> None:
@@ -434,19 +414,6 @@ def finish(connection: Connection, task: UUID, claim: int, state: State, result:
     return State(ended) if ended else None
 
 
-def finish_now(
-    connection: Connection, task: UUID, claim: int, state: State, result: ExecutionResult, *, lease: float
-) -> Became:
-    """End a running task as `finish` does. If that wakes its parent and a slot is free for it, it is queued."""
-    values = {"task": task, "claim": claim, "state": state, "result": _with_order(result)}
-    return _became(connection, FINISH_NOW, values, lease)
-
-
-def _became(connection: Connection, statement: TextClause, values: dict[str, Any], lease: float) -> Became:
-    row = connection.execute(statement, {**values, "lease": timedelta(seconds=lease)}).mappings().one()
-    return Became(State(row["state"]) if row["state"] else None, _message(row, "state"))
-
-
 def ended(task: UUID, claim: int, result: ExecutionResult) -> dict[str, Any]:
     """Return the end of a task that has succeeded, as `finish_pack` takes it, without `seconds_ago`."""
     return {"task": str(task), "claim": claim, "result": _with_order(result)}
@@ -512,38 +479,15 @@ def suspend(
     Returns:
         the current state of the task (pending if the signals had already arrived), or None if the claim was lost.
     """
-    state = connection.scalar(SUSPEND, _suspension(task, claim, result, children, waits))
-    return State(state) if state else None
-
-
-def suspend_now(
-    connection: Connection,
-    task: UUID,
-    claim: int,
-    result: ExecutionResult,
-    children: Sequence[ChildRecord],
-    waits: Sequence[WaitRecord],
-    *,
-    lease: float,
-) -> Became:
-    """Suspend a task as `suspend` does. If a slot is free for its only sub-task, that is queued."""
-    return _became(connection, SUSPEND_NOW, _suspension(task, claim, result, children, waits), lease)
-
-
-def _suspension(
-    task: UUID,
-    claim: int,
-    result: ExecutionResult,
-    children: Sequence[ChildRecord],
-    waits: Sequence[WaitRecord],
-) -> dict[str, Any]:
-    return {
+    values = {
         "task": task,
         "claim": claim,
         "result": _with_order(result),
         "children": [{**child, "request": with_order(child["request"], "input")} for child in children],
         "waits": [with_order(wait, "approval") for wait in waits],
     }
+    state = connection.scalar(SUSPEND, values)
+    return State(state) if state else None
 
 
 def snooze(

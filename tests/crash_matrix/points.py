@@ -19,8 +19,6 @@ from typing import Any
 import psycopg
 from sqlalchemy.exc import OperationalError
 
-from shared.tasks.lifecycle import Became
-
 ADDRESS = "CRASH_POINTS"
 LOST = b"!"
 # They change nothing, are called all the time, or have no task yet.
@@ -89,7 +87,7 @@ def _watched(name: str, function: Callable[..., Any], task_of: Callable[[Any], o
         task = task_of(subject)
         at(step, f"{stage}before commit", task)
         result = function(connection, subject, *arguments, **options)
-        if result in (None, [], set(), Became(None, None)) or (isinstance(result, dict) and "refused" in result):
+        if result in (None, [], set()) or (isinstance(result, dict) and "refused" in result):
             return result
         if connection.connection.dbapi_connection.autocommit:
             if at(step, f"{stage}after commit", task):
@@ -104,8 +102,6 @@ def _watched(name: str, function: Callable[..., Any], task_of: Callable[[Any], o
 
 def _step_of(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[str, str]:
     """Return the step that a lifecycle function is about, and its progress."""
-    # What a slot queues for itself is committed with the same step.
-    name = name.removesuffix("_now")
     match name:
         case "write_steps":
             written = arguments[1][-1]

@@ -103,15 +103,9 @@ BEGIN
     END IF;
 END $$;
 
--- Notifies the dispatcher that a task is pending, or leaves that to `minion_take_next` at the end of this transaction.
-CREATE OR REPLACE FUNCTION minion_notify_pending() RETURNS void LANGUAGE plpgsql AS $$
-BEGIN
-    IF current_setting('minion.notice', true) IN ('held', 'due') THEN
-        PERFORM set_config('minion.notice', 'due', true);
-    ELSE
-        PERFORM pg_notify('minion_pending', '');
-    END IF;
-END $$;
+CREATE OR REPLACE FUNCTION minion_notify_pending() RETURNS void LANGUAGE sql AS $$
+    SELECT pg_notify('minion_pending', '')
+$$;
 
 -- The agent version that a request names, and the queue that serves it. No row: the task is routed by message.
 CREATE OR REPLACE FUNCTION minion_resolve(request jsonb, OUT version_id uuid, OUT agent_name text, OUT queue text,
@@ -453,6 +447,7 @@ SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan 
 #variable_conflict use_column
 DECLARE
     accepted record;
+    taken boolean := false;
 BEGIN
     IF expected IS NOT NULL AND NOT EXISTS (
             SELECT FROM agents WHERE namespace = COALESCE(request->>'namespace', 'default') AND name = request->>'agent'
@@ -461,16 +456,19 @@ BEGIN
     END IF;
     SELECT * INTO accepted FROM minion_insert_tasks(jsonb_build_array(request));
     IF accepted.created THEN
-        PERFORM set_config('minion.notice', 'due', true);
+        taken := minion_take_now(accepted.task_id, lease);
     END IF;
-    RETURN QUERY SELECT accepted.task_id, accepted.created, n.claim, n.queue, n.agent_name, n.soft_time_limit, n.time_limit,
-                        n.priority, n.version_id, n.has_model
-        FROM (SELECT 1) AS always LEFT JOIN minion_take_next(accepted.task_id, lease) AS n ON true;
+    RETURN QUERY SELECT accepted.task_id, accepted.created, s.claim, s.capability, v.name, v.soft_time_limit, v.time_limit,
+                        s.priority, v.id, v.type = 'agent'
+        FROM (SELECT 1) AS always
+            LEFT JOIN (task_status s JOIN tasks t ON t.id = s.task_id JOIN agent_versions v ON v.id = t.agent_version_id)
+                ON taken AND s.task_id = accepted.task_id;
 END $$;
 
--- Queues a task that this transaction has made pending, if a slot is free for it and nothing else comes first or holds tasks
+-- Queues a task that this transaction has inserted, if a slot is free for it and nothing else comes first or holds tasks
 -- back. Else it notifies the dispatcher, which keeps the order, the limits and the windows.
-CREATE OR REPLACE FUNCTION minion_take_now(t uuid, lease interval) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION minion_take_now(t uuid, lease interval) RETURNS boolean LANGUAGE plpgsql
+SET enable_seqscan = off SET jit = off AS $$
 DECLARE
     cap text := (SELECT capability FROM task_status WHERE task_id = t AND state = 'pending' AND conversation_id IS NULL);
     slots integer := (SELECT sum(w.slots) FROM workers w

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -12,7 +12,6 @@ from sqlalchemy import Engine
 
 from shared.tasks import lifecycle
 from shared.tasks.lifecycle import Accepted, Dispatched
-from shared.tasks.states import State
 from tests.support.lifecycle_driver import LifecycleDriver
 
 LEASE = 3600.0
@@ -40,14 +39,6 @@ def accept(driver: LifecycleDriver, **fields: Any) -> Now:
     accepted = driver.call(lifecycle.accept_now, {"agent": "A", "input": {}, **fields}, lease=LEASE)
     assert accepted is not None
     return accepted
-
-
-def child(step: int, **fields: Any) -> Any:
-    return {"step": step, "name": "A", "request_hash": "h", "request": {"agent": "A", "input": {}, **fields}}
-
-
-def suspend(driver: LifecycleDriver, task: UUID, *children: Any) -> lifecycle.Became:
-    return driver.call(lifecycle.suspend_now, task, 1, {}, list(children), [], lease=LEASE)
 
 
 def test_accepted_task_is_queued_if_a_slot_is_free(driver: LifecycleDriver, noticed: Any) -> None:
@@ -112,77 +103,3 @@ def test_task_for_another_version_than_expected_is_not_stored(driver: LifecycleD
     driver.sql("UPDATE agents SET status = 'disabled' WHERE name = 'A'")
     assert driver.call(lifecycle.accept_now, task, lease=LEASE, expected=version) is None
     assert driver.sql("SELECT count(*) FROM tasks") == 1
-
-
-def test_only_sub_task_and_the_parent_that_it_wakes_are_queued(driver: LifecycleDriver, noticed: Any) -> None:
-    parent = driver.run()
-    noticed()
-    became = suspend(driver, parent, child(1))
-    assert became.state == State.WAITING
-    assert became.next is not None
-    task = became.next.task_id
-    assert driver.sql("SELECT parent_id FROM tasks WHERE id = :task", task=task) == parent
-    assert driver.claim(task) is not None
-    ended = driver.call(lifecycle.finish_now, task, 1, State.SUCCEEDED, {"output": 1}, lease=LEASE)
-    assert ended.state == State.SUCCEEDED
-    assert ended.next is not None
-    assert (ended.next.task_id, ended.next.claim) == (parent, 1)
-    assert not noticed()
-    assert driver.claim(parent) is not None
-
-
-def test_several_sub_tasks_are_left_to_the_dispatcher(driver: LifecycleDriver, noticed: Any) -> None:
-    parent = driver.run()
-    noticed()
-    assert suspend(driver, parent, child(1), child(2)) == lifecycle.Became(State.WAITING, None)
-    assert noticed()
-    assert len(driver.dispatch()) == 2
-
-
-def test_woken_parent_without_a_free_slot_is_left_to_the_dispatcher(driver: LifecycleDriver, noticed: Any) -> None:
-    parent = driver.run()
-    became = suspend(driver, parent, child(1))
-    assert became.next is not None
-    assert driver.claim(became.next.task_id) is not None
-    driver.run()
-    driver.sql("UPDATE workers SET slots = 1")
-    noticed()
-    ended = driver.call(lifecycle.finish_now, became.next.task_id, 1, State.SUCCEEDED, {}, lease=LEASE)
-    assert ended == lifecycle.Became(State.SUCCEEDED, None)
-    assert driver.row(parent)["state"] == "pending"
-    assert noticed()
-
-
-def test_end_that_releases_a_conversation_notifies_the_dispatcher(driver: LifecycleDriver, noticed: Any) -> None:
-    first = driver.run(conversation_id="c")
-    second = driver.submit(conversation_id="c")
-    noticed()
-    ended = driver.call(lifecycle.finish_now, first, 1, State.SUCCEEDED, {"output": 1}, lease=LEASE)
-    assert ended == lifecycle.Became(State.SUCCEEDED, None)
-    assert noticed()
-    assert [message.task_id for message in driver.dispatch()] == [second]
-
-
-def test_end_that_makes_nothing_pending_does_not_notify(driver: LifecycleDriver, noticed: Any) -> None:
-    task = driver.run()
-    noticed()
-    assert driver.call(lifecycle.finish_now, task, 1, State.SUCCEEDED, {}, lease=LEASE).state == State.SUCCEEDED
-    assert not noticed()
-
-
-def test_lost_claim_queues_nothing(driver: LifecycleDriver) -> None:
-    parent = driver.run()
-    became = suspend(driver, parent, child(1))
-    assert became.next is not None
-    lost = lifecycle.Became(None, None)
-    assert driver.call(lifecycle.finish_now, became.next.task_id, 1, State.SUCCEEDED, {}, lease=LEASE) == lost
-    assert suspend(driver, parent, child(2)) == lost
-
-
-def test_later_transitions_of_the_transaction_notify_again(driver: LifecycleDriver, noticed: Any) -> None:
-    task = driver.run()
-    noticed()
-    with driver.engine.begin() as connection:
-        lifecycle.finish_now(connection, task, 1, State.SUCCEEDED, {}, lease=LEASE)
-        lifecycle.accept(connection, [{"agent": "A", "input": {}}])
-    assert noticed()
