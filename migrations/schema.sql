@@ -1081,6 +1081,7 @@ CREATE FUNCTION minion_accept(request jsonb, OUT task_id uuid, OUT created boole
     LANGUAGE plpgsql
     AS $$
 BEGIN
+    PERFORM minion_notify_pending();
     SELECT * INTO task_id, created FROM minion_insert_tasks(jsonb_build_array(request));
 END $$;
 
@@ -1116,6 +1117,7 @@ DECLARE
     state text;
     message text;
 BEGIN
+    PERFORM minion_notify_pending();
     IF refused = 1 THEN
         RETURN QUERY SELECT * FROM minion_insert_tasks(requests);
         RETURN;
@@ -1145,6 +1147,33 @@ BEGIN
     END LOOP;
     RAISE EXCEPTION USING ERRCODE = state, MESSAGE = message, DETAIL = jsonb_build_object('index', refused - 1);
 END $_$;
+
+CREATE FUNCTION minion_accept_now(request jsonb, expected uuid, lease interval) RETURNS TABLE(task_id uuid, created boolean, claim integer, queue text, agent_name text, soft_time_limit integer, time_limit integer, priority smallint, version_id uuid, has_model boolean)
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    accepted record;
+    taken boolean := false;
+BEGIN
+    IF expected IS NOT NULL AND NOT EXISTS (
+            SELECT FROM agents WHERE namespace = COALESCE(request->>'namespace', 'default') AND name = request->>'agent'
+                AND active_version_id = expected AND status <> 'disabled') THEN
+        RETURN;
+    END IF;
+    SELECT * INTO accepted FROM minion_insert_tasks(jsonb_build_array(request));
+    IF accepted.created THEN
+        taken := minion_take_now(accepted.task_id, lease);
+    END IF;
+    RETURN QUERY SELECT accepted.task_id, accepted.created, s.claim, s.capability, v.name, v.soft_time_limit, v.time_limit,
+                        s.priority, v.id, v.type = 'agent'
+        FROM (SELECT 1) AS always
+            LEFT JOIN (task_status s JOIN tasks t ON t.id = s.task_id JOIN agent_versions v ON v.id = t.agent_version_id)
+                ON taken AND s.task_id = accepted.task_id;
+END $$;
 
 CREATE FUNCTION minion_add_approval(s steps, people integer, value jsonb, value_order jsonb, one jsonb) RETURNS jsonb
     LANGUAGE sql STABLE
@@ -1805,6 +1834,23 @@ BEGIN
     END LOOP;
 END $$;
 
+CREATE FUNCTION minion_dispatch_v2(lease interval, smallest_window integer) RETURNS TABLE(task_id uuid, claim integer, queue text, agent_name text, soft_time_limit integer, time_limit integer, priority smallint, version_id uuid, has_model boolean)
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    taken record;
+BEGIN
+    FOR taken IN SELECT * FROM minion_dispatch(lease, smallest_window) LOOP
+        -- In a statement after the one that took the tasks: it also takes tasks that were committed after it began, and a
+        -- join in it would leave those out.
+        RETURN QUERY SELECT taken.task_id, taken.claim, taken.queue, taken.agent_name, taken.soft_time_limit,
+                            taken.time_limit, taken.priority, v.id, v.type = 'agent'
+            FROM tasks t JOIN agent_versions v ON v.id = t.agent_version_id WHERE t.id = taken.task_id;
+    END LOOP;
+END $$;
+
 CREATE FUNCTION minion_effect_origin(parent uuid, step integer) RETURNS uuid
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -2339,16 +2385,13 @@ BEGIN
                         ELSE minion_place(id, ns, talk, GREATEST(begins, clock_timestamp()), urgency) END
                 FROM made
     )
-    SELECT count(*) AS number, array_agg(DISTINCT parent_id) FILTER (WHERE parent_id IS NOT NULL) AS parents,
+    SELECT array_agg(DISTINCT parent_id) FILTER (WHERE parent_id IS NOT NULL) AS parents,
            array_agg(id ORDER BY n) FILTER (WHERE budget IS NOT NULL) AS budgeted,
            array_agg(budget ORDER BY n) FILTER (WHERE budget IS NOT NULL) AS budgets
         INTO totals FROM made;
     PERFORM minion_check_depth(parent) FROM unnest(totals.parents) AS parent;
     IF totals.budgeted IS NOT NULL THEN
         PERFORM minion_open_budgets(totals.budgeted, totals.budgets);
-    END IF;
-    IF totals.number > 0 THEN
-        PERFORM minion_notify_pending();
     END IF;
     RETURN QUERY SELECT h.holder, h.holder = h.id FROM unnest(ids, holders) AS h (id, holder);
 END $_$;
@@ -3662,6 +3705,9 @@ BEGIN
         SELECT t, (child->>'step')::integer, 'subtask', child->>'name', 'started', 'pure', child->>'request_hash', c,
                made.task_id
             FROM asked JOIN made USING (n) ORDER BY n;
+    IF FOUND THEN
+        PERFORM minion_notify_pending();
+    END IF;
     FOR wait IN SELECT * FROM jsonb_to_recordset(waits)
             AS x (step integer, name text, request_hash text, seconds double precision, signal boolean,
                   approval jsonb, approval_order jsonb) LOOP
@@ -3791,6 +3837,30 @@ BEGIN
     SELECT q.task_id, q.claim, q.capability, t.agent_name, v.soft_time_limit, v.time_limit, q.priority
         FROM queued q JOIN tasks t ON t.id = q.task_id JOIN agent_versions v ON v.id = t.agent_version_id
         ORDER BY q.rank, q.task_id;
+END $$;
+
+CREATE FUNCTION minion_take_now(t uuid, lease interval) RETURNS boolean
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    cap text := (SELECT capability FROM task_status WHERE task_id = t AND state = 'pending' AND conversation_id IS NULL);
+    slots integer := (SELECT sum(w.slots) FROM workers w
+                          WHERE w.status = 'online' AND w.last_seen > now() - lease AND w.capabilities @> ARRAY[cap]);
+BEGIN
+    IF slots > (SELECT count(*) FROM (
+                    SELECT FROM task_status f WHERE f.state IN ('queued', 'running') AND f.capability = cap LIMIT slots) AS busy)
+            AND NOT EXISTS (
+                SELECT FROM task_status p WHERE p.state = 'pending' AND p.capability = cap AND p.task_id <> t)
+            AND NOT EXISTS (SELECT FROM pauses) AND NOT EXISTS (SELECT FROM limits WHERE scope <> 'model')
+            AND NOT EXISTS (SELECT FROM rate_holds WHERE until_at > now()) THEN
+        UPDATE task_status SET state = 'queued', queued_at = now(), published = 1, published_at = now(), updated_at = now()
+            WHERE task_id = t;
+        RETURN true;
+    END IF;
+    PERFORM minion_notify_pending();
+    RETURN false;
 END $$;
 
 CREATE FUNCTION minion_take_signal(t uuid, wait_step integer, signal text) RETURNS boolean

@@ -52,6 +52,7 @@ from orchestrator.api.login.attempts import Attempts
 from orchestrator.api.login.cookies import Cookies
 from orchestrator.api.login.mapping import RoleMapping
 from orchestrator.api.login.provider import Provider
+from orchestrator.api.publisher import Publisher
 from orchestrator.api.quotas import QuotaHeaders, Quotas
 from orchestrator.api.refusals import Refusals
 from orchestrator.api.watching import Watching
@@ -60,6 +61,7 @@ from shared.access.keys import find as find_key
 from shared.access.sessions import find as find_login
 from shared.database.connections import autocommit, make_engine
 from shared.settings import Settings
+from shared.tasks.submission import KnownTargets
 
 DESCRIPTION = """
 Submit tasks for agents, inspect them, wait for them, cancel and replay them.
@@ -123,6 +125,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.body_memory = BodyMemory(settings.api_memory_bytes)
     app.state.engine = _make_engine(settings)
     app.state.statements = autocommit(app.state.engine)
+    app.state.known_targets = KnownTargets()
+    app.state.publisher = Publisher(settings)
     app.state.keys = KeyCache(app.state.statements, find_key)
     find_own = partial(find_login, administrator=app.state.administrator)
     app.state.logins = KeyCache(app.state.statements, partial(find_own, use=True))
@@ -208,7 +212,7 @@ class HeadAsGet:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state = app.state
     # A separate thread: requests must not wait for it.
-    with flushing(state.refusals, state.key_addresses):
+    with flushing(state.refusals, state.key_addresses), state.publisher.running():
         async with (
             state.watching.running(),
             state.keys.following(state.watching),

@@ -1,7 +1,8 @@
 """Waiting for tasks to finish.
 
 A notification over Redis wakes waiting callers at once. The database is queried when a wait begins, when a subscription
-begins (earlier notifications were missed), and once a second, because Redis may be unavailable.
+begins (earlier notifications were missed), and once a second, because Redis may be unavailable. The wait for a new task
+begins without a query if the notifications since before its submission have been heard.
 """
 
 from __future__ import annotations
@@ -34,6 +35,18 @@ class Expectation:
         return self.met.is_set()
 
 
+class Heard:
+    """The tasks that have ended while the block of `FinishWatch.hearing` runs, according to notifications.
+
+    Attributes:
+        all: whether no notification can have been missed.
+    """
+
+    def __init__(self, *, all: bool) -> None:
+        self.all = all
+        self.tasks: set[UUID] = set()
+
+
 class FinishWatch:
     """Notifies callers on the event loop that a task has ended.
 
@@ -45,6 +58,7 @@ class FinishWatch:
         self.poll_seconds = POLL_SECONDS
         self._watching = watching
         self._expected: dict[UUID, set[Expectation]] = {}
+        self._hearing: set[Heard] = set()
         self._lookups = Lookups()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._released = False
@@ -61,15 +75,30 @@ class FinishWatch:
             await asyncio.gather(looking, return_exceptions=True)
 
     @contextmanager
-    def expecting(self, task: UUID) -> Iterator[Expectation]:
-        """Start to wait for the end of a task, which may have ended before. A task that does not exist has ended."""
+    def hearing(self) -> Iterator[Heard]:
+        """Collect the ends of tasks while the block runs, for one that is submitted in it."""
+        heard = Heard(all=self._watching.hears(FINISHED))
+        self._hearing.add(heard)
+        try:
+            with self._watching.listening(FINISHED, self._on_message):
+                yield heard
+        finally:
+            self._hearing.discard(heard)
+
+    @contextmanager
+    def expecting(self, task: UUID, heard: Heard | None = None) -> Iterator[Expectation]:
+        """Start to wait for the end of a task, which may have ended before. A task that does not exist has ended.
+
+        Args:
+            heard: what was heard since before the task was submitted; None if it may be older.
+        """
         expectation = Expectation()
-        if self._released:
+        if self._released or (heard is not None and task in heard.tasks):
             expectation.met.set()
         self._expected.setdefault(task, set()).add(expectation)
         try:
             with self._watching.listening(FINISHED, self._on_message):
-                self._lookups.notice(task)
+                self._lookups.notice(*() if heard is not None and heard.all else (task,))
                 yield expectation
         finally:
             self._forget(task, expectation)
@@ -94,15 +123,21 @@ class FinishWatch:
         while True:
             due = await self._lookups.next(self._expected, self.poll_seconds)
             try:
-                self._announce(await self._watching.ask(ended, due))
+                if due:
+                    self._announce(await self._watching.ask(ended, due))
             except Exception as error:  # after any error, the tasks must be checked again
                 log.warning("finish_poll_failed", reason=reason(error))
 
     def _on_message(self, channel: str, notification: bytes | None) -> None:
         if notification is None:
+            for heard in self._hearing:
+                heard.all = False
             self._lookups.notice(*self._expected)
-        else:
-            self._announce(named_in(notification))
+            return
+        tasks = named_in(notification)
+        for heard in self._hearing:
+            heard.tasks.update(tasks)
+        self._announce(tasks)
 
 
 def named_in(notification: bytes) -> list[UUID]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -11,11 +11,12 @@ from pydantic import StringConstraints
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import State
 
 from orchestrator.api import body, problems, submission_bounds
 from orchestrator.api.actors import Actor
 from orchestrator.api.auth import CHECK_SECONDS, Caller, check_again
-from orchestrator.api.finish_watch import FinishWatch
+from orchestrator.api.finish_watch import FinishWatch, Heard
 from orchestrator.api.parameters import Database, ItemPage, NumberedPage, Statements, StrictQuery
 from orchestrator.api.task_filters import TaskPage, Tasks, TreePage
 from orchestrator.api.task_ids import TaskId, check_reached, is_reached, reached
@@ -47,7 +48,7 @@ from shared.database.connections import autocommit
 from shared.errors import InvalidInput, MinionError
 from shared.settings import get_settings
 from shared.tasks import approvals, budgets, lifecycle, queries, submission
-from shared.tasks.lifecycle import Accepted
+from shared.tasks.lifecycle import Accepted, Dispatched
 from shared.tasks.queries import Page
 from shared.trace_context import HEADER, read_header
 
@@ -107,11 +108,13 @@ async def submit_task(
     """Accepts one task. With an idempotency key the call may be repeated: the first call creates the task (201), later
     ones return it (200), and another payload under the same key is refused (409). With `wait` the answer comes when the
     task has ended, or when the time is up: check `state`. A body of more than 64 KB is answered at once."""
-    accepted = await run_in_threadpool(_accept, database, sent, idempotency_key, callers_span, key)
-    _describe(accepted, response)
-    # A large body takes up the API's memory until it is answered.
-    seconds = query.wait if len(sent) <= body.ENVELOPE_BYTES else 0
-    return await _load_ended(request, database, accepted.task_id, seconds)
+    watch: FinishWatch = request.app.state.finish_watch
+    with watch.hearing() if query.wait else nullcontext() as heard:
+        accepted = await run_in_threadpool(_accept, request.app.state, sent, idempotency_key, callers_span, key)
+        _describe(accepted, response)
+        # A large body takes up the API's memory until it is answered.
+        seconds = query.wait if len(sent) <= body.ENVELOPE_BYTES else 0
+        return await _load_ended(request, database, accepted.task_id, seconds, heard if accepted.created else None)
 
 
 @router.post(
@@ -359,26 +362,55 @@ def _reader(key: Key) -> Reader:
     return Reader(payloads=key.may(Permission.PAYLOADS_READ), reaches=lambda c, task: is_reached(c, task, key.scope))
 
 
-def _accept(database: Engine, sent: bytes, idempotency_key: str | None, callers_span: str | None, key: Key) -> Accepted:
+def _accept(state: State, sent: bytes, idempotency_key: str | None, callers_span: str | None, key: Key) -> Accepted:
+    """Accept a task, and publish its message if a slot is free for it."""
     request = TaskRequest.parse(key.scope.narrow(_with_key(body.parse_object(sent), idempotency_key)))
     request = _traced(request, callers_span)
-    with submission_bounds.kept(database, [request], key.scope):
-        prepared = submission.prepare(database, [request], submitted_by=key.submitter, submitter_key=key.identity)
-        with database.connect() as connection:
-            [accepted] = lifecycle.accept(connection, prepared)
-            submission_bounds.check_earlier(connection, [accepted], key.scope)
+    with submission_bounds.kept(state.statements, [request], key.scope):
+        accepted, message = _accept_known(state, request, key) or _accept_resolved(state, request, key)
+        if message is not None:
+            state.publisher.publish(message)
+        if not accepted.created:
+            with state.statements.connect() as connection:
+                submission_bounds.check_earlier(connection, [accepted], key.scope)
     return accepted
 
 
-async def _load_ended(request: Request, database: Engine, task_id: UUID, seconds: float) -> dict[str, Any]:
+def _accept_known(state: State, request: TaskRequest, key: Key) -> tuple[Accepted, Dispatched | None] | None:
+    """Accept a task of an agent that was resolved before. Return None if the agent must be resolved again."""
+    known: submission.KnownTargets = state.known_targets
+    task = known.prepare(request, submitted_by=key.submitter, submitter_key=key.identity)
+    if task is None:
+        return None
+    with state.statements.connect() as connection:
+        lease = state.settings.lease_seconds
+        return lifecycle.accept_now(connection, task, lease=lease, expected=UUID(task["validated"]))
+
+
+def _accept_resolved(state: State, request: TaskRequest, key: Key) -> tuple[Accepted, Dispatched | None]:
+    [task] = submission.prepare(
+        state.statements, [request], submitted_by=key.submitter, submitter_key=key.identity, known=state.known_targets
+    )
+    with state.statements.connect() as connection:
+        accepted = lifecycle.accept_now(connection, task, lease=state.settings.lease_seconds)
+    assert accepted is not None
+    return accepted
+
+
+async def _load_ended(
+    request: Request, database: Engine, task_id: UUID, seconds: float, heard: Heard | None = None
+) -> dict[str, Any]:
     """Return a task when it has ended, or when the time is up.
+
+    Args:
+        heard: the ends that were heard since before the task was submitted; None if it may be older.
 
     Raises:
         Unauthorized: the key is no longer valid.
     """
     if seconds:
         watch: FinishWatch = request.app.state.finish_watch
-        with watch.expecting(task_id) as expectation:
+        with watch.expecting(task_id, heard) as expectation:
             while not await expectation.within(min(seconds, CHECK_SECONDS)) and seconds > CHECK_SECONDS:
                 seconds -= CHECK_SECONDS
                 with suppress(SQLAlchemyError):  # known again when the wait ends, or the answer is 503

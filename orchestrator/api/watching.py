@@ -38,6 +38,7 @@ class Watching:
         self._settings = settings
         self._listeners: dict[str, Counter[Listener]] = {}
         self._lingering: dict[str, float] = {}
+        self._subscribed: set[str] = set()
         self._changed = asyncio.Event()
 
     @asynccontextmanager
@@ -57,6 +58,10 @@ class Watching:
     async def ask(self, query: Callable[[Connection, Question], Answer], question: Question) -> Answer:
         """Query the database, one question at a time."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, query, question)
+
+    def hears(self, channel: str) -> bool:
+        """Return whether the channel is subscribed. If that is lost, its listeners receive None once it is again."""
+        return channel in self._subscribed
 
     @contextmanager
     def listening(self, channel: str, listener: Listener) -> Iterator[None]:
@@ -110,6 +115,7 @@ class Watching:
                 if adding.done():
                     adding.result()
             finally:
+                self._subscribed.clear()
                 adding.cancel()
                 with suppress(asyncio.CancelledError, RedisError, OSError):
                     await adding
@@ -128,12 +134,15 @@ class Watching:
         unwanted = [channel for channel, until in self._lingering.items() if until < now]
         for channel in unwanted:
             del self._lingering[channel], self._listeners[channel]
+            self._subscribed.discard(channel)
         return unwanted
 
     def _pass_on(self, message: dict[str, Any]) -> None:
         if message["type"] not in ("message", "subscribe"):
             return
         channel = message["channel"].decode()
+        if message["type"] == "subscribe":
+            self._subscribed.add(channel)
         said = message["data"] if message["type"] == "message" else None
         for listener in list(+self._listeners.get(channel, Counter())):
             listener(channel, said)
@@ -148,19 +157,20 @@ class Lookups:
         self._all_at = 0.0
 
     def notice(self, *tasks: UUID) -> None:
-        """Have these tasks looked up at once."""
+        """Have these tasks looked up at once. Call it for each new wait, even without a task."""
         self._noticed.update(tasks)
         self._any_noticed.set()
 
     async def next(self, watched: Mapping[UUID, object], poll_seconds: float) -> set[UUID]:
-        """Wait until watched tasks are due, and return them.
+        """Wait until watched tasks may be due, and return those that are.
 
         Args:
             poll_seconds: the interval at which all are due.
         """
+        now = asyncio.get_running_loop().time
         if not watched:
             await self._any_noticed.wait()
-        now = asyncio.get_running_loop().time
+            self._all_at = now() + poll_seconds
         with suppress(TimeoutError):
             await asyncio.wait_for(self._any_noticed.wait(), max(0.0, self._all_at - now()))
         self._any_noticed.clear()

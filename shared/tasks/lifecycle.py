@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import Connection, RowMapping, bindparam, text
+from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TEXT
 
 from shared.contracts.key_order import in_order, order_of, ordered, with_order
@@ -83,6 +83,9 @@ class Decided:
 ACCEPT = text("SELECT task_id, created FROM minion_accept_many(:requests)").bindparams(
     bindparam("requests", type_=JSONB)
 )
+ACCEPT_NOW = text("SELECT * FROM minion_accept_now(:request, :expected, :lease)").bindparams(
+    bindparam("request", type_=JSONB)
+)
 CHECK_REACH = text("SELECT minion_check_reach(:task, :agents)").bindparams(
     bindparam("task", type_=JSONB), bindparam("agents", type_=ARRAY(TEXT))
 )
@@ -93,7 +96,7 @@ REPLAY_FROM = text("SELECT minion_replay_from(:request, :source, :first, :edited
     bindparam("request", type_=JSONB), bindparam("edited", type_=JSONB(none_as_null=True))
 )
 REJECT = text("SELECT minion_reject(:task, :error)").bindparams(bindparam("error", type_=JSONB))
-DISPATCH = text("SELECT * FROM minion_dispatch(:lease, :window)")
+DISPATCH = text("SELECT * FROM minion_dispatch_v2(:lease, :window)")
 REPUBLISH = text("SELECT * FROM minion_republish(:lease, :patience, :empty, :most)")
 VERSIONS = text(
     "SELECT t.id, v.id AS version_id, v.type = 'agent' AS has_model "
@@ -165,6 +168,28 @@ def accept(connection: Connection, tasks: Sequence[NewTask]) -> list[Accepted]:
     return [Accepted(task_id, created) for task_id, created in connection.execute(ACCEPT, values)]
 
 
+def accept_now(
+    connection: Connection, task: NewTask, *, lease: float, expected: UUID | None = None
+) -> tuple[Accepted, Dispatched | None] | None:
+    """Insert one task, and queue it if a slot is free for it: the caller must then publish its message.
+
+    Args:
+        expected: the version that the agent must still have, for a task that was checked against one read earlier.
+
+    Returns:
+        the task, and its message if it is queued; None if the agent has another version by now.
+
+    Raises:
+        MinionError: the task is refused.
+    """
+    values = {"request": with_order(task, "input"), "expected": expected, "lease": timedelta(seconds=lease)}
+    row = connection.execute(ACCEPT_NOW, values).mappings().one_or_none()
+    if row is None:
+        return None
+    message = {name: value for name, value in row.items() if name != "created"}
+    return Accepted(row["task_id"], row["created"]), None if row["claim"] is None else Dispatched(**message)
+
+
 def check_reach(connection: Connection, task: NewTask, agents: Sequence[str]) -> None:
     """Refuse a task that would join a conversation of other agents, or whose keys one of their tasks has.
 
@@ -234,7 +259,7 @@ def reject(connection: Connection, task: UUID, error: dict[str, Any]) -> bool:
 def dispatch(connection: Connection, *, lease: float, window: int) -> list[Dispatched]:
     """Move pending tasks to the queued state, as far as each capability's window has room."""
     limits = {"lease": timedelta(seconds=lease), "window": window}
-    return _dispatched(connection, connection.execute(DISPATCH, limits).mappings().all())
+    return [Dispatched(**row) for row in connection.execute(DISPATCH, limits).mappings()]
 
 
 def stalled_queues(connection: Connection, *, patience: float) -> list[str]:
@@ -256,15 +281,7 @@ def republish(
         "empty": empty_queues,
         "most": limit,
     }
-    return _dispatched(connection, connection.execute(REPUBLISH, limits).mappings().all())
-
-
-def _dispatched(connection: Connection, rows: Sequence[RowMapping]) -> list[Dispatched]:
-    """Add the versions of the agents.
-
-    In a statement after the one that took the tasks: its functions also take tasks that were committed after it began,
-    and a join in it would leave those out.
-    """
+    rows = connection.execute(REPUBLISH, limits).mappings().all()
     tasks = [row["task_id"] for row in rows]
     found = connection.execute(VERSIONS, {"tasks": tasks}) if tasks else ()
     versions = {task: {"version_id": version, "has_model": has_model} for task, version, has_model in found}

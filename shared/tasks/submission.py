@@ -37,7 +37,8 @@ RESOLVE = text(
             JOIN agents a ON a.namespace = chain.namespace AND a.name = r.agent_name
             WHERE NOT :of_messages AND f.depth < 100
     )
-    SELECT t.version_id, t.agent_name AS agent, COALESCE(
+    SELECT t.version_id, t.agent_name AS agent, NOT EXISTS (
+            SELECT FROM relations r WHERE r.agent_version_id = t.version_id) AS lasting, COALESCE(
             NULLIF(v.input_schema, 'null'), NULLIF(tool.definition->'input_schema', 'null'),
             NULLIF(code.definition->'input_schema', 'null')) AS input_schema
         FROM target t CROSS JOIN (SELECT version_id FROM first ORDER BY depth DESC LIMIT 1) f
@@ -52,21 +53,58 @@ KEYS_IN_USE = text(
 )
 
 
+MOST_KNOWN = 1000
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """The agent version that will run a task, and the schema of its input.
 
     All are None if the orchestrator routes the task by its message.
+
+    Attributes:
+        lasting: the schema depends on this version alone. A chain may have that of its first agent.
     """
 
     version_id: UUID | None
     agent: str | None
+    lasting: bool | None
     input_schema: Schema | None
 
 
 Targets = dict[tuple[str | None, str | None, str, bool, bool], Target | MinionError]
 """Cached resolution of each agent, capability and namespace, with or without input and messages, or its error.
 """
+
+
+class KnownTargets:
+    """Agent versions that were resolved before: a request for one is checked without the database.
+
+    `lifecycle.accept_now` stores it only if the agent still has that version.
+    """
+
+    def __init__(self) -> None:
+        self._targets: dict[tuple[str, str], Target] = {}
+
+    def prepare(self, request: TaskRequest, *, submitted_by: str, submitter_key: str) -> NewTask | None:
+        """Check a request, as `submission.prepare` does. Return None if that must check it: it may be refused."""
+        target = self._targets.get(_name_of(request)) if _names_only_agent(request) else None
+        if target is None:
+            return None
+        plain = _fields_of(request)
+        try:
+            task = _new_task(request, plain, sound=are_sound([plain, request.input, request.messages]))
+            _check_against(target, task)
+        except MinionError:
+            return None
+        return {**task, "submitted_by": submitted_by, "submitter_key": submitter_key}
+
+    def remember(self, request: TaskRequest, target: Target) -> None:
+        """Remember the agent version that a request was checked against."""
+        if target.lasting and _names_only_agent(request):
+            if len(self._targets) >= MOST_KNOWN:
+                del self._targets[next(iter(self._targets))]
+            self._targets[_name_of(request)] = target
 
 
 def submit(engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: str) -> list[Accepted]:
@@ -95,7 +133,12 @@ def submit_within(connection: Connection, requests: Sequence[TaskRequest], *, su
 
 
 def prepare(
-    engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: str, submitter_key: str | None = None
+    engine: Engine,
+    requests: Sequence[TaskRequest],
+    *,
+    submitted_by: str,
+    submitter_key: str | None = None,
+    known: KnownTargets | None = None,
 ) -> list[NewTask]:
     """Check tasks, for callers that then pass them to `lifecycle.accept` in their own transaction.
 
@@ -104,13 +147,14 @@ def prepare(
 
     Args:
         submitter_key: the id of the API key that submits them, or `bootstrap` for the administrator's.
+        known: remembers the agents.
 
     Raises:
         MinionError: the first refusal; `detail["index"]` is the position if there are several requests.
     """
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         try:
-            prepared = _prepare_all(connection, requests, submitted_by)
+            prepared = _prepare_all(connection, requests, submitted_by, known)
         except UnknownAgent as error:
             asked = requests[error.detail.get("index", 0)]
             similar = similar_agents(connection, asked.namespace, asked.agent or "")
@@ -126,9 +170,11 @@ def prepare_each(
         return list(_prepared(connection, requests, submitted_by))
 
 
-def _prepare_all(connection: Connection, requests: Sequence[TaskRequest], submitted_by: str) -> list[NewTask]:
+def _prepare_all(
+    connection: Connection, requests: Sequence[TaskRequest], submitted_by: str, known: KnownTargets | None = None
+) -> list[NewTask]:
     tasks = []
-    for index, prepared in enumerate(_prepared(connection, requests, [submitted_by] * len(requests))):
+    for index, prepared in enumerate(_prepared(connection, requests, [submitted_by] * len(requests), known)):
         if isinstance(prepared, MinionError):
             raise refusal(prepared, index, len(requests))
         tasks.append(prepared)
@@ -155,12 +201,15 @@ def refusal(error: MinionError, index: int, total: int) -> MinionError:
 
 
 def _prepared(
-    connection: Connection, requests: Sequence[TaskRequest], submitters: Sequence[str]
+    connection: Connection,
+    requests: Sequence[TaskRequest],
+    submitters: Sequence[str],
+    known: KnownTargets | None = None,
 ) -> Iterator[NewTask | MinionError]:
     """Yield each request as the insert takes it, or the reason for refusing it."""
     targets: Targets = {}
     in_use = keys_in_use(connection, requests)
-    fields = [request.model_dump(mode="json", exclude_none=True, exclude={"input", "messages"}) for request in requests]
+    fields = [_fields_of(request) for request in requests]
     sound = are_sound([*fields, *(request.input for request in requests), *(request.messages for request in requests)])
     for request, plain, submitter in zip(requests, fields, submitters, strict=True):
         try:
@@ -169,7 +218,9 @@ def _prepared(
             # For a request that was accepted before, the insert returns that task, whatever has become of its agent
             # since.
             if (request.namespace, request.idempotency_key) not in in_use:
-                _check_target(connection, request, task, targets)
+                target = _check_target(connection, request, task, targets)
+                if known is not None:
+                    known.remember(request, target)
         except MinionError as error:
             yield error
         else:
@@ -214,7 +265,20 @@ def _new_task(request: TaskRequest, plain: dict[str, Any], *, sound: bool) -> Ne
     return task
 
 
-def _check_target(connection: Connection, request: TaskRequest, task: NewTask, targets: Targets) -> None:
+def _fields_of(request: TaskRequest) -> dict[str, Any]:
+    return request.model_dump(mode="json", exclude_none=True, exclude={"input", "messages"})
+
+
+def _names_only_agent(request: TaskRequest) -> bool:
+    """Return whether the agent's name alone decides about the version and the schema."""
+    return request.agent is not None and request.capability is None and request.messages is None
+
+
+def _name_of(request: TaskRequest) -> tuple[str, str]:
+    return request.namespace, str(request.agent)
+
+
+def _check_target(connection: Connection, request: TaskRequest, task: NewTask, targets: Targets) -> Target:
     """Check the input against the schema of the agent that will run it, and record that in the request."""
     key = (request.agent, request.capability, request.namespace, task.get("input") is None, "messages" in task)
     if key not in targets:
@@ -225,6 +289,11 @@ def _check_target(connection: Connection, request: TaskRequest, task: NewTask, t
     target = targets[key]
     if isinstance(target, MinionError):
         raise type(target)(target.message, **target.detail)
+    _check_against(target, task)
+    return target
+
+
+def _check_against(target: Target, task: NewTask) -> None:
     if target.version_id is not None:
         said = coerce_all(task["messages"]) if "messages" in task else None
         checked_input(target.input_schema, task.get("input"), said, agent=str(target.agent))

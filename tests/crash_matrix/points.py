@@ -21,8 +21,8 @@ from sqlalchemy.exc import OperationalError
 
 ADDRESS = "CRASH_POINTS"
 LOST = b"!"
-# They change nothing, or are called all the time.
-LEFT_OUT = frozenset({"is_cancelled"})
+# They change nothing, are called all the time, or have no task yet.
+LEFT_OUT = frozenset({"is_cancelled", "accept_now"})
 _current = threading.local()
 
 

@@ -279,7 +279,8 @@ $$;
 -- (a replay whose calls get new idempotency keys), agent_version_id, traceparent, submitted_by, submitter_key (the id of
 -- the API key, or `bootstrap`), unique_key, unique_while, budget ({tokens, dollars, steps, seconds, on_breach}), and `validated`: the id of the agent version
 -- whose input schema the caller has already checked the input against.
--- Returns the tasks in the order of the requests. Each request sees the effects of those before it.
+-- Returns the tasks in the order of the requests. Each request sees the effects of those before it. The caller notifies the
+-- dispatcher.
 CREATE OR REPLACE FUNCTION minion_insert_tasks(requests jsonb) RETURNS TABLE (task_id uuid, created boolean)
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
@@ -375,16 +376,13 @@ BEGIN
                         ELSE minion_place(id, ns, talk, GREATEST(begins, clock_timestamp()), urgency) END
                 FROM made
     )
-    SELECT count(*) AS number, array_agg(DISTINCT parent_id) FILTER (WHERE parent_id IS NOT NULL) AS parents,
+    SELECT array_agg(DISTINCT parent_id) FILTER (WHERE parent_id IS NOT NULL) AS parents,
            array_agg(id ORDER BY n) FILTER (WHERE budget IS NOT NULL) AS budgeted,
            array_agg(budget ORDER BY n) FILTER (WHERE budget IS NOT NULL) AS budgets
         INTO totals FROM made;
     PERFORM minion_check_depth(parent) FROM unnest(totals.parents) AS parent;
     IF totals.budgeted IS NOT NULL THEN
         PERFORM minion_open_budgets(totals.budgeted, totals.budgets);
-    END IF;
-    IF totals.number > 0 THEN
-        PERFORM minion_notify_pending();
     END IF;
     RETURN QUERY SELECT h.holder, h.holder = h.id FROM unnest(ids, holders) AS h (id, holder);
 END $$;
@@ -400,6 +398,7 @@ DECLARE
     state text;
     message text;
 BEGIN
+    PERFORM minion_notify_pending();
     IF refused = 1 THEN
         RETURN QUERY SELECT * FROM minion_insert_tasks(requests);
         RETURN;
@@ -433,7 +432,60 @@ END $$;
 -- Accepts one request, as `minion_insert_tasks` does.
 CREATE OR REPLACE FUNCTION minion_accept(request jsonb, OUT task_id uuid, OUT created boolean) LANGUAGE plpgsql AS $$
 BEGIN
+    PERFORM minion_notify_pending();
     SELECT * INTO task_id, created FROM minion_insert_tasks(jsonb_build_array(request));
+END $$;
+
+-- Accepts one request for a caller that publishes messages. If a slot is free for its task, the task is queued in the same
+-- transaction, and the row has what its message needs; else these columns are NULL, and the dispatcher is notified.
+-- `expected`: the version that the request is validated for, if it was resolved earlier. No row: the agent has another by
+-- now, and nothing is stored.
+CREATE OR REPLACE FUNCTION minion_accept_now(request jsonb, expected uuid, lease interval)
+RETURNS TABLE (task_id uuid, created boolean, claim integer, queue text, agent_name text, soft_time_limit integer,
+               time_limit integer, priority smallint, version_id uuid, has_model boolean) LANGUAGE plpgsql
+SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
+DECLARE
+    accepted record;
+    taken boolean := false;
+BEGIN
+    IF expected IS NOT NULL AND NOT EXISTS (
+            SELECT FROM agents WHERE namespace = COALESCE(request->>'namespace', 'default') AND name = request->>'agent'
+                AND active_version_id = expected AND status <> 'disabled') THEN
+        RETURN;
+    END IF;
+    SELECT * INTO accepted FROM minion_insert_tasks(jsonb_build_array(request));
+    IF accepted.created THEN
+        taken := minion_take_now(accepted.task_id, lease);
+    END IF;
+    RETURN QUERY SELECT accepted.task_id, accepted.created, s.claim, s.capability, v.name, v.soft_time_limit, v.time_limit,
+                        s.priority, v.id, v.type = 'agent'
+        FROM (SELECT 1) AS always
+            LEFT JOIN (task_status s JOIN tasks t ON t.id = s.task_id JOIN agent_versions v ON v.id = t.agent_version_id)
+                ON taken AND s.task_id = accepted.task_id;
+END $$;
+
+-- Queues a task that this transaction has inserted, if a slot is free for it and nothing else comes first or holds tasks
+-- back. Else it notifies the dispatcher, which keeps the order, the limits and the windows.
+CREATE OR REPLACE FUNCTION minion_take_now(t uuid, lease interval) RETURNS boolean LANGUAGE plpgsql
+SET enable_seqscan = off SET jit = off AS $$
+DECLARE
+    cap text := (SELECT capability FROM task_status WHERE task_id = t AND state = 'pending' AND conversation_id IS NULL);
+    slots integer := (SELECT sum(w.slots) FROM workers w
+                          WHERE w.status = 'online' AND w.last_seen > now() - lease AND w.capabilities @> ARRAY[cap]);
+BEGIN
+    IF slots > (SELECT count(*) FROM (
+                    SELECT FROM task_status f WHERE f.state IN ('queued', 'running') AND f.capability = cap LIMIT slots) AS busy)
+            AND NOT EXISTS (
+                SELECT FROM task_status p WHERE p.state = 'pending' AND p.capability = cap AND p.task_id <> t)
+            AND NOT EXISTS (SELECT FROM pauses) AND NOT EXISTS (SELECT FROM limits WHERE scope <> 'model')
+            AND NOT EXISTS (SELECT FROM rate_holds WHERE until_at > now()) THEN
+        UPDATE task_status SET state = 'queued', queued_at = now(), published = 1, published_at = now(), updated_at = now()
+            WHERE task_id = t;
+        RETURN true;
+    END IF;
+    PERFORM minion_notify_pending();
+    RETURN false;
 END $$;
 
 -- For orchestrators of release 0.2.

@@ -72,6 +72,23 @@ BEGIN
     END LOOP;
 END $$;
 
+-- `minion_dispatch` with the versions of the agents.
+CREATE OR REPLACE FUNCTION minion_dispatch_v2(lease interval, smallest_window integer)
+RETURNS TABLE (task_id uuid, claim integer, queue text, agent_name text, soft_time_limit integer,
+               time_limit integer, priority smallint, version_id uuid, has_model boolean) LANGUAGE plpgsql
+SET enable_seqscan = off SET jit = off AS $$
+DECLARE
+    taken record;
+BEGIN
+    FOR taken IN SELECT * FROM minion_dispatch(lease, smallest_window) LOOP
+        -- In a statement after the one that took the tasks: it also takes tasks that were committed after it began, and a
+        -- join in it would leave those out.
+        RETURN QUERY SELECT taken.task_id, taken.claim, taken.queue, taken.agent_name, taken.soft_time_limit,
+                            taken.time_limit, taken.priority, v.id, v.type = 'agent'
+            FROM tasks t JOIN agent_versions v ON v.id = t.agent_version_id WHERE t.id = taken.task_id;
+    END LOOP;
+END $$;
+
 -- Takes the next tasks of one capability. Each pair of tenant key and agent has its own queue, in the order of rank.
 -- The keys take turns: the one with the fewest tasks in flight comes first. Paused, held or limited tasks stay in their
 -- queue.

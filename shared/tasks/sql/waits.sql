@@ -49,6 +49,9 @@ BEGIN
         SELECT t, (child->>'step')::integer, 'subtask', child->>'name', 'started', 'pure', child->>'request_hash', c,
                made.task_id
             FROM asked JOIN made USING (n) ORDER BY n;
+    IF FOUND THEN
+        PERFORM minion_notify_pending();
+    END IF;
     FOR wait IN SELECT * FROM jsonb_to_recordset(waits)
             AS x (step integer, name text, request_hash text, seconds double precision, signal boolean,
                   approval jsonb, approval_order jsonb) LOOP

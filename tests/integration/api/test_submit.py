@@ -45,6 +45,36 @@ def test_a_task_is_created(http: httpx2.Client) -> None:
     assert http.get(response.headers["location"]).json() == task
 
 
+def test_agent_is_resolved_once_while_it_has_the_same_version(
+    http: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert http.post("/v1/tasks", json={"agent": "Search", "input": {"query": "cats"}}).status_code == 201
+    monkeypatch.setattr("shared.tasks.submission.RESOLVE", None)
+    task = http.post("/v1/tasks", json={"agent": "Search", "input": {"query": "dogs"}})
+    assert (task.status_code, task.json()["agent_version"]) == (201, 1)
+
+
+def test_new_version_of_a_known_agent_applies_to_the_next_task(http: httpx2.Client, define: Any) -> None:
+    agent = {"kind": "agent", "name": "Search", "type": "function", "tool": "noop"}
+    queries, names = ({"type": "object", "required": [name]} for name in ("query", "name"))
+    by_query, by_name = ({"agent": "Search", "input": {name: "cats"}} for name in ("query", "name"))
+    assert http.post("/v1/tasks", json=by_query).status_code == 201
+    define({**agent, "input_schema": names, "config": {"capabilities": ["search"]}})
+    problem = refused(http.post("/v1/tasks", json=by_query), 422, "invalid_input")
+    assert "name" in problem["detail"]
+    task = http.post("/v1/tasks", json=by_name)
+    assert (task.status_code, task.json()["agent_version"]) == (201, 2)
+    define({**agent, "input_schema": queries, "config": {"capabilities": ["search"]}})
+    assert http.post("/v1/tasks", json=by_query).json()["agent_version"] == 3
+
+
+def test_known_agent_that_is_disabled_is_refused(http: httpx2.Client, database: Engine) -> None:
+    assert http.post("/v1/tasks", json={"agent": "Echo"}).status_code == 201
+    with database.begin() as connection:
+        connection.execute(text("UPDATE agents SET status = 'disabled' WHERE name = 'Echo'"))
+    refused(http.post("/v1/tasks", json={"agent": "Echo"}), 409, "conflict")
+
+
 def test_a_task_can_name_a_capability_or_send_messages(http: httpx2.Client) -> None:
     by_capability = http.post("/v1/tasks", json={"capability": "filter", "input": {"query": "cats"}}).json()
     assert (by_capability["agent"], by_capability["capability"]) == ("Search", "filter")

@@ -18,6 +18,7 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from minions import Client
+from orchestrator.api import tasks
 from orchestrator.api.app import create_app
 from orchestrator.api.watching import POLL_SECONDS
 from orchestrator.local.embedded import EmbeddedServers
@@ -135,6 +136,82 @@ def test_submission_waits_for_the_end(http: httpx2.Client, database: Engine, thr
     response = waiting.result(30)
     assert (response.status_code, response.headers["location"]) == (201, f"/v1/tasks/{task['id']}")
     assert response.json()["state"] == "cancelled"
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> set[UUID]:
+    """The tasks that were looked up."""
+    looked: set[UUID] = set()
+
+    def look(connection: Connection, tasks: set[UUID]) -> set[UUID]:
+        looked.update(tasks)
+        return ended(connection, tasks)
+
+    monkeypatch.setattr("orchestrator.api.finish_watch.ended", look)
+    return looked
+
+
+def subscribed(api: Api) -> None:
+    """Wait until the API hears of ends."""
+    with api.http() as http:
+        timed_wait(http, submit(http), 0.01)
+    wait_until(lambda: api.app.state.watching.hears(FINISHED), "the subscription")
+
+
+def test_new_task_is_waited_for_without_a_query(
+    seldom_looking: Api, database: Engine, threads: ThreadPoolExecutor, looked: set[UUID]
+) -> None:
+    subscribed(seldom_looking)
+    with seldom_looking.http() as http:
+        waiting = threads.submit(http.post, "/v1/tasks", json={"agent": "Echo"}, params={"wait": 60})
+        expected = seldom_looking.app.state.finish_watch._expected
+        [task] = wait_until(lambda: list(expected), "the wait")
+        end(database, str(task), hint=True)
+        assert waiting.result(30).json()["state"] == "cancelled"
+    assert task not in looked
+
+
+def test_end_between_submission_and_wait_is_heard(
+    seldom_looking: Api, database: Engine, looked: set[UUID], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subscribed(seldom_looking)
+    watch, accept = seldom_looking.app.state.finish_watch, tasks._accept
+
+    def accept_and_end(*arguments: Any) -> Any:
+        accepted = accept(*arguments)
+        end(database, str(accepted.task_id), hint=True)
+        [heard] = watch._hearing
+        wait_until(lambda: accepted.task_id in heard.tasks, "the notification")
+        return accepted
+
+    monkeypatch.setattr(tasks, "_accept", accept_and_end)
+    with seldom_looking.http() as http:
+        task = http.post("/v1/tasks", json={"agent": "Echo"}, params={"wait": 60}).json()
+    assert task["state"] == "cancelled"
+    assert UUID(task["id"]) not in looked
+
+
+def test_end_that_may_have_been_missed_is_looked_up(
+    seldom_looking: Api, database: Engine, looked: set[UUID], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The subscription was renewed while the task was accepted."""
+    subscribed(seldom_looking)
+    accept = tasks._accept
+
+    def accept_and_end(*arguments: Any) -> Any:
+        accepted = accept(*arguments)
+        end(database, str(accepted.task_id), hint=False)
+        [heard] = seldom_looking.app.state.finish_watch._hearing
+        with make_redis() as broker:
+            broker.client_kill_filter(_type="pubsub")
+        wait_until(lambda: not heard.all, "another subscription")
+        return accepted
+
+    monkeypatch.setattr(tasks, "_accept", accept_and_end)
+    with seldom_looking.http() as http:
+        task = http.post("/v1/tasks", json={"agent": "Echo"}, params={"wait": 60}).json()
+    assert task["state"] == "cancelled"
+    assert UUID(task["id"]) in looked
 
 
 def test_submission_that_waited_in_vain_returns_the_pending_task(client: Client) -> None:

@@ -23,6 +23,8 @@ from tests.support.processes import wait_until
 BACKEND = text("SELECT pg_backend_pid() FROM pg_sleep(0.02)")
 ALIVE = text("SELECT EXISTS (SELECT 1 FROM pg_stat_activity WHERE pid = :pid)")
 
+LAST_QUERY = text("SELECT query_start FROM pg_stat_activity WHERE pid = :pid")
+
 
 def test_transaction_that_was_idle_for_too_long_is_worth_another_try(settings: Settings, database: Engine) -> None:
     """The server ends it if this process was frozen for a lease, or if the server's clock was put ahead."""
@@ -36,6 +38,44 @@ def test_transaction_that_was_idle_for_too_long_is_worth_another_try(settings: S
         assert is_transient(raised.value)
     with engine.connect() as connection:
         assert connection.scalar(text("SELECT 1")) == 1
+    engine.dispose()
+
+
+@pytest.mark.parametrize("isolation", ["READ COMMITTED", "AUTOCOMMIT"])
+def test_ended_connection_of_the_pool_is_replaced_before_its_use(
+    settings: Settings, database: Engine, isolation: str
+) -> None:
+    engine = make_engine(settings, pool_size=1).execution_options(isolation_level=isolation)
+    with engine.connect() as connection, autocommit(database).connect() as other:
+        pid = connection.scalar(text("SELECT pg_backend_pid()"))
+        connection.close()
+        other.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+        wait_until(lambda: not other.scalar(ALIVE, {"pid": pid}), "the server has closed the connection")
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT pg_backend_pid()")) != pid
+    engine.dispose()
+
+
+def test_living_connection_is_used_without_asking_the_server(settings: Settings, database: Engine) -> None:
+    engine = autocommit(make_engine(settings, pool_size=1))
+    with autocommit(database).connect() as other:
+        with engine.connect() as connection:
+            pid = connection.scalar(text("SELECT pg_backend_pid()"))
+        before = other.scalar(LAST_QUERY, {"pid": pid})
+        with engine.connect():
+            assert other.scalar(LAST_QUERY, {"pid": pid}) == before
+    engine.dispose()
+
+
+def test_connection_with_a_message_of_the_server_stays_open(settings: Settings, database: Engine) -> None:
+    engine = autocommit(make_engine(settings, pool_size=1))
+    with engine.connect() as connection:
+        pid = connection.scalar(text("SELECT pg_backend_pid()"))
+        connection.execute(text("LISTEN greetings"))
+    with autocommit(database).connect() as other:
+        other.execute(text("NOTIFY greetings"))
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT pg_backend_pid()")) == pid
     engine.dispose()
 
 
