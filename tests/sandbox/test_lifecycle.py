@@ -345,6 +345,23 @@ def test_killed_waiting_children_are_replaced() -> None:
         assert works(sandbox)
 
 
+def test_newest_waiting_child_serves_the_next_call() -> None:
+    """Under load the older ones stay a reserve, so that no child warms up in vain."""
+    with Sandbox() as sandbox:
+        assert works(sandbox)
+        assert isinstance(sandbox._server, ForkServer)
+        wait_until(lambda: len(parked_in(sandbox)) > 1, "children wait")
+        newest = parked_in(sandbox)[-1]
+        child = sandbox._server.take(time.monotonic() + 20)
+        assert child.number >= newest
+        sandbox._server.end(child)
+
+
+def parked_in(sandbox: Sandbox) -> list[int]:
+    assert isinstance(sandbox._server, ForkServer)
+    return [child.number for child in sandbox._server._parked]
+
+
 OWNER = """
 import sys, os
 sys.path.insert(0, sys.argv[1])
