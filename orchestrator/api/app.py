@@ -41,6 +41,7 @@ from orchestrator.api import (
     workers,
 )
 from orchestrator.api.auth import administrator, authorize, read_key, read_metrics_token
+from orchestrator.api.base_path import BasePath
 from orchestrator.api.body import BodyMemory
 from orchestrator.api.event_watch import EventWatch
 from orchestrator.api.finish_watch import FinishWatch
@@ -111,6 +112,7 @@ def create_app(settings: Settings) -> FastAPI:
         description=DESCRIPTION,
         lifespan=_lifespan,
         redirect_slashes=False,
+        servers=[{"url": settings.base_path}] if settings.base_path else None,
         docs_url=None,  # `documentation` serves them, without a CDN
         redoc_url=None,
     )
@@ -146,6 +148,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(HeadAsGet)
     app.add_middleware(QuotaHeaders)
     app.add_middleware(NotStored)
+    app.add_middleware(BasePath, base=settings.base_path)  # the outermost one
     problems.handle(app)
     app.openapi = _complete(app.openapi)  # type: ignore[method-assign]
     return app

@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from orchestrator.api import body, problems, submission_bounds
 from orchestrator.api.actors import Actor
 from orchestrator.api.auth import CHECK_SECONDS, Caller, check_again
+from orchestrator.api.base_path import link
 from orchestrator.api.finish_watch import FinishWatch
 from orchestrator.api.parameters import Database, ItemPage, NumberedPage, Statements, StrictQuery
 from orchestrator.api.task_filters import TaskPage, Tasks, TreePage
@@ -377,7 +378,7 @@ def _load(database: Engine, task_id: UUID) -> dict[str, Any]:
 
 def _describe(accepted: Accepted, response: Response) -> None:
     response.status_code = 201 if accepted.created else 200
-    response.headers["Location"] = f"/v1/tasks/{accepted.task_id}"
+    response.headers["Location"] = link(f"/v1/tasks/{accepted.task_id}")
 
 
 def _with_key(data: dict[str, Any], header: str | None) -> dict[str, Any]:
