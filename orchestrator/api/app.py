@@ -123,7 +123,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.metrics_token = read_metrics_token(settings)
     app.state.metrics_pages = metrics.MetricsPages()
     app.state.body_memory = BodyMemory(settings.api_memory_bytes)
-    app.state.engine = _make_engine(settings)
+    app.state.engine = limited_engine(settings, POOL_SIZE, STATEMENT_TIMEOUT)
     app.state.statements = autocommit(app.state.engine)
     app.state.keys = KeyCache(app.state.statements, find_key)
     find_own = partial(find_login, administrator=app.state.administrator)
@@ -136,6 +136,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.watching = Watching(settings)
     app.state.finish_watch = FinishWatch(app.state.watching)
     app.state.event_watch = EventWatch(app.state.watching)
+    app.state.watches = [app.state.finish_watch, app.state.event_watch]
     app.state.attempts = Attempts()
     app.state.provider = Provider(settings) if settings.oidc_issuer or settings.oidc_client_id else None
     app.state.role_mapping = RoleMapping(settings) if app.state.provider else None
@@ -156,8 +157,8 @@ def create_app(settings: Settings) -> FastAPI:
 
 def release(app: FastAPI) -> None:
     """End all requests that wait for something or follow it, now and from now on. May be called from any thread."""
-    app.state.finish_watch.release()
-    app.state.event_watch.release()
+    for watch in app.state.watches:
+        watch.release()
 
 
 def guard(app: FastAPI) -> None:
@@ -167,7 +168,8 @@ def guard(app: FastAPI) -> None:
         RuntimeError: one of them has no rule, or a rule has no route.
     """
     routes = [route for module in GUARDED for route in module.router.routes]
-    rights.check_complete(f"{method} {route.path}" for route in routes for method in route.methods)
+    endpoints = (f"{method} {route.path}" for route in routes for method in route.methods)
+    rights.check_complete(endpoints, rights.RULES)
     described = problems.documented(401, 403, 422, 429, 503)
     for module in GUARDED:
         app.include_router(module.router, dependencies=[Depends(authorize)], responses=described)
@@ -224,13 +226,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.engine.dispose()
 
 
-def _make_engine(settings: Settings) -> Engine:
-    """Create a separate engine for the API: no reader may hold a connection for long."""
-    engine = make_engine(settings, pool_size=POOL_SIZE)
+def limited_engine(settings: Settings, pool_size: int, statement_timeout: str) -> Engine:
+    """Create a separate engine for readers, none of which may hold a connection for long."""
+    engine = make_engine(settings, pool_size=pool_size)
 
     @event.listens_for(engine, "connect")
     def _limit(connection: Any, record: Any) -> None:
-        connection.execute(f"SET statement_timeout = '{STATEMENT_TIMEOUT}'")
+        connection.execute(f"SET statement_timeout = '{statement_timeout}'")
         connection.commit()
 
     return engine

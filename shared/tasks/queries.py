@@ -66,6 +66,8 @@ CONDITIONS = {
     "created_after": "t.id >= :created_after AND s.task_id >= :created_after",
     "created_before": "t.id < :created_before AND s.task_id < :created_before",
     "before": "t.id < :before AND s.task_id < :before",
+    "after": "t.id > :after AND s.task_id > :after",
+    "wait_reasons": "s.wait_reason = ANY(:wait_reasons)",
     "only_agents": "t.agent_name = ANY(:only_agents)",
     "only_capabilities": f"{CAPABILITY} = ANY(:only_capabilities)",
     "tenant": "t.key = :tenant",
@@ -73,6 +75,7 @@ CONDITIONS = {
 }
 TYPES: dict[str, Any] = {
     "states": ARRAY(TEXT),
+    "wait_reasons": ARRAY(TEXT),
     "labels": JSONB,
     "created_after": PgUUID,
     "created_before": PgUUID,
@@ -111,6 +114,16 @@ STEPS = text(
     "stdout, usage, cost_microdollars, child_id, function_version_id, copied_from, started_at, finished_at, approvals "
     "FROM steps WHERE task_id = :task AND number > :after ORDER BY number LIMIT :most"
 )
+# Without what may be large.
+STEP_SUMMARIES = text(
+    "SELECT number, kind, name, status, effect, claim, usage, cost_microdollars, child_id, function_version_id, "
+    "copied_from, started_at, finished_at, due_at, error->>'type' AS error_type FROM steps "
+    "WHERE task_id = :task AND number > :after ORDER BY number LIMIT :most"
+)
+USAGES = text(
+    "SELECT task_id, sum(input_tokens)::bigint AS input_tokens, sum(output_tokens)::bigint AS output_tokens, "
+    "sum(cost_microdollars)::bigint AS cost_microdollars FROM executions WHERE task_id = ANY (:tasks) GROUP BY task_id"
+).bindparams(bindparam("tasks", type_=ARRAY(PgUUID)))
 EXECUTIONS = text(
     "SELECT e.claim, e.worker_id, w.name AS worker, e.outcome, e.error, e.cpu_seconds, e.peak_memory_bytes, "
     "e.input_tokens, e.output_tokens, e.cost_microdollars, e.started_at, e.finished_at "
@@ -153,6 +166,7 @@ class TaskFilter:
     created_before: datetime | None = None
     error_fingerprint: str | None = None
     function_version_id: UUID | None = None
+    wait_reasons: tuple[str, ...] = ()
     unreplayed: bool | None = None
     own_failure: bool | None = None
     only_agents: tuple[str, ...] = ()
@@ -248,6 +262,30 @@ def list_tasks(
     return page_of(rows, limit, "id")
 
 
+def list_oldest(connection: Connection, chosen: TaskFilter, *, limit: int, after: UUID | None = None) -> Page:
+    """Return the oldest tasks first, as `list_tasks` does the newest."""
+    conditions, values = _conditions(chosen)
+    if after is not None:
+        conditions, values = [*conditions, CONDITIONS["after"]], {**values, "after": after}
+    statement = _bind_types(
+        f"WITH page AS MATERIALIZED (SELECT t.id FROM {JOINED} WHERE "  # noqa: S608
+        f"{' AND '.join(conditions)} ORDER BY s.task_id LIMIT :most) {SUMMARIES} ORDER BY id",
+        values,
+    )
+    rows = connection.execute(statement, {**values, "most": limit + 1}).mappings().all()
+    return page_of(rows, limit, "id")
+
+
+def count_up_to(connection: Connection, chosen: TaskFilter, most: int) -> int:
+    """Count tasks, but no more than `most`: reading all of a large table would take seconds."""
+    conditions, values = _conditions(chosen)
+    statement = _bind_types(
+        f"SELECT count(*) FROM (SELECT FROM {JOINED} WHERE {' AND '.join(conditions)} LIMIT :most) AS counted",  # noqa: S608
+        values,
+    )
+    return int(connection.execute(statement, {**values, "most": most}).scalar_one())
+
+
 def _with_outputs(connection: Connection, page: Page) -> Page:
     """Return the page with outputs, truncated if they are too large together."""
     values = {"tasks": [task["id"] for task in page.items], "most": MAX_OUTPUT_BYTES}
@@ -308,6 +346,33 @@ def list_steps(connection: Connection, task: UUID, *, limit: int, after: int = 0
     """
     page = _of_task(connection, STEPS, task, limit, after, "number")
     return Page([in_order(step, "input", "output") for step in page.items], page.next)
+
+
+def list_step_summaries(connection: Connection, task: UUID, *, limit: int, after: int = 0) -> Page:
+    """Return a task's journal as `list_steps` does, without payloads.
+
+    Raises:
+        NotFound: there is no such task.
+    """
+    return _of_task(connection, STEP_SUMMARIES, task, limit, after, "number")
+
+
+def get_step(connection: Connection, task: UUID, number: int) -> dict[str, Any]:
+    """Return a step.
+
+    Raises:
+        NotFound: there is no such task or step.
+    """
+    found = list_steps(connection, task, limit=1, after=number - 1).items
+    if not found or found[0]["number"] != number:
+        raise NotFound(f"Task {task} has no step {number}.")
+    return found[0]
+
+
+def usages_of(connection: Connection, tasks: Collection[UUID]) -> dict[UUID, dict[str, Any]]:
+    """Return the tokens and costs of the tasks, each without those of the tasks below it."""
+    rows = connection.execute(USAGES, {"tasks": list(tasks)}).mappings()
+    return {row["task_id"]: dict(row) for row in rows}
 
 
 def list_executions(connection: Connection, task: UUID, *, limit: int, after: int = 0) -> Page:
