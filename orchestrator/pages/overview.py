@@ -8,8 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from markupsafe import Markup
-from sqlalchemy import Connection, bindparam, text
-from sqlalchemy.dialects.postgresql import ARRAY, TEXT
+from sqlalchemy import Connection, text
 
 from orchestrator.api import capabilities as api
 from orchestrator.api.auth import Caller
@@ -26,16 +25,13 @@ from shared.tasks import queries
 HOURS = 24
 ENDED_BADLY = ("failed", "expired")
 PICTURE = (240, 40)
-# The first in each queue: the rank is the time from which a task may start, but for its priority.
+# The leader reads them every few seconds, for metrics too.
 OLDEST = text(
     """
-    SELECT c.name, (SELECT to_timestamp((p.rank + p.priority * 60000000::bigint) / 1e6) FROM task_status p
-        WHERE p.state = 'pending' AND p.capability = c.name AND p.rank < minion_parked()
-          AND (CAST(:namespace AS text) IS NULL OR p.namespace = :namespace)
-        ORDER BY p.capability, p.namespace, p.key, p.agent_name, p.rank, p.task_id LIMIT 1) AS since
-    FROM unnest(:names) AS c (name)
+    SELECT g->0->>'capability' AS name, gauges_at - (g->>1)::float8 * interval '1 s' AS since
+        FROM statistics_state, jsonb_array_elements(gauges->'minions_oldest_pending_seconds') AS g
     """
-).bindparams(bindparam("names", type_=ARRAY(TEXT)))
+)
 
 router = APIRouter(route_class=Page, include_in_schema=False)
 
@@ -47,9 +43,8 @@ def show_overview(request: Request, database: Reading, key: Caller) -> Response:
     with database.connect() as connection:
         past = _past(connection, key)
         decisions = queries.count_up_to(connection, waiting_for_people(key.scope), MOST_COUNTED + 1)
-        waiting = [row["name"] for row in listed if row["pending"]]
-        # Of a bound key, only a namespace can be told apart here.
-        oldest = {} if key.scope.is_partial else _oldest(connection, waiting, key.scope.namespace)
+        # They are about all namespaces together.
+        oldest = _oldest(connection) if key.scope.is_whole else {}
     return render(
         request,
         "overview.html",
@@ -106,6 +101,6 @@ def _past(connection: Connection, key: Key) -> dict[str, Any]:
     }
 
 
-def _oldest(connection: Connection, names: Sequence[str], namespace: str | None) -> dict[str, datetime | None]:
-    rows = connection.execute(OLDEST, {"names": list(names), "namespace": namespace})
-    return {row.name: row.since for row in rows}
+def _oldest(connection: Connection) -> dict[str, datetime]:
+    """Return since when the first pending task of each capability waits."""
+    return {row.name: row.since for row in connection.execute(OLDEST)}
