@@ -118,6 +118,11 @@ def _assets() -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.name.rpartition(".")[2] in TYPES}
 
 
+def asset_names() -> list[str]:
+    """Return the names of all style sheets and scripts."""
+    return sorted(_assets())
+
+
 @cache
 def _environment() -> Environment:
     loader = ChoiceLoader([PackageLoader(__package__ or ""), PackageLoader("orchestrator.api.login")])
