@@ -226,13 +226,18 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.engine.dispose()
 
 
-def limited_engine(settings: Settings, pool_size: int, statement_timeout: str) -> Engine:
-    """Create a separate engine for readers, none of which may hold a connection for long."""
+def limited_engine(settings: Settings, pool_size: int, statement_timeout: str, *more: str) -> Engine:
+    """Create a separate engine for readers, none of which may hold a connection for long.
+
+    Args:
+        more: other statements that prepare a connection.
+    """
     engine = make_engine(settings, pool_size=pool_size)
 
     @event.listens_for(engine, "connect")
     def _limit(connection: Any, record: Any) -> None:
-        connection.execute(f"SET statement_timeout = '{statement_timeout}'")
+        for statement in (f"SET statement_timeout = '{statement_timeout}'", *more):
+            connection.execute(statement)
         connection.commit()
 
     return engine

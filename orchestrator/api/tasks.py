@@ -214,7 +214,7 @@ def why(task_id: TaskId, request: Request, database: Statements, key: Caller) ->
     """Explain the current state of the task: one sentence, the facts, and what would let it continue."""
     lease = request.app.state.settings.lease_seconds
     with database.connect() as connection:
-        return explain(connection, task_id, lease=lease, reader=_reader(key)).as_dict()
+        return explain(connection, task_id, lease=lease, reader=reader_of(key)).as_dict()
 
 
 @router.post(
@@ -340,7 +340,8 @@ def _record(
     log.record(connection, actor, act, task["id"], namespace=task["namespace"], before=before, after=after)
 
 
-def _reader(key: Key) -> Reader:
+def reader_of(key: Key) -> Reader:
+    """Return what explanations may say to a key."""
     return Reader(payloads=key.may(Permission.PAYLOADS_READ), reaches=lambda c, task: is_reached(c, task, key.scope))
 
 

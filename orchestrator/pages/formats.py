@@ -15,25 +15,37 @@ LONGEST_TEXT = 20_000
 UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
+ENCODER = json.JSONEncoder(ensure_ascii=False, indent=2, default=str)
+
+
 class Shown:
     """A payload as text.
 
     Attributes:
         text: JSON, or a text as it is; characters that cannot be seen are written as JSON's escapes.
         is_cut: there is more.
-        size: characters of all of it.
     """
 
     def __init__(self, value: Any) -> None:
-        whole = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2, default=str)
-        self.size = len(whole)
-        self.is_cut = self.size > LONGEST_TEXT
-        self.text = visible(whole[:LONGEST_TEXT])
+        begun = value if isinstance(value, str) else _beginning(value)
+        self.is_cut = len(begun) > LONGEST_TEXT
+        self.text = visible(begun[:LONGEST_TEXT])
 
 
 def as_json(value: Any) -> str:
     """Return a value as indented JSON."""
-    return json.dumps(value, ensure_ascii=False, indent=2, default=str)
+    return ENCODER.encode(value)
+
+
+def _beginning(value: Any) -> str:
+    """Return the beginning of a value's JSON: encoding megabytes takes long."""
+    parts, length = [], 0
+    for part in ENCODER.iterencode(value):
+        parts.append(part)
+        length += len(part)
+        if length > LONGEST_TEXT:
+            break
+    return "".join(parts)
 
 
 def moment(value: datetime | None) -> Markup:

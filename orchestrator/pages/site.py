@@ -20,6 +20,8 @@ PAGES = (overview, live, task_list, task_page, raw, inbox, acts)
 """The modules whose pages need a login. The addresses of streams come before those of tasks."""
 POOL_SIZE = 4
 STATEMENT_TIMEOUT = "3s"
+# Every query has an index. The planner prefers to read all of a table where a page needs the beginning of an index.
+PLANNING = ("SET enable_seqscan = off", "SET jit = off")
 HOME = "/overview"
 
 home = APIRouter(include_in_schema=False)
@@ -38,7 +40,7 @@ def add_to(app: FastAPI) -> None:
         RuntimeError: a page has no rule in `orchestrator.pages.rights`, or a rule has no page.
     """
     state = app.state
-    state.pages_engine = autocommit(limited_engine(state.settings, POOL_SIZE, STATEMENT_TIMEOUT))
+    state.pages_engine = autocommit(limited_engine(state.settings, POOL_SIZE, STATEMENT_TIMEOUT, *PLANNING))
     state.streams = Streams(state.watching)
     state.watches.append(state.streams)
     routes = [route for module in PAGES for route in module.router.routes]

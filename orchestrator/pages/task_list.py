@@ -9,7 +9,6 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from orchestrator.api import tasks as api
 from orchestrator.api.auth import Caller
 from orchestrator.api.login.pages import see_other
 from orchestrator.api.parameters import StrictQuery, Text, in_namespace
@@ -63,7 +62,8 @@ async def list_tasks(
         terms=list(TERMS),
         is_first=query.cursor is None,
         live="/tasks/live" if status == 200 and query.cursor is None else None,
-        **{"problem": None, "next": None, "count": 0, "capped": False, "usages": {}, **shown},
+        most_counted=MOST_COUNTED,
+        **{"problem": None, "next": None, "searched": None, "count": None, "usages": {}, **shown},
     )
 
 
@@ -76,14 +76,15 @@ def _filters(query: ListQuery) -> TaskPageQuery:
 
 
 def _read(filters: TaskPageQuery, database: Reading, key: Key) -> dict[str, Any]:
-    page = api.list_tasks(filters, database, key)
     with database.connect() as connection:
+        chosen = filters.chosen(connection, key)
+        page = queries.search_tasks(connection, chosen, limit=ROWS, before=filters.cursor)
         usages = queries.usages_of(connection, [task["id"] for task in page.items])
-        count = queries.count_up_to(connection, filters.chosen(connection, key), MOST_COUNTED + 1)
+        count = queries.count_up_to(connection, chosen, MOST_COUNTED + 1)
     return {
         "tasks": [TaskSummary.model_validate(task).model_dump() for task in page.items],
         "next": page.next,
-        "count": min(count, MOST_COUNTED),
-        "capped": count > MOST_COUNTED,
+        "searched": queries.MOST_SEARCHED if page.is_cut else None,
+        "count": count,
         "usages": usages,
     }

@@ -14,6 +14,7 @@ from orchestrator.api.auth import Caller
 from orchestrator.api.parameters import StrictQuery, Text
 from orchestrator.api.task_ids import TaskId, TaskRef, check_reached, reached, task_id_of
 from orchestrator.api.task_models import Execution, Step, Task, TaskSummary
+from orchestrator.explain import explain
 from orchestrator.pages.access import Reading
 from orchestrator.pages.comparing import comparison_of
 from orchestrator.pages.conversation import turns_of
@@ -54,9 +55,11 @@ def show_task(
     task_id: TaskId, query: Annotated[TaskPageQuery, Query()], request: Request, database: Reading, key: Caller
 ) -> Response:
     """One task."""
-    why = api.why(task_id, request, database, key)
+    lease = request.app.state.settings.lease_seconds
     with database.connect() as connection:
-        facts = _facts(connection, task_id, query.after)
+        row = queries.get_task(connection, task_id)
+        why = explain(connection, task_id, lease=lease, reader=api.reader_of(key), known=row).as_dict()
+        facts = _facts(connection, row, query.after)
     task = facts["task"]
     ended = task["state"] in FINAL
     return render(
@@ -136,8 +139,8 @@ def show_diff(
     return render(request, "diff.html", found=found, a=task_id, b=other)
 
 
-def _facts(connection: Connection, task_id: UUID, after: int) -> dict[str, Any]:
-    row = queries.get_task(connection, task_id)
+def _facts(connection: Connection, row: dict[str, Any], after: int) -> dict[str, Any]:
+    task_id = row["id"]
     steps = queries.list_step_summaries(connection, task_id, limit=STEPS, after=after)
     claims = queries.list_executions(connection, task_id, limit=CLAIMS)
     executions = [Execution.model_validate(each).model_dump() for each in claims.items]

@@ -83,6 +83,26 @@ TYPES: dict[str, Any] = {
     "only_capabilities": ARRAY(TEXT),
 }
 
+TIMES = ("created_after", "created_before")
+# What a search is driven by: the first of these filters that are given, each with an index in the order of the ids.
+DRIVING = (
+    ("root_id",),
+    ("parent_id",),
+    ("replay_of",),
+    ("namespace", "conversation_id"),
+    ("namespace", "agent"),
+    ("error_fingerprint",),
+    ("state",),
+)
+MOST_SEARCHED = 10_000
+# The conditions that counts have: of `task_status` alone.
+COUNTED = {
+    "namespace": "s.namespace = :namespace",
+    "state": CONDITIONS["state"],
+    "states": CONDITIONS["states"],
+    "wait_reasons": CONDITIONS["wait_reasons"],
+}
+
 OVERVIEW = text(
     "SELECT o.*, t.input_order, e.output_order, t.routing, "
     "(SELECT minion_budget_of(b.task_id) FROM budgets b WHERE b.task_id = t.id) AS budget "
@@ -276,11 +296,57 @@ def list_oldest(connection: Connection, chosen: TaskFilter, *, limit: int, after
     return page_of(rows, limit, "id")
 
 
-def count_up_to(connection: Connection, chosen: TaskFilter, most: int) -> int:
-    """Count tasks, but no more than `most`: reading all of a large table would take seconds."""
-    conditions, values = _conditions(chosen)
+@dataclass(frozen=True, slots=True)
+class Found(Page):
+    """A page of a search.
+
+    Attributes:
+        is_cut: the search ended before the page was full: `next` continues it.
+    """
+
+    is_cut: bool = False
+
+
+def search_tasks(connection: Connection, chosen: TaskFilter, *, limit: int, before: UUID | None = None) -> Found:
+    """Return the newest tasks first, as `list_tasks` does, but look at no more than `MOST_SEARCHED`.
+
+    An index finds the tasks of the most selective filter in their order, and the others are applied to those.
+    """
+    _, values = _conditions(chosen)
+    driving = next((names for names in DRIVING if values.keys() >= set(names)), ())
+    inside = [CONDITIONS[name] for name in values if name in driving or name in TIMES]
+    others = [CONDITIONS[name] for name in values if name not in driving and name not in TIMES]
+    if before is not None:
+        inside, values = [*inside, CONDITIONS["before"]], {**values, "before": before}
+    searched = (
+        f"SELECT t.id, ({' AND '.join(others) or 'true'}) AS matches FROM {JOINED} "  # noqa: S608
+        f"WHERE {' AND '.join(inside) or 'true'} ORDER BY t.id DESC"
+    )
     statement = _bind_types(
-        f"SELECT count(*) FROM (SELECT FROM {JOINED} WHERE {' AND '.join(conditions)} LIMIT :most) AS counted",  # noqa: S608
+        f"WITH page AS MATERIALIZED (SELECT id FROM ({searched} LIMIT :searched) AS each WHERE matches LIMIT :most) "  # noqa: S608
+        f"{SUMMARIES} ORDER BY id DESC",
+        values,
+    )
+    given = {**values, "searched": MOST_SEARCHED, "most": limit + 1}
+    page = page_of(connection.execute(statement, given).mappings().all(), limit, "id")
+    if page.next is not None:
+        return Found(page.items, page.next)
+    last = _bind_types(f"SELECT id FROM ({searched} OFFSET :searched LIMIT 1) AS last", values)  # noqa: S608
+    until = connection.scalar(last, {**values, "searched": MOST_SEARCHED - 1})
+    return Found(page.items, until and str(until), is_cut=until is not None)
+
+
+def count_up_to(connection: Connection, chosen: TaskFilter, most: int) -> int | None:
+    """Count tasks by namespace, state and reason of a wait, but no more than `most`.
+
+    None: the filter has other conditions, for which too much would have to be read.
+    """
+    _, values = _conditions(chosen)
+    if not values.keys() <= COUNTED.keys():
+        return None
+    conditions = " AND ".join(COUNTED[name] for name in values) or "true"
+    statement = _bind_types(
+        f"SELECT count(*) FROM (SELECT FROM task_status s WHERE {conditions} LIMIT :most) AS counted",  # noqa: S608
         values,
     )
     return int(connection.execute(statement, {**values, "most": most}).scalar_one())
