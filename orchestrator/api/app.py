@@ -48,7 +48,7 @@ from orchestrator.api.finish_watch import FinishWatch
 from orchestrator.api.flushing import flushing
 from orchestrator.api.key_addresses import KeyAddresses
 from orchestrator.api.key_cache import KeyCache
-from orchestrator.api.login import account, form, oidc
+from orchestrator.api.login import account, form, link, oidc
 from orchestrator.api.login.attempts import Attempts
 from orchestrator.api.login.cookies import Cookies
 from orchestrator.api.login.mapping import RoleMapping
@@ -90,7 +90,7 @@ GUARDED = (
     stats,
 )
 """The modules whose routes need an API key: `orchestrator.api.rights` has what it must be allowed to do."""
-LOGIN = (form, account, oidc)
+LOGIN = (form, account, oidc, link)
 """The modules of the pages about logins, which need no key."""
 POOL_SIZE = 10
 STATEMENT_TIMEOUT = "30s"

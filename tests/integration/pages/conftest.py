@@ -10,7 +10,6 @@ visit      a page of that Chromium, logged in: `visit("/tasks", role="admin", da
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -109,7 +108,6 @@ def chromium() -> Iterator[Chromium]:
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
         pytest.skip("Chromium is not installed: `apt-get install chromium` (Debian) runs the tests in a browser")
-    os.environ.setdefault("DEBUG", "")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=list(ARGUMENTS))
         yield browser
