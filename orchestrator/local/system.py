@@ -140,7 +140,7 @@ class LocalSystem:
         return dict(self.facts["places"])
 
     def login_link(self) -> str:
-        """Return an address that logs a browser of this machine in, once. It is a secret: print it to a terminal only."""
+        """Return an address that logs a browser of this machine in, once: a secret for the terminal only."""
         return f"{self.facts['api_url']}/login/link?code={new_code(os.environ['MINION_API_KEY'].encode())}"
 
     def supervise(self) -> None:

@@ -21,7 +21,7 @@ from shared.contracts.strict_model import faults_of
 from shared.errors import InvalidInput, MinionError
 from shared.tasks import queries
 from shared.tasks.states import State
-from shared.tasks.task_query import TERMS, parse_query, task_id_in
+from shared.tasks.task_query import TERMS, task_id_in
 
 ROWS = 50
 MOST_COUNTED = 10_000
@@ -68,9 +68,8 @@ async def list_tasks(
 
 
 def _filters(query: ListQuery) -> TaskPageQuery:
-    fields = parse_query(query.q)
     try:
-        return TaskPageQuery.model_validate({**fields, "limit": ROWS, "cursor": query.cursor})
+        return TaskPageQuery.model_validate({"query": query.q, "limit": ROWS, "cursor": query.cursor})
     except ValidationError as error:
         raise InvalidInput(f"The query is not valid: {'; '.join(faults_of(error))}.") from None
 

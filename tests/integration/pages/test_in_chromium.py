@@ -265,6 +265,7 @@ def test_hostile_content_is_text(
                  f"/tasks/{task}/diff/{other}", "/overview"):  # fmt: skip
         visited.go(path)
         assert page.locator("main img, main script, main svg [onload], main [onerror]").count() == 0, path
+        assert page.evaluate("window.violations") == [], path
     visited.go(f"/tasks/{task}")
     shown = page.get_by_label("Input", exact=True).locator("pre").inner_text()
     assert str(BIG) in shown
