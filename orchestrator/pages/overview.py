@@ -8,10 +8,12 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from markupsafe import Markup
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
 
 from orchestrator.api import capabilities as api
 from orchestrator.api.auth import Caller
+from orchestrator.api.problems import STATEMENT_TIMEOUT
 from orchestrator.observe import stats
 from orchestrator.observe.stats import Question
 from orchestrator.pages.access import Reading
@@ -39,7 +41,7 @@ router = APIRouter(route_class=Page, include_in_schema=False)
 @router.get("/overview")
 def show_overview(request: Request, database: Reading, key: Caller) -> Response:
     """The overview."""
-    listed = api.list_capabilities(request, database, key)["items"] if CAPABILITIES.permits(key) else []
+    listed = _capabilities(request, database, key) if CAPABILITIES.permits(key) else []
     with database.connect() as connection:
         past = _past(connection, key)
         decisions = queries.count_up_to(connection, waiting_for_people(key.scope), MOST_COUNTED + 1)
@@ -71,6 +73,17 @@ def sparkline(values: Sequence[float], label: str) -> Markup:
     return Markup('<svg class="sparkline" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         width, height, label, Markup("").join(bars)
     )
+
+
+def _capabilities(request: Request, database: Engine, key: Key) -> list[Any] | None:
+    """Return the capabilities; None if there are too many waiting tasks to count: the page has more to say."""
+    try:
+        listed: list[Any] = api.list_capabilities(request, database, key)["items"]
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != STATEMENT_TIMEOUT:
+            raise
+        return None
+    return listed
 
 
 def _past(connection: Connection, key: Key) -> dict[str, Any]:

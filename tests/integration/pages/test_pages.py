@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 
 from minions import Client
 from shared.access.roles import MASK
@@ -169,3 +169,29 @@ def test_list_is_in_pages(logged_in: Open, client: Client, define: Any) -> None:
     older = re.search(r'rel="next" href="([^"]+)"', page)
     assert older
     assert browser.get(older[1].replace("&amp;", "&")).text.count("<tr data-item>") == 10
+
+
+@pytest.fixture
+def hasty(site: Api) -> Iterator[None]:
+    """Statements of pages may take no time at all."""
+    engine = site.app.state.pages_engine
+
+    def slow(conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> tuple[str, Any]:
+        # One statement: a limit of its own, and longer than that.
+        if "task_status" not in statement:
+            return statement, parameters
+        cursor.execute("SET statement_timeout = 20")
+        return "SELECT pg_sleep(60)", {}
+
+    event.listen(engine, "before_cursor_execute", slow, retval=True)
+    yield
+    event.remove(engine, "before_cursor_execute", slow)
+    engine.dispose()  # their limit is that of its connections
+
+
+def test_slow_statement_gives_a_clear_page(logged_in: Open, hasty: None) -> None:
+    page = logged_in().get("/tasks")
+    assert page.status_code == 503
+    assert page.headers["retry-after"]
+    assert "Ask for less" in page.text
+    assert "<nav" in page.text
