@@ -24,7 +24,6 @@ from shared.access.actors import Key
 from shared.contracts.strict_json import parse
 from shared.errors import InvalidInput, MinionError
 from shared.tasks import queries
-from shared.tasks.states import FINAL
 from shared.tasks.throttles import Scope
 
 RAISED = ("tokens", "dollars", "steps", "seconds")
@@ -132,16 +131,13 @@ def _corrected(
     request: Request, task_id: TaskId, form: dict[str, str], error: MinionError, reading: Reading, key: Key
 ) -> Response:
     why = api.why(task_id, request, reading, key)
-    with reading.connect() as connection:
-        task = queries.get_task(connection, task_id)
     return render(
         request,
         "decision.html",
         error.status,
-        task=task,
+        task={"id": task_id},
         why=why,
         can=permitted(key),
-        ended=task["state"] in FINAL,
         decision=decision_of(reading, task_id, why, key, form),
         problem=error.message,
     )

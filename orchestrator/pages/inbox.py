@@ -25,7 +25,7 @@ from shared.access.scope import Scope
 from shared.contracts.key_order import ordered
 from shared.tasks import queries
 from shared.tasks.queries import TaskFilter
-from shared.tasks.states import FINAL, State
+from shared.tasks.states import State
 
 ROWS = 50
 MOST_COUNTED = 10_000
@@ -82,15 +82,12 @@ def show_inbox(query: Annotated[InboxQuery, Query()], request: Request, database
 def show_decision(task_id: TaskId, request: Request, database: Reading, key: Caller) -> Response:
     """One decision, with everything that it is about."""
     why = api.why(task_id, request, database, key)
-    with database.connect() as connection:
-        task = queries.get_task(connection, task_id)
     return render(
         request,
         "decision.html",
-        task=task,
+        task={"id": task_id},
         why=why,
         can=permitted(key),
-        ended=task["state"] in FINAL,
         decision=decision_of(database, task_id, why, key),
         problem=None,
     )

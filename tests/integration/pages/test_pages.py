@@ -195,3 +195,58 @@ def test_slow_statement_gives_a_clear_page(logged_in: Open, hasty: None) -> None
     assert page.headers["retry-after"]
     assert "Ask for less" in page.text
     assert "<nav" in page.text
+
+
+@pytest.fixture
+def asked(define: Any, tasks: Tasks, inline_worker: InlineWorker) -> str:
+    """A task that waits for an approval."""
+    tool = {"kind": "tool", "name": "book", "type": "builtin", "builtin": "act", "effect": "idempotent"}
+    config = {"capabilities": ["work"]}
+    define(
+        {**tool, "approval": True, "input_schema": {"type": "object"}},
+        {"kind": "agent", "name": "clerk", "type": "function", "tool": "book", "config": config},
+    )
+    task = tasks.submit("clerk", {"do": "answer"})
+    inline_worker.run_due()
+    return str(task)
+
+
+def test_decision_about_something_else_is_refused_and_kept_in_the_form(
+    logged_in: Open, client: Client, asked: str
+) -> None:
+    browser = logged_in("approver")
+    form = hidden(browser.get(f"/inbox/{asked}").text)
+    stale = {**form, "proposal": "0" * 12, "verdict": "approve", "reason": "it is <fair>"}
+    refused = browser.post(f"/tasks/{asked}/decide", stale)
+    assert refused.status_code == 409
+    assert 'role="alert"' in refused.text
+    assert 'value="it is &lt;fair&gt;"' in refused.text
+    assert hidden(refused.text)["proposal"] == form["proposal"], "the form is about what waits now"
+    wrong = browser.post(f"/tasks/{asked}/decide", {**form, "verdict": "edit", "arguments": "{'do': 1}"})
+    assert wrong.status_code == 422
+    assert "{&#39;do&#39;: 1}" in wrong.text
+    assert client.get(asked).state == "waiting"
+
+
+def test_call_is_rejected_with_a_reason(
+    logged_in: Open, client: Client, asked: str, inline_worker: InlineWorker, database: Engine
+) -> None:
+    browser = logged_in("approver")
+    form = hidden(browser.get("/inbox").text)
+    done = browser.post(f"/tasks/{asked}/decide", {**form, "verdict": "reject", "reason": "not today"})
+    assert (done.status_code, done.headers["location"]) == (303, "/inbox?done=reject")
+    assert "Rejected." in browser.get("/inbox?done=reject").text
+    inline_worker.run_all()
+    assert "not today" in str(client.get(asked).error)
+    with database.connect() as connection:
+        acts = connection.scalars(text("SELECT act FROM audit_log WHERE act = 'task.decide'")).all()
+    assert acts == ["task.decide"]
+
+
+def test_reader_without_the_right_sees_no_form(logged_in: Open, asked: str) -> None:
+    browser = logged_in("viewer")
+    for path in ("/inbox", f"/inbox/{asked}", f"/tasks/{asked}"):
+        page = browser.get(path).text
+        assert "book" in page
+        assert "/decide" not in page
+        assert "answer&#34;" not in page, "the arguments are masked"
