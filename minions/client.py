@@ -238,6 +238,7 @@ class Client(Operations, Keys, Audit):
 
     def tasks(
         self,
+        query: str | None = None,
         *,
         state: str | Iterable[str] | None = None,
         agent: str | None = None,
@@ -259,11 +260,13 @@ class Client(Operations, Keys, Audit):
         """Yield all matching tasks, the newest first; pages are loaded as they are read.
 
         Args:
+            query: filters in one text, like `agent:triage state:failed since:1d`.
             error_fingerprint: only tasks that failed with this kind of error: see `dead_letters`.
             unreplayed: only tasks without a replay.
             outputs: include the outputs.
         """
         filters = _filters(
+            query=query,
             state=state,
             agent=agent,
             capability=capability,

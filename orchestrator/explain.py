@@ -184,17 +184,25 @@ class _Case:
         )
 
 
-def explain(connection: Connection, task_id: UUID, *, lease: float, reader: Reader = EVERYTHING) -> Explanation:
+def explain(
+    connection: Connection,
+    task_id: UUID,
+    *,
+    lease: float,
+    reader: Reader = EVERYTHING,
+    known: dict[str, Any] | None = None,
+) -> Explanation:
     """Explain why the task is in its current state.
 
     Args:
         lease: seconds after which a worker without a heartbeat is lost.
         reader: what the explanation may say.
+        known: the task, if it has just been read: it may be large.
 
     Raises:
         NotFound: there is no such task.
     """
-    task = get_task(connection, task_id)
+    task = known or get_task(connection, task_id)
     case = _Case(connection, task, lease, reader)
     return _with_origin(case, _ANSWERS[task["state"]](case))
 

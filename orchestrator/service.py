@@ -29,6 +29,7 @@ from orchestrator.maintenance.threat_watch import ThreatWatch
 from orchestrator.maintenance.waker import Waker
 from orchestrator.monitors import Monitors
 from orchestrator.observe.statistician import Statistician
+from orchestrator.pages import site
 from orchestrator.retention.pruner import Pruner
 from orchestrator.schedules.scheduler import Scheduler
 from orchestrator.tracing.tracer import Tracer
@@ -100,6 +101,7 @@ def make_loops(settings: Settings) -> list[Loop]:
 
 def _serve_api(settings: Settings, listener: socket.socket) -> None:
     app = create_app(settings)
+    site.add_to(app)
     server = _Server(server_config(app, settings), app)
     # The garbage collector then visits what large requests create, not the program itself again and again.
     gc.freeze()

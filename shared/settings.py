@@ -26,6 +26,7 @@ from shared.errors import NotConfigured, requirement
 
 RUN_FILE = "run.json"
 SHORTEST_API_KEY = 16
+BASE_PATH = re.compile(r"(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+")
 # At least one letter: a mistyped network is not a name.
 HOST_NAME = re.compile(r"[A-Za-z0-9_.-]*[A-Za-z][A-Za-z0-9_.-]*")
 
@@ -157,7 +158,9 @@ class Settings(BaseSettings):
     api_memory_bytes: int = Field(1 << 30, ge=1 << 20)
     secret_key: SecretStr | None = None
     api_url: str | None = None
+    allow_plain_http: bool = False
     public_url: str | None = None
+    base_path: str = ""
     trusted_proxies: Annotated[list[str], NoDecode] = Field(default_factory=list)
 
     login_seconds: float = Field(28_800.0, ge=60, le=31_622_400)
@@ -227,13 +230,22 @@ class Settings(BaseSettings):
 
     @field_validator("public_url", "oidc_issuer")
     @classmethod
-    def _is_encrypted_or_local(cls, url: str | None) -> str | None:
-        if url is not None and not _is_https_or_loopback(url):
+    def _is_encrypted_or_local(cls, url: str | None, others: ValidationInfo) -> str | None:
+        plain = others.field_name == "public_url" and others.data.get("allow_plain_http") is True
+        if url is not None and not _is_https_or_loopback(url) and not (plain and _is_http_or_https(url)):
             raise ValueError(
                 "it must be an address that begins with https://, without a user, a query or a fragment; http:// is "
                 "accepted for loopback addresses only"
             )
         return url
+
+    @field_validator("base_path")
+    @classmethod
+    def _is_a_path(cls, path: str) -> str:
+        path = path.rstrip("/")
+        if path and not BASE_PATH.fullmatch(path):
+            raise ValueError("it must begin with a slash and have only letters, digits, -, _, . and /, like /minions")
+        return path
 
     @field_validator("public_url")
     @classmethod
@@ -494,12 +506,15 @@ def is_loopback(host: str | None) -> bool:
 
 
 def _is_https_or_loopback(url: str) -> bool:
+    parts = urlsplit(url) if _is_http_or_https(url) else None
+    return parts is not None and (parts.scheme == "https" or is_loopback(parts.hostname))
+
+
+def _is_http_or_https(url: str) -> bool:
     if not _is_url(url, "https", "http") or not (url.isascii() and url.isprintable()) or " " in url or "\\" in url:
         return False
     parts = urlsplit(url)
-    if not parts.hostname or "@" in parts.netloc or "?" in url or "#" in url:
-        return False
-    return parts.scheme == "https" or is_loopback(parts.hostname)
+    return bool(parts.hostname) and "@" not in parts.netloc and "?" not in url and "#" not in url
 
 
 def _is_broker(url: str) -> bool:

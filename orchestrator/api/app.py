@@ -41,13 +41,14 @@ from orchestrator.api import (
     workers,
 )
 from orchestrator.api.auth import administrator, authorize, read_key, read_metrics_token
+from orchestrator.api.base_path import BasePath
 from orchestrator.api.body import BodyMemory
 from orchestrator.api.event_watch import EventWatch
 from orchestrator.api.finish_watch import FinishWatch
 from orchestrator.api.flushing import flushing
 from orchestrator.api.key_addresses import KeyAddresses
 from orchestrator.api.key_cache import KeyCache
-from orchestrator.api.login import account, form, oidc
+from orchestrator.api.login import account, form, link, oidc
 from orchestrator.api.login.attempts import Attempts
 from orchestrator.api.login.cookies import Cookies
 from orchestrator.api.login.mapping import RoleMapping
@@ -91,7 +92,7 @@ GUARDED = (
     stats,
 )
 """The modules whose routes need an API key: `orchestrator.api.rights` has what it must be allowed to do."""
-LOGIN = (form, account, oidc)
+LOGIN = (form, account, oidc, link)
 """The modules of the pages about logins, which need no key."""
 POOL_SIZE = 10
 STATEMENT_TIMEOUT = "30s"
@@ -113,6 +114,7 @@ def create_app(settings: Settings) -> FastAPI:
         description=DESCRIPTION,
         lifespan=_lifespan,
         redirect_slashes=False,
+        servers=[{"url": settings.base_path}] if settings.base_path else None,
         docs_url=None,  # `documentation` serves them, without a CDN
         redoc_url=None,
     )
@@ -123,7 +125,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.metrics_token = read_metrics_token(settings)
     app.state.metrics_pages = metrics.MetricsPages()
     app.state.body_memory = BodyMemory(settings.api_memory_bytes)
-    app.state.engine = _make_engine(settings)
+    app.state.engine = limited_engine(settings, POOL_SIZE, STATEMENT_TIMEOUT)
     app.state.statements = autocommit(app.state.engine)
     app.state.known_targets = KnownTargets()
     app.state.publisher = Publisher(settings)
@@ -138,6 +140,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.watching = Watching(settings)
     app.state.finish_watch = FinishWatch(app.state.watching)
     app.state.event_watch = EventWatch(app.state.watching)
+    app.state.watches = [app.state.finish_watch, app.state.event_watch]
     app.state.attempts = Attempts()
     app.state.provider = Provider(settings) if settings.oidc_issuer or settings.oidc_client_id else None
     app.state.role_mapping = RoleMapping(settings) if app.state.provider else None
@@ -150,6 +153,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(HeadAsGet)
     app.add_middleware(QuotaHeaders)
     app.add_middleware(NotStored)
+    app.add_middleware(BasePath, base=settings.base_path)  # the outermost one
     problems.handle(app)
     app.openapi = _complete(app.openapi)  # type: ignore[method-assign]
     return app
@@ -157,8 +161,8 @@ def create_app(settings: Settings) -> FastAPI:
 
 def release(app: FastAPI) -> None:
     """End all requests that wait for something or follow it, now and from now on. May be called from any thread."""
-    app.state.finish_watch.release()
-    app.state.event_watch.release()
+    for watch in app.state.watches:
+        watch.release()
 
 
 def guard(app: FastAPI) -> None:
@@ -168,7 +172,8 @@ def guard(app: FastAPI) -> None:
         RuntimeError: one of them has no rule, or a rule has no route.
     """
     routes = [route for module in GUARDED for route in module.router.routes]
-    rights.check_complete(f"{method} {route.path}" for route in routes for method in route.methods)
+    endpoints = (f"{method} {route.path}" for route in routes for method in route.methods)
+    rights.check_complete(endpoints, rights.RULES)
     described = problems.documented(401, 403, 422, 429, 503)
     for module in GUARDED:
         app.include_router(module.router, dependencies=[Depends(authorize)], responses=described)
@@ -225,13 +230,18 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.engine.dispose()
 
 
-def _make_engine(settings: Settings) -> Engine:
-    """Create a separate engine for the API: no reader may hold a connection for long."""
-    engine = make_engine(settings, pool_size=POOL_SIZE)
+def limited_engine(settings: Settings, pool_size: int, statement_timeout: str, *more: str) -> Engine:
+    """Create a separate engine for readers, none of which may hold a connection for long.
+
+    Args:
+        more: other statements that prepare a connection.
+    """
+    engine = make_engine(settings, pool_size=pool_size)
 
     @event.listens_for(engine, "connect")
     def _limit(connection: Any, record: Any) -> None:
-        connection.execute(f"SET statement_timeout = '{STATEMENT_TIMEOUT}'")
+        for statement in (f"SET statement_timeout = '{statement_timeout}'", *more):
+            connection.execute(statement)
         connection.commit()
 
     return engine

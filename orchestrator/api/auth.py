@@ -131,8 +131,11 @@ async def opener_of(request: Request, shown: bytes) -> Opener:
     raise Unauthorized(found.refusal or NO_KEY)
 
 
-async def login_of(request: Request) -> Login:
+async def login_of(request: Request, *, use: bool = True) -> Login:
     """Return the login of the request's cookie; one without a key if there is none, or it is over.
+
+    Args:
+        use: note that it was used, which a page that only watches does not.
 
     Raises:
         TooManyRequests: too many attempts from this address have failed.
@@ -141,7 +144,8 @@ async def login_of(request: Request) -> Login:
     token = _cookie_of(request)
     if token is None:
         return Login()
-    logins: KeyCache[Login] = request.app.state.logins
+    state = request.app.state
+    logins: KeyCache[Login] = state.logins if use else state.watching_logins
     digest = sessions.digest(token)
     if not logins.was_valid(digest):
         request.app.state.quotas.check_address(request)

@@ -12,6 +12,7 @@ from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from starlette.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
+from orchestrator.api.base_path import link
 from shared import __version__
 
 ASSETS = "/docs/assets"
@@ -22,18 +23,18 @@ POLICY = (
     "frame-ancestors 'none'"
 )
 INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
-WELCOME = f"""<!DOCTYPE html>
+WELCOME = """<!DOCTYPE html>
 <html lang="en">
 <head><meta charset="utf-8"><title>Minions</title></head>
 <body>
-<h1>Minions {__version__}</h1>
+<h1>Minions {version}</h1>
 <p>This is the API of Minions, a task queue and worker system for AI agents.</p>
 <ul>
-<li><a href="/login">/login</a>: log in with this browser</li>
-<li><a href="/docs">/docs</a>: the API's operations, to read and to try (they need the API key)</li>
-<li><a href="/redoc">/redoc</a>: the same, to read</li>
-<li><a href="/openapi.json">/openapi.json</a>: the same, for programs</li>
-<li><a href="/readyz">/readyz</a>: whether the database and the broker answer</li>
+<li><a href="{base}/login">/login</a>: log in with this browser</li>
+<li><a href="{base}/docs">/docs</a>: the API's operations, to read and to try (they need the API key)</li>
+<li><a href="{base}/redoc">/redoc</a>: the same, to read</li>
+<li><a href="{base}/openapi.json">/openapi.json</a>: the same, for programs</li>
+<li><a href="{base}/readyz">/readyz</a>: whether the database and the broker answer</li>
 </ul>
 <p>On the command line, <code>minion --help</code> lists the commands, and <code>minion tasks</code> the tasks.</p>
 </body>
@@ -52,39 +53,39 @@ def mount(app: FastAPI) -> None:
 @router.get("/")
 async def welcome() -> HTMLResponse:
     """Describe the service and link to its pages."""
-    return _guarded(WELCOME)
+    return _guarded(WELCOME.format(base=link(""), version=__version__))
 
 
 @router.get("/docs")
 async def swagger_ui() -> HTMLResponse:
     """Swagger UI."""
-    return _swagger_ui()
+    return _swagger_ui(link(""))
 
 
 @router.get("/redoc")
 async def redoc() -> HTMLResponse:
     """ReDoc."""
-    return _redoc()
+    return _redoc(link(""))
 
 
 @cache
-def _swagger_ui() -> HTMLResponse:
+def _swagger_ui(base: str) -> HTMLResponse:
     page = get_swagger_ui_html(
-        openapi_url="/openapi.json",
+        openapi_url=f"{base}/openapi.json",
         title="Minions: API",
-        swagger_js_url=f"{ASSETS}/swagger-ui-bundle.js",
-        swagger_css_url=f"{ASSETS}/swagger-ui.css",
+        swagger_js_url=f"{base}{ASSETS}/swagger-ui-bundle.js",
+        swagger_css_url=f"{base}{ASSETS}/swagger-ui.css",
         swagger_favicon_url="data:,",
     )
     return _guarded(bytes(page.body).decode())
 
 
 @cache
-def _redoc() -> HTMLResponse:
+def _redoc(base: str) -> HTMLResponse:
     page = get_redoc_html(
-        openapi_url="/openapi.json",
+        openapi_url=f"{base}/openapi.json",
         title="Minions: API",
-        redoc_js_url=f"{ASSETS}/redoc.standalone.js",
+        redoc_js_url=f"{base}{ASSETS}/redoc.standalone.js",
         redoc_favicon_url="data:,",
         with_google_fonts=False,
     )

@@ -70,7 +70,7 @@ async def follow_task(
     """Stream the events of the task until it ends: `event` is the type, `id` a number that counts from 1, `data` JSON.
     Streamed text (`step.text`) has no id and is not sent again."""
     after = query.after if last_event_id is None else last_event_id
-    last, ended = await run_in_threadpool(_last_event, database, task_id)
+    last, ended = await run_in_threadpool(last_event_of, database, task_id)
     if after > last:
         raise InvalidInput(f"Task {task_id} has {last} events so far: none has the id {after} yet.")
     if ended and after == last:
@@ -80,7 +80,12 @@ async def follow_task(
     return StreamingResponse(_stream(request, task_id, after), 200, HEADERS, MEDIA_TYPE)
 
 
-def _last_event(database: Engine, task: UUID) -> tuple[int, bool]:
+def last_event_of(database: Engine, task: UUID) -> tuple[int, bool]:
+    """Return the number of a task's latest event, and whether it is the last one.
+
+    Raises:
+        NotFound: there is no such task.
+    """
     with database.connect() as connection:
         found = last_event(connection, task)
     if found is None:
@@ -95,7 +100,7 @@ async def _stream(request: Request, task: UUID, after: int) -> AsyncIterator[str
     idle = 0.0
     with watch.following(task, after) as follower:
         async for event in follower.events(CHECK_SECONDS):
-            if not await _is_still_valid(request):
+            if not await is_still_valid(request):
                 return
             idle = 0.0 if event else idle + CHECK_SECONDS
             if event is not None:
@@ -107,7 +112,8 @@ async def _stream(request: Request, task: UUID, after: int) -> AsyncIterator[str
                 yield ": nothing new\n\n"
 
 
-async def _is_still_valid(request: Request) -> bool:
+async def is_still_valid(request: Request) -> bool:
+    """Return whether the key of a stream is still valid."""
     try:
         await check_again(request)
     except (MinionError, SQLAlchemyError):

@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 from orchestrator.api import body, problems
 from orchestrator.api.actors import Actor
 from orchestrator.api.auth import Caller
+from orchestrator.api.base_path import link
 from orchestrator.api.parameters import Database, ItemPage, PageQuery, Statements
 from shared.access import key_text, keys
 from shared.access.actors import BOOTSTRAP
@@ -154,7 +155,7 @@ def create_key(sent: body.SmallBody, database: Database, actor: Actor, response:
     with database.begin() as connection:
         row, key = keys.create(connection, _new(asked, actor.key.scope), actor)
         _record(connection, actor, "key.create", row, {name: row[name] for name in (*GRANTED, "prefix", "expires_at")})
-    response.headers["Location"] = f"/v1/keys/{row['id']}"
+    response.headers["Location"] = link(f"/v1/keys/{row['id']}")
     response.headers["Cache-Control"] = "no-store"
     return {**row, "key": key}
 

@@ -51,6 +51,14 @@ class Rule:
                 "whole namespace. Use a key that has no bound, or only a namespace."
             )
 
+    def permits(self, key: Key) -> bool:
+        """Return whether a key may use the endpoint."""
+        try:
+            self.check(key)
+        except Forbidden:
+            return False
+        return True
+
     def allows(self, role: Role) -> bool:
         """Return whether a role has all permissions."""
         return set(self.permissions) <= permissions_of(role)
@@ -147,13 +155,17 @@ RULES: Mapping[str, Rule] = {
 """By method and path, as the routes have them."""
 
 
-def check_complete(endpoints: Iterable[str]) -> None:
-    """Raise RuntimeError unless each endpoint has a rule and each rule an endpoint."""
+def check_complete(endpoints: Iterable[str], rules: Mapping[str, Rule], where: str = __name__) -> None:
+    """Raise RuntimeError unless each endpoint has a rule and each rule an endpoint.
+
+    Args:
+        where: the module that has the rules.
+    """
     found = set(endpoints)
-    if missing := found - RULES.keys():
-        raise RuntimeError(f"No rule in orchestrator.api.rights for: {', '.join(sorted(missing))}")
-    if unused := RULES.keys() - found:
-        raise RuntimeError(f"Rules in orchestrator.api.rights without an endpoint: {', '.join(sorted(unused))}")
+    if missing := found - rules.keys():
+        raise RuntimeError(f"No rule in {where} for: {', '.join(sorted(missing))}")
+    if unused := rules.keys() - found:
+        raise RuntimeError(f"Rules in {where} without an endpoint: {', '.join(sorted(unused))}")
 
 
 def add_to(document: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 
 from orchestrator.api import body, problems
 from orchestrator.api.actors import Actor
+from orchestrator.api.base_path import link
 from orchestrator.api.masking import PayloadText, StoredRequest
 from orchestrator.api.parameters import Database, ItemPage, NamedPage, Namespace, Statements, Text
 from orchestrator.api.task_models import Task
@@ -78,7 +79,7 @@ def create_schedule(
     with database.begin() as connection:
         created = store.create(connection, query.namespace, definition, key=actor.key.identity)
         _record(connection, actor, "schedule.create", None, created)
-    response.headers["Location"] = f"/v1/schedules/{definition.name}"
+    response.headers["Location"] = link(f"/v1/schedules/{definition.name}")
     return created
 
 
@@ -173,7 +174,7 @@ def run_schedule(
     with database.begin() as connection:
         [accepted] = lifecycle.accept(connection, prepared)
         response.status_code = 201 if accepted.created else 200
-        response.headers["Location"] = f"/v1/tasks/{accepted.task_id}"
+        response.headers["Location"] = link(f"/v1/tasks/{accepted.task_id}")
         after = {"task": accepted.task_id, "created": accepted.created}
         log.record(connection, actor, "schedule.run", name, namespace=query.namespace, after=after)
         return queries.get_task(connection, accepted.task_id)

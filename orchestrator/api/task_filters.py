@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import Depends, Query
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 from sqlalchemy import Connection
 
 from orchestrator.api import masking
@@ -16,8 +16,10 @@ from shared.access.actors import Key
 from shared.access.roles import Permission
 from shared.access.scope import tenant_name
 from shared.contracts.strict_model import Moment
+from shared.errors import InvalidInput
 from shared.tasks.queries import MAX_OUTPUTS, TaskFilter
 from shared.tasks.states import State
+from shared.tasks.task_query import LONGEST, parse_query
 
 IDS = ("root_id", "parent_id", "replay_of")
 
@@ -27,6 +29,11 @@ Label = Annotated[str, StringConstraints(pattern=r"^[^:\x00]+:[^\x00]*$", max_le
 class TaskQuery(StrictQuery):
     """Filters; a task must match all that are given."""
 
+    query: str | None = Field(
+        None,
+        max_length=LONGEST,
+        description="Filters in one text, like `agent:triage state:failed since:1d label:env=prod`.",
+    )
     namespace: Text = "default"
     state: list[State] = Field([], description="Only tasks in one of these states.")
     agent: Text | None = None
@@ -44,13 +51,24 @@ class TaskQuery(StrictQuery):
     created_after: Moment | None = Field(None, description="Inclusive, with a time zone.")
     created_before: Moment | None = Field(None, description="Exclusive, with a time zone.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_query(cls, given: Any) -> Any:
+        """Add the filters that the query names to the others."""
+        if not isinstance(given, dict) or not isinstance(given.get("query"), str):
+            return given
+        named = parse_query(given["query"])
+        if twice := [name for name in named if given.get(name)]:
+            raise InvalidInput(f"{twice[0]} is given twice: as a parameter, and in `query`. Give it once.")
+        return {**given, **named}
+
     def chosen(self, connection: Connection, reader: Key) -> TaskFilter:
         """Return the filter for `shared.tasks.queries`, with full ids, for what this key reaches.
 
         Raises:
             Forbidden: it filters by a private label, whose value the key must not see.
         """
-        others = {"state", "label", "unreplayed"}
+        others = {"query", "state", "label", "unreplayed"}
         plain: dict[str, Any] = self.model_dump(include=set(TaskQuery.model_fields) - others, exclude_none=True)
         ids = {name: task_id_of(connection, plain[name], reader.scope) for name in IDS if name in plain}
         labels = dict(label.split(":", 1) for label in self.label)

@@ -16,6 +16,7 @@ from starlette.datastructures import State
 from orchestrator.api import body, problems, submission_bounds
 from orchestrator.api.actors import Actor
 from orchestrator.api.auth import CHECK_SECONDS, Caller, check_again
+from orchestrator.api.base_path import link
 from orchestrator.api.finish_watch import FinishWatch, Heard
 from orchestrator.api.parameters import Database, ItemPage, NumberedPage, Statements, StrictQuery
 from orchestrator.api.task_filters import TaskPage, Tasks, TreePage
@@ -232,7 +233,7 @@ def why(task_id: TaskId, request: Request, database: Statements, key: Caller) ->
     """Explain the current state of the task: one sentence, the facts, and what would let it continue."""
     lease = request.app.state.settings.lease_seconds
     with database.connect() as connection:
-        return explain(connection, task_id, lease=lease, reader=_reader(key)).as_dict()
+        return explain(connection, task_id, lease=lease, reader=reader_of(key)).as_dict()
 
 
 @router.post(
@@ -358,7 +359,8 @@ def _record(
     log.record(connection, actor, act, task["id"], namespace=task["namespace"], before=before, after=after)
 
 
-def _reader(key: Key) -> Reader:
+def reader_of(key: Key) -> Reader:
+    """Return what explanations may say to a key."""
     return Reader(payloads=key.may(Permission.PAYLOADS_READ), reaches=lambda c, task: is_reached(c, task, key.scope))
 
 
@@ -426,7 +428,7 @@ def _load(database: Engine, task_id: UUID) -> dict[str, Any]:
 
 def _describe(accepted: Accepted, response: Response) -> None:
     response.status_code = 201 if accepted.created else 200
-    response.headers["Location"] = f"/v1/tasks/{accepted.task_id}"
+    response.headers["Location"] = link(f"/v1/tasks/{accepted.task_id}")
 
 
 def _traced(request: TaskRequest, callers_span: str | None) -> TaskRequest:

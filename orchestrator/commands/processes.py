@@ -11,7 +11,7 @@ import typer
 from orchestrator.capabilities import parse_capabilities
 from orchestrator.commands.client import connect
 from orchestrator.commands.definitions import store, tell
-from orchestrator.commands.output import AS_JSON, console
+from orchestrator.commands.output import AS_JSON, console, on_a_terminal
 from shared.settings import get_settings
 
 
@@ -92,12 +92,16 @@ def up(
 ) -> None:
     """Run everything on this machine: private servers, orchestrator, a pool for each capability, Flower."""
     from orchestrator.local.system import LocalSystem, parse_pool
+    from shared.access.login_links import SECONDS
 
     with LocalSystem(
         get_settings(), [parse_pool(text) for text in pool], flower=with_flower, say=console.print
     ) as system:
         for name, url in system.places().items():
             console.print(f"{name:8} {url}")
+        if on_a_terminal():  # not into a file, where others may find it
+            console.print(f"Log in   {system.login_link()}", soft_wrap=True)
+            console.print(f"         (works once, in this machine's browser, within {SECONDS // 60} minutes)")
         console.print("Everything is running. Stop it with Ctrl-C.")
         system.supervise()
 

@@ -116,6 +116,7 @@ def follow(
 
 
 def tasks(
+    query: list[str] | None = typer.Argument(None, help="Filters, such as: agent:triage state:failed since:1d"),
     state: list[State] = typer.Option(
         [], "--state", "-s", metavar="STATE", help="Only tasks in this state; may be repeated."
     ),
@@ -139,6 +140,7 @@ def tasks(
     """List tasks, the newest first."""
     with connect() as client:
         matching = client.tasks(
+            " ".join(query) if query else None,
             state=state or None,
             agent=agent,
             capability=capability,

@@ -27,6 +27,7 @@ from minions.errors import MinionsError
 from orchestrator.capabilities import parse_capabilities
 from orchestrator.local.child import Child
 from orchestrator.local.embedded import EmbeddedServers
+from shared.access.login_links import new_code
 from shared.database.connections import close_engine, get_engine
 from shared.database.schema import migrate
 from shared.definitions.defaults import init
@@ -140,6 +141,10 @@ class LocalSystem:
         """Addresses, by name."""
         return dict(self.facts["places"])
 
+    def login_link(self) -> str:
+        """Return an address that logs a browser of this machine in, once: a secret for the terminal only."""
+        return f"{self.facts['api_url']}/login/link?code={new_code(os.environ['MINION_API_KEY'].encode())}"
+
     def supervise(self) -> None:
         """Keep everything running until SIGTERM or SIGINT."""
         while not self._stopping.wait(LOOK_SECONDS):
@@ -228,7 +233,7 @@ class LocalSystem:
     def _choose_places(self) -> None:
         api = self._take_port("The API", self.settings.api_port)
         url = f"http://127.0.0.1:{api}"
-        self.facts = {"api_url": url, "api_port": api, "places": {"API": f"{url}/docs"}}
+        self.facts = {"api_url": url, "api_port": api, "places": {"Pages": url, "API": f"{url}/docs"}}
         if self.flower:
             self.facts["flower_port"] = self._take_port("Flower", FLOWER_PORT)
             self.facts["places"]["Flower"] = f"http://127.0.0.1:{self.facts['flower_port']}"

@@ -165,6 +165,15 @@ def check_arguments(connection: Connection, task: UUID, step: int, arguments: Js
         validate(schema, arguments, what=what, error=InvalidInput)
 
 
+def arguments_schema(connection: Connection, task: UUID, step: int) -> Schema | None:
+    """Return the first schema that the arguments of a proposed call must match; None for messages, and without one."""
+    proposed = connection.execute(PROPOSED, {"task": task, "step": step}).one_or_none()
+    if proposed is None or (proposed.of_agent and proposed.of_messages):
+        return None
+    schemas = _agent_schemas(proposed) if proposed.of_agent else _tool_schemas(proposed)
+    return next((schema for schema in schemas if schema is not None), None)
+
+
 def _agent_schemas(proposed: Row[Any]) -> Iterator[Schema | None]:
     """Yield the input schema of the agent, and those of the tool or function that it runs."""
     agent: AgentDefinition = stored_definition("agent", proposed.agent_name, proposed.agent, proposed.agent_order)

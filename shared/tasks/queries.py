@@ -66,6 +66,8 @@ CONDITIONS = {
     "created_after": "t.id >= :created_after AND s.task_id >= :created_after",
     "created_before": "t.id < :created_before AND s.task_id < :created_before",
     "before": "t.id < :before AND s.task_id < :before",
+    "after": "t.id > :after AND s.task_id > :after",
+    "wait_reasons": "s.wait_reason = ANY(:wait_reasons)",
     "only_agents": "t.agent_name = ANY(:only_agents)",
     "only_capabilities": f"{CAPABILITY} = ANY(:only_capabilities)",
     "tenant": "t.key = :tenant",
@@ -73,11 +75,32 @@ CONDITIONS = {
 }
 TYPES: dict[str, Any] = {
     "states": ARRAY(TEXT),
+    "wait_reasons": ARRAY(TEXT),
     "labels": JSONB,
     "created_after": PgUUID,
     "created_before": PgUUID,
     "only_agents": ARRAY(TEXT),
     "only_capabilities": ARRAY(TEXT),
+}
+
+TIMES = ("created_after", "created_before")
+# What a search is driven by: the first of these filters that are given, each with an index in the order of the ids.
+DRIVING = (
+    ("root_id",),
+    ("parent_id",),
+    ("replay_of",),
+    ("namespace", "conversation_id"),
+    ("namespace", "agent"),
+    ("error_fingerprint",),
+    ("state",),
+)
+MOST_SEARCHED = 10_000
+# The conditions that counts have: of `task_status` alone.
+COUNTED = {
+    "namespace": "s.namespace = :namespace",
+    "state": CONDITIONS["state"],
+    "states": CONDITIONS["states"],
+    "wait_reasons": CONDITIONS["wait_reasons"],
 }
 
 OVERVIEW = text(
@@ -111,6 +134,16 @@ STEPS = text(
     "stdout, usage, cost_microdollars, child_id, function_version_id, copied_from, started_at, finished_at, approvals "
     "FROM steps WHERE task_id = :task AND number > :after ORDER BY number LIMIT :most"
 )
+# Without what may be large.
+STEP_SUMMARIES = text(
+    "SELECT number, kind, name, status, effect, claim, usage, cost_microdollars, child_id, function_version_id, "
+    "copied_from, started_at, finished_at, due_at, error->>'type' AS error_type FROM steps "
+    "WHERE task_id = :task AND number > :after ORDER BY number LIMIT :most"
+)
+USAGES = text(
+    "SELECT task_id, sum(input_tokens)::bigint AS input_tokens, sum(output_tokens)::bigint AS output_tokens, "
+    "sum(cost_microdollars)::bigint AS cost_microdollars FROM executions WHERE task_id = ANY (:tasks) GROUP BY task_id"
+).bindparams(bindparam("tasks", type_=ARRAY(PgUUID)))
 EXECUTIONS = text(
     "SELECT e.claim, e.worker_id, w.name AS worker, e.outcome, e.error, e.cpu_seconds, e.peak_memory_bytes, "
     "e.input_tokens, e.output_tokens, e.cost_microdollars, e.started_at, e.finished_at "
@@ -153,6 +186,7 @@ class TaskFilter:
     created_before: datetime | None = None
     error_fingerprint: str | None = None
     function_version_id: UUID | None = None
+    wait_reasons: tuple[str, ...] = ()
     unreplayed: bool | None = None
     own_failure: bool | None = None
     only_agents: tuple[str, ...] = ()
@@ -248,6 +282,76 @@ def list_tasks(
     return page_of(rows, limit, "id")
 
 
+def list_oldest(connection: Connection, chosen: TaskFilter, *, limit: int, after: UUID | None = None) -> Page:
+    """Return the oldest tasks first, as `list_tasks` does the newest."""
+    conditions, values = _conditions(chosen)
+    if after is not None:
+        conditions, values = [*conditions, CONDITIONS["after"]], {**values, "after": after}
+    statement = _bind_types(
+        f"WITH page AS MATERIALIZED (SELECT t.id FROM {JOINED} WHERE "  # noqa: S608
+        f"{' AND '.join(conditions)} ORDER BY s.task_id LIMIT :most) {SUMMARIES} ORDER BY id",
+        values,
+    )
+    rows = connection.execute(statement, {**values, "most": limit + 1}).mappings().all()
+    return page_of(rows, limit, "id")
+
+
+@dataclass(frozen=True, slots=True)
+class Found(Page):
+    """A page of a search.
+
+    Attributes:
+        is_cut: the search ended before the page was full: `next` continues it.
+    """
+
+    is_cut: bool = False
+
+
+def search_tasks(connection: Connection, chosen: TaskFilter, *, limit: int, before: UUID | None = None) -> Found:
+    """Return the newest tasks first, as `list_tasks` does, but look at no more than `MOST_SEARCHED`.
+
+    An index finds the tasks of the most selective filter in their order, and the others are applied to those.
+    """
+    _, values = _conditions(chosen)
+    driving = next((names for names in DRIVING if values.keys() >= set(names)), ())
+    inside = [CONDITIONS[name] for name in values if name in driving or name in TIMES]
+    others = [CONDITIONS[name] for name in values if name not in driving and name not in TIMES]
+    if before is not None:
+        inside, values = [*inside, CONDITIONS["before"]], {**values, "before": before}
+    searched = (
+        f"SELECT t.id, ({' AND '.join(others) or 'true'}) AS matches FROM {JOINED} "  # noqa: S608
+        f"WHERE {' AND '.join(inside) or 'true'} ORDER BY t.id DESC"
+    )
+    statement = _bind_types(
+        f"WITH page AS MATERIALIZED (SELECT id FROM ({searched} LIMIT :searched) AS each WHERE matches LIMIT :most) "  # noqa: S608
+        f"{SUMMARIES} ORDER BY id DESC",
+        values,
+    )
+    given = {**values, "searched": MOST_SEARCHED, "most": limit + 1}
+    page = page_of(connection.execute(statement, given).mappings().all(), limit, "id")
+    if page.next is not None:
+        return Found(page.items, page.next)
+    last = _bind_types(f"SELECT id FROM ({searched} OFFSET :searched LIMIT 1) AS last", values)  # noqa: S608
+    until = connection.scalar(last, {**values, "searched": MOST_SEARCHED - 1})
+    return Found(page.items, until and str(until), is_cut=until is not None)
+
+
+def count_up_to(connection: Connection, chosen: TaskFilter, most: int) -> int | None:
+    """Count tasks by namespace, state and reason of a wait, but no more than `most`.
+
+    None: the filter has other conditions, for which too much would have to be read.
+    """
+    _, values = _conditions(chosen)
+    if not values.keys() <= COUNTED.keys():
+        return None
+    conditions = " AND ".join(COUNTED[name] for name in values) or "true"
+    statement = _bind_types(
+        f"SELECT count(*) FROM (SELECT FROM task_status s WHERE {conditions} LIMIT :most) AS counted",  # noqa: S608
+        values,
+    )
+    return int(connection.execute(statement, {**values, "most": most}).scalar_one())
+
+
 def _with_outputs(connection: Connection, page: Page) -> Page:
     """Return the page with outputs, truncated if they are too large together."""
     values = {"tasks": [task["id"] for task in page.items], "most": MAX_OUTPUT_BYTES}
@@ -308,6 +412,33 @@ def list_steps(connection: Connection, task: UUID, *, limit: int, after: int = 0
     """
     page = _of_task(connection, STEPS, task, limit, after, "number")
     return Page([in_order(step, "input", "output") for step in page.items], page.next)
+
+
+def list_step_summaries(connection: Connection, task: UUID, *, limit: int, after: int = 0) -> Page:
+    """Return a task's journal as `list_steps` does, without payloads.
+
+    Raises:
+        NotFound: there is no such task.
+    """
+    return _of_task(connection, STEP_SUMMARIES, task, limit, after, "number")
+
+
+def get_step(connection: Connection, task: UUID, number: int) -> dict[str, Any]:
+    """Return a step.
+
+    Raises:
+        NotFound: there is no such task or step.
+    """
+    found = list_steps(connection, task, limit=1, after=number - 1).items
+    if not found or found[0]["number"] != number:
+        raise NotFound(f"Task {task} has no step {number}.")
+    return found[0]
+
+
+def usages_of(connection: Connection, tasks: Collection[UUID]) -> dict[UUID, dict[str, Any]]:
+    """Return the tokens and costs of the tasks, each without those of the tasks below it."""
+    rows = connection.execute(USAGES, {"tasks": list(tasks)}).mappings()
+    return {row["task_id"]: dict(row) for row in rows}
 
 
 def list_executions(connection: Connection, task: UUID, *, limit: int, after: int = 0) -> Page:

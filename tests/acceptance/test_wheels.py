@@ -115,6 +115,15 @@ def test_wheel_contains_only_its_packages(built: Path, name: str) -> None:
     assert {f"{package}/py.typed" for package in PACKAGES[name]} <= set(files)
 
 
+def test_wheel_contains_the_files_of_the_pages(built: Path) -> None:
+    with zipfile.ZipFile(wheel_of(built, "minions-server")) as archive:
+        files = set(archive.namelist())
+    kinds = ("*.html", "*.css", "*.js")
+    wanted = {str(file.relative_to(ROOT)) for kind in kinds for file in (ROOT / "orchestrator").rglob(kind)}
+    assert "orchestrator/pages/assets/pages.js" in wanted
+    assert wanted <= files
+
+
 @BOTH
 def test_source_archive_contains_no_tests(built: Path, name: str) -> None:
     (archive,) = built.glob(f"{name.replace('-', '_')}-*.tar.gz")
@@ -177,6 +186,10 @@ def test_installed_server_contains_the_pages_of_the_login(system: System) -> Non
         fields = {"form_token": token, "key": (system.folder / "api_key").read_text().strip()}
         done = browser.post("/login", data=fields, headers={"Origin": str(browser.base_url).rstrip("/")})
         assert "You are logged in" in browser.get(done.headers["location"]).raise_for_status().text
+        assert browser.get("/").headers["location"] == "/overview"
+        overview = browser.get("/overview").raise_for_status().text
+        (script,) = re.findall(r'<script type="module" src="([^"]+)"', overview)
+        assert browser.get(script).raise_for_status().headers["content-type"].startswith("text/javascript")
 
 
 def test_installed_client_submits_to_the_installed_server(system: System, caller: Path, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Cookies: names and flags follow from the public address, never from a request.
 
-With HTTPS, the prefix `__Host-` keeps other hosts of the same domain from setting them. On loopback, where there is no
-HTTPS, cookies are neither `Secure` nor prefixed, and are the same for all ports.
+With HTTPS, the prefix `__Host-` keeps other hosts of the same domain from setting them; below a base path it is
+`__Secure-`, because a cookie with `__Host-` would be sent to everything on the host. Without HTTPS, cookies are neither
+`Secure` nor prefixed, and are the same for all ports.
 """
 
 from __future__ import annotations
@@ -25,14 +26,16 @@ class Cookies:
 
     Attributes:
         origin: the address that browsers use; None if it is not configured, and then there are no cookies.
+        path: the path below which browsers send them.
     """
 
     origin: str | None
+    path: str = "/"
 
     @classmethod
     def of(cls, settings: Settings) -> Cookies:
         """Return the cookies for these settings."""
-        return cls(settings.login_url())
+        return cls(settings.login_url(), settings.base_path or "/")
 
     @property
     def secure(self) -> bool:
@@ -41,7 +44,9 @@ class Cookies:
 
     def name(self, name: str) -> str:
         """Return the name of a cookie in browsers."""
-        return f"__Host-{name}" if self.secure else name
+        if not self.secure:
+            return name
+        return f"__Host-{name}" if self.path == "/" else f"__Secure-{name}"
 
     def read(self, request: Request, name: str) -> str | None:
         """Return the text of a cookie, as the browser sent it.
@@ -74,7 +79,7 @@ class Cookies:
             self.name(name),
             value,
             max_age=int(seconds),
-            path="/",
+            path=self.path,
             secure=self.secure,
             httponly=True,
             samesite=same_site,

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 
 from orchestrator.api import auth
 from orchestrator.api.addresses import address_of
+from orchestrator.api.base_path import link
 from orchestrator.api.login import cookies, pages
 from orchestrator.api.login.opening import check_configured, count_attempt, open_login
 from orchestrator.api.login.return_path import checked
@@ -65,20 +66,20 @@ async def style() -> Response:
     return Response(pages.style(), media_type="text/css", headers=headers)
 
 
-async def read_form(request: Request) -> dict[str, str]:
+async def read_form(request: Request, largest: int = LARGEST_FORM) -> dict[str, str]:
     """Return the fields of a form, each once.
 
     Raises:
         InvalidInput: it is not a form.
-        TooLarge: it has more than 8 KB.
+        TooLarge: it has more than `largest` bytes.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != FORM_TYPE:
         raise InvalidInput(f"The body must be a form: send `Content-Type: {FORM_TYPE}`.")
-    body = b""
+    body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > LARGEST_FORM:
-            raise TooLarge(f"The form is larger than the {LARGEST_FORM:,} bytes that are accepted here.")
+        if len(body) > largest:
+            raise TooLarge(f"The form is larger than the {largest:,} bytes that are accepted here.")
     try:
         fields = parse_qs(body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=20)
     except ValueError:
@@ -111,8 +112,8 @@ def _check_form(request: Request, fields: dict[str, str]) -> None:
     token = own.read_token(request, cookies.FORM)
     if token is None:
         raise Forbidden(
-            f"The browser did not return the cookie of the form. Open {own.origin}/login, allow its cookies, and try "
-            "again."
+            f"The browser did not return the cookie of the form. Open {own.origin}{link('/login')}, allow its cookies, "
+            "and try again."
         )
     if not hmac.compare_digest(fields.get("form_token", "").encode(), sessions.csrf_token(token).encode()):
         raise Forbidden("The form is not one of this page, or too old. Open it again.")

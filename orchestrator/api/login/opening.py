@@ -39,19 +39,23 @@ def count_attempt(request: Request) -> None:
     request.app.state.attempts.count(address_of(request))
 
 
-async def open_login(request: Request, response: Response, opener: Opener, seconds: float) -> None:
+async def open_login(
+    request: Request, response: Response, opener: Opener, seconds: float, cookie: str | None = None
+) -> None:
     """Open a login with a new cookie, and end the one that the browser had.
 
     Args:
         seconds: when it ends, however much it is used.
+        cookie: the text of its cookie, if that is not just random.
 
     Raises:
+        IntegrityError: the cookie was used before. Nothing has changed.
         SQLAlchemyError: the database is unavailable. Nothing has changed.
     """
     state = request.app.state
     settings: Settings = state.settings
     previous = (await auth.login_of(request)).key
-    token = sessions.new_token()
+    token = cookie or sessions.new_token()
     idle = min(seconds, settings.login_idle_seconds)
 
     def store(database: Engine) -> Key:

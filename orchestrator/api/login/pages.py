@@ -10,10 +10,11 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import BaseLoader, Environment, PackageLoader, StrictUndefined
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import HTMLResponse
 
+from orchestrator.api.base_path import link
 from orchestrator.api.login.return_path import checked
 from orchestrator.api.problems import RETRY_AFTER_SECONDS, count_refusal, is_unavailable
 from shared.errors import MinionError, Unauthorized, Unavailable
@@ -37,9 +38,10 @@ def render(template: str, status: int = 200, headers: dict[str, str] | None = No
     return HTMLResponse(text, status, {**HEADERS, **(headers or {})})
 
 
-def see_other(path: str) -> Response:
-    """Return a redirect to another page of ours, by GET."""
-    return Response(status_code=303, headers={**HEADERS, "Location": path})
+def see_other(address: str) -> Response:
+    """Return a redirect by GET: to a page of ours, by its path, or to another site."""
+    target = link(address) if address.startswith("/") else address
+    return Response(status_code=303, headers={**HEADERS, "Location": target})
 
 
 def continued(path: str) -> Response:
@@ -105,12 +107,13 @@ def of_error(error: MinionError, request: Request, return_to: str | None = None)
     )
 
 
+def environment(loader: BaseLoader) -> Environment:
+    """Return the environment of templates: everything that they show is escaped."""
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.globals["link"] = link
+    return made
+
+
 @cache
 def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader(__package__ or ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    return environment(PackageLoader(__package__ or ""))

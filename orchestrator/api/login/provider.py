@@ -77,7 +77,7 @@ class Provider:
         secret = settings.oidc_client_secret
         self._client_secret = secret.get_secret_value() if secret else None
         self._scopes = settings.oidc_scopes
-        self._redirect = f"{settings.public_url}{CALLBACK}"
+        self._redirect = f"{settings.public_url}{settings.base_path}{CALLBACK}"
         self._calls = asyncio.Semaphore(CALLS_AT_ONCE)
         self._metadata = _Remembered[dict[str, Any]]()
         self._keys = _Remembered[list[Any]]()

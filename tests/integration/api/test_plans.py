@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import patch
 from uuid import UUID
 
 import pytest
@@ -89,6 +90,51 @@ def test_a_page_reads_about_a_page(large: Engine, chosen: TaskFilter) -> None:
     with large.connect() as connection:
         read = rows_read(connection, lambda: queries.list_tasks(connection, chosen, limit=20))
     assert read < 2000
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        TaskFilter(labels={"env": "none"}),
+        TaskFilter(key="none"),
+        TaskFilter(capability="none"),
+        TaskFilter(namespace="none"),
+        TaskFilter(states=(State.CANCELLED, State.EXPIRED)),
+        TaskFilter(agent="Echo", states=(State.CANCELLED,)),
+        TaskFilter(agent="Echo", labels={"env": "none"}),
+    ],
+    ids=str,
+)
+def test_a_search_that_finds_nothing_reads_a_bounded_number(large: Engine, chosen: TaskFilter) -> None:
+    with large.connect() as connection, patch.object(queries, "MOST_SEARCHED", 1000):
+        connection.execute(text("SET LOCAL enable_seqscan = off"))  # as for the pages
+        read = rows_read(connection, lambda: queries.search_tasks(connection, chosen, limit=20))
+        found = queries.search_tasks(connection, chosen, limit=20)
+    assert read < 8000
+    assert found.items == []
+    assert found.is_cut
+
+
+def test_searches_that_continue_find_everything(large: Engine) -> None:
+    chosen, seen, cursor = TaskFilter(agent="Search"), [], None
+    with large.connect() as connection, patch.object(queries, "MOST_SEARCHED", 7):
+        while True:
+            found = queries.search_tasks(connection, chosen, limit=5, before=cursor)
+            seen += [task["id"] for task in found.items]
+            if found.next is None:
+                break
+            cursor = UUID(found.next)
+        whole = queries.list_tasks(connection, chosen, limit=1000)
+    assert seen == [task["id"] for task in whole.items]
+
+
+def test_count_stops_at_its_limit(large: Engine) -> None:
+    with large.connect() as connection:
+        connection.execute(text("SET LOCAL enable_seqscan = off"))
+        for chosen in (TaskFilter(), TaskFilter(states=(State.SUCCEEDED,))):
+            assert rows_read(connection, lambda each=chosen: queries.count_up_to(connection, each, 100)) < 1000
+            assert queries.count_up_to(connection, chosen, 100) == 100
+        assert queries.count_up_to(connection, TaskFilter(key="none"), 100) is None
 
 
 def test_a_page_far_down_costs_the_same(large: Engine) -> None:

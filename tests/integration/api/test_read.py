@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID, uuid4
@@ -10,6 +11,7 @@ import httpx2
 import pytest
 from sqlalchemy import Engine, text
 
+from minions import Client
 from shared.tasks import lifecycle
 from shared.tasks.states import State
 
@@ -359,3 +361,27 @@ def test_reads_keep_their_prepared_statements(http_api: Api, http: httpx2.Client
     with http_api.app.state.statements.connect() as connection:
         prepared = connection.scalars(text("SELECT statement FROM pg_prepared_statements")).all()
     assert [statement for statement in prepared if "task_overview" in statement]
+
+
+def test_query_is_the_filters_in_one_text(client: Client, agents: None, http: httpx2.Client, run_cli: Any) -> None:
+    wanted = client.submit("Echo", {}, labels={"env": "prod"}).id
+    client.submit("Echo", {}, labels={"env": "test"})
+    client.submit("Search", {"query": "boats"}, labels={"env": "prod"})
+    assert [task.id for task in client.tasks("agent:Echo label:env=prod since:1h")] == [wanted]
+    done = run_cli("tasks", "agent:Echo", "label:env=prod", "--json")
+    assert [task["id"] for task in json.loads(done.out)] == [wanted]
+    for params, said in (
+        ({"query": "agnt:Echo"}, "Did you mean `agent:`?"),
+        ({"query": "agent:Echo", "agent": "Echo"}, "agent is given twice"),
+        ({"query": "root:x"}, "not the id of a task"),
+        ({"query": "x" * 2000}, "1,000"),
+    ):
+        refused = http.get("/v1/tasks", params=params)
+        assert refused.status_code == 422
+        assert said in refused.json()["detail"]
+
+
+def test_query_stays_in_the_namespace_of_its_key(with_key: Any) -> None:
+    http = with_key("viewer", namespace="ours")
+    assert http.get("/v1/tasks", params={"query": "namespace:theirs"}).status_code == 403
+    assert http.get("/v1/tasks", params={"query": "namespace:ours"}).status_code == 200

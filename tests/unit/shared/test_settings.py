@@ -258,6 +258,24 @@ def test_address_for_browsers_must_be_encrypted_or_local(monkeypatch: pytest.Mon
         get_settings()
 
 
+def test_plain_http_must_be_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINION_PUBLIC_URL", "http://10.0.0.5:8700")
+    get_settings.cache_clear()
+    with pytest.raises(NotConfigured, match="MINION_PUBLIC_URL: it must be an address that begins with https://"):
+        get_settings()
+    monkeypatch.setenv("MINION_ALLOW_PLAIN_HTTP", "1")
+    get_settings.cache_clear()
+    assert get_settings().login_url() == "http://10.0.0.5:8700"
+
+
+@pytest.mark.parametrize("path", ["minions", "/a//b", "/a b", "//host", "/../x", "/a?b", "/é"])
+def test_wrong_base_path_is_refused(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.setenv("MINION_BASE_PATH", path)
+    get_settings.cache_clear()
+    with pytest.raises(NotConfigured, match="MINION_BASE_PATH: it must begin with a slash"):
+        get_settings()
+
+
 def test_public_url_has_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINION_PUBLIC_URL", "https://minions.example.com/path")
     get_settings.cache_clear()

@@ -1,0 +1,265 @@
+"""Time and size of each page with many tasks: 200 agents, 5 % failures, trees, long journals and large outputs.
+
+    python -m benchmarks.pages [--tasks N] [--requests N] [--json]
+
+Rows are created by SQL, on a private PostgreSQL. A page is requested one at a time over HTTP, with a login, from a
+server in this process. `/readyz` shows what a request costs that reads nothing: compare with it on a busy machine, or
+look at the processor time of this process (server and client, without PostgreSQL).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx2
+import uvicorn
+from sqlalchemy import Engine, text
+from sqlalchemy.orm import Session
+
+from benchmarks.environment import Environment
+from benchmarks.filling import vacuum
+from orchestrator.api.app import create_app, release
+from orchestrator.api.server import listen, server_config
+from orchestrator.observe.statistician import Statistician
+from orchestrator.pages import site
+from orchestrator.pages.rendering import asset_names
+from shared.contracts.documents import parse_definition
+from shared.database.connections import get_engine
+from shared.database.schema import migrate
+from shared.definitions.apply import store_definitions
+from shared.settings import get_settings
+from tests.support.browser import Browser
+
+AGENTS = 200
+BATCH = 50_000
+TREE = 51
+"""Tasks of a tree, with its root."""
+TREES = 20
+STEPS = 200
+"""Steps of the longest journal."""
+LARGE = 2 << 20
+GOAL_SECONDS, GOAL_BYTES = 0.15, 150_000
+TOOL = {"kind": "tool", "name": "echo", "type": "builtin", "builtin": "echo", "effect": "pure"}
+
+WORKER = text(
+    "INSERT INTO workers (name, capabilities, slots, pool, host, pid, version, last_seen) "
+    "VALUES ('bench', '{bench}', 100, 'solo', 'bench', 1, '0', now() + interval '1 day')"
+)
+# Of 100 tasks, 5 have failed, 1 is pending and 1 waits for a person; the others have succeeded.
+FILL = (
+    """
+    INSERT INTO tasks (id, agent_name, agent_version_id, input, root_id, origin_id, key, labels, created_at)
+        SELECT i.id, a.name, a.active_version_id, '{"value": 1}', i.id, i.id, 'tenant-' || i.n % 50,
+               CASE WHEN i.n % 10 = 0 THEN '{"env": "prod"}'::jsonb ELSE '{}' END, now()
+            FROM (SELECT n, minion_uuidv7() AS id FROM generate_series(1, :tasks) AS n) AS i
+            JOIN agents a ON a.name = 'agent-' || i.n % :agents
+    """,
+    """
+    INSERT INTO task_status (task_id, state, capability, claim, agent_name, key, wait_reason, rank)
+        SELECT id, s.state, 'bench', 1, agent_name, key, CASE s.state WHEN 'waiting' THEN 'approval' END, 0
+            FROM tasks, LATERAL (SELECT get_byte(uuid_send(id), 15) AS byte) AS b,
+            LATERAL (SELECT CASE WHEN byte < 13 THEN 'failed' WHEN byte < 15 THEN 'pending'
+                                 WHEN byte < 17 THEN 'waiting' ELSE 'succeeded' END AS state) AS s
+            WHERE NOT EXISTS (SELECT FROM task_status t WHERE t.task_id = tasks.id)
+    """,
+    """
+    INSERT INTO executions (task_id, claim, worker_id, outcome, finished_at, cost_microdollars, input_tokens)
+        SELECT task_id, 1, (SELECT id FROM workers LIMIT 1),
+               CASE state WHEN 'waiting' THEN 'suspended' ELSE state END, now(), 1200, 900
+            FROM task_status s WHERE state <> 'pending'
+            AND NOT EXISTS (SELECT FROM executions e WHERE e.task_id = s.task_id)
+    """,
+    """
+    INSERT INTO steps (task_id, number, kind, name, status, request_hash, claim, input, output, finished_at)
+        SELECT task_id, 1, CASE state WHEN 'waiting' THEN 'wait' ELSE 'tool_call' END, 'echo',
+               CASE state WHEN 'waiting' THEN 'started' ELSE 'finished' END,
+               encode(sha256(task_id::text::bytea), 'hex'), 1,
+               CASE state WHEN 'waiting' THEN '{"approval": {"value": 1}}'::jsonb ELSE '{"value": 1}' END,
+               CASE state WHEN 'waiting' THEN NULL ELSE '{"value": 1}'::jsonb END,
+               CASE state WHEN 'waiting' THEN NULL ELSE now() END
+            FROM task_status s WHERE state <> 'pending'
+            AND NOT EXISTS (SELECT FROM steps e WHERE e.task_id = s.task_id)
+    """,
+    """
+    INSERT INTO task_outcomes (task_id, state, output, error, error_fingerprint, ended_in)
+        SELECT task_id, state, CASE state WHEN 'succeeded' THEN '{"value": 1}'::jsonb END,
+               CASE state WHEN 'failed' THEN '{"type": "tool_error", "message": "It broke."}'::jsonb END,
+               CASE state WHEN 'failed' THEN 'f' || get_byte(uuid_send(task_id), 14) % 20 END, NULL
+            FROM task_status s WHERE state IN ('succeeded', 'failed')
+            AND NOT EXISTS (SELECT FROM task_outcomes o WHERE o.task_id = s.task_id)
+    """,
+)
+GROW_TREES = text(
+    """
+    WITH chosen AS (SELECT task_id AS id, row_number() OVER (ORDER BY task_id) AS n FROM task_status
+                  WHERE state = 'succeeded' ORDER BY task_id LIMIT :tree * :trees)
+    UPDATE tasks t SET root_id = r.id, parent_id = NULLIF(r.id, t.id), depth = CASE WHEN r.id = t.id THEN 0 ELSE 1 END,
+           parent_step = CASE WHEN r.id <> t.id THEN 1 END
+        FROM chosen s JOIN chosen r ON r.n = s.n - (s.n - 1) % :tree WHERE t.id = s.id
+    """
+)
+LONG_JOURNAL = text(
+    """
+    INSERT INTO steps (task_id, number, kind, name, status, request_hash, claim, input, output, finished_at)
+        SELECT :task, n, CASE WHEN n % 2 = 0 THEN 'model_call' ELSE 'tool_call' END, 'step', 'finished', 'x', 1,
+                jsonb_build_object('messages', ARRAY[jsonb_build_object('role', 'user', 'content', repeat('a', 1000))]),
+               jsonb_build_object('content', ARRAY[jsonb_build_object('type', 'text', 'text', repeat('b', 1000))]),
+               now() FROM generate_series(2, :steps) AS n
+    """
+)
+LARGE_OUTPUT = text(
+    "UPDATE task_outcomes SET output = (SELECT jsonb_agg(md5(n::text)) FROM generate_series(1, :bytes / 36) n) "
+    "WHERE task_id = :task"
+)
+SOME = text("SELECT task_id FROM task_status WHERE state = :state ORDER BY task_id DESC OFFSET :skip LIMIT 1")
+ROOT = text("SELECT root_id FROM tasks WHERE depth = 1 LIMIT 1")
+
+
+def main() -> None:
+    """Run the benchmark and print its table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--tasks", type=int, default=1_000_000)
+    parser.add_argument("--requests", type=int, default=40)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with Environment(replies=()):
+        engine = get_engine()
+        fill(engine, options.tasks)
+        with served() as url:
+            measured = measure(url, engine, options.requests)
+    print(json.dumps(measured) if options.json else table(measured, options.tasks))
+
+
+def fill(engine: Engine, tasks: int) -> None:
+    """Add the tasks."""
+    migrate(engine)
+    names = [f"agent-{n}" for n in range(AGENTS)]
+    config = {"capabilities": ["bench"]}
+    agents = [{"kind": "agent", "name": name, "type": "function", "tool": "echo", "config": config} for name in names]
+    with Session(engine) as session:
+        store_definitions(session, [parse_definition(definition) for definition in (TOOL, *agents)])
+    with engine.begin() as connection:
+        connection.execute(WORKER)
+    for done in range(0, tasks, BATCH):
+        with engine.begin() as connection:
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
+            connection.execute(text("SET LOCAL session_replication_role = replica"))
+            for statement in FILL:
+                connection.execute(text(statement), {"tasks": min(BATCH, tasks - done), "agents": AGENTS})
+    with engine.begin() as connection:
+        connection.execute(text("SET LOCAL session_replication_role = replica"))
+        connection.execute(GROW_TREES, {"tree": TREE, "trees": TREES})
+        journal = connection.scalar(SOME, {"state": "succeeded", "skip": 1})
+        connection.execute(LONG_JOURNAL, {"task": journal, "steps": STEPS})
+        large = connection.scalar(SOME, {"state": "succeeded", "skip": 2})
+        connection.execute(LARGE_OUTPUT, {"task": large, "bytes": LARGE})
+    vacuum(engine)
+    Statistician(get_settings(), engine).run_once()
+
+
+@contextmanager
+def served() -> Iterator[str]:
+    """Serve the API and the pages; the value is the address."""
+    settings = get_settings().model_copy(update={"api_port": 0})
+    app = create_app(settings)
+    site.add_to(app)
+    with listen(settings) as listener:
+        server = uvicorn.Server(server_config(app, settings))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            release(app)
+            server.should_exit = True
+            thread.join(20)
+
+
+def paths(engine: Engine) -> dict[str, str]:
+    """Return the pages by a name."""
+    with engine.connect() as connection:
+        failed = connection.scalar(SOME, {"state": "failed", "skip": 0})
+        waiting = connection.scalar(SOME, {"state": "waiting", "skip": 0})
+        journal = connection.scalar(SOME, {"state": "succeeded", "skip": 1})
+        large = connection.scalar(SOME, {"state": "succeeded", "skip": 2})
+        middle = connection.scalar(text("SELECT task_id FROM task_status ORDER BY task_id OFFSET 1000 LIMIT 1"))
+        root = connection.scalar(ROOT)
+    query = "/tasks?q="
+    return {
+        "nothing (/readyz)": "/readyz",
+        "overview": "/overview",
+        "tasks": "/tasks",
+        "tasks far down": f"/tasks?cursor={middle}",
+        "tasks: state": f"{query}state:failed",
+        "tasks: agent and state": f"{query}agent:agent-7+state:failed",
+        "tasks: label, 1 d": f"{query}label:env=prod+since:1d",
+        "tasks: key": f"{query}key:tenant-3",
+        "tasks: error": f"{query}error:f3",
+        "tasks: no such label": f"{query}label:env=none",
+        "task, failed": f"/tasks/{failed}",
+        f"task, {STEPS} steps": f"/tasks/{journal}",
+        "task, output of 2 MB": f"/tasks/{large}",
+        "step": f"/tasks/{journal}/steps/100",
+        "conversation": f"/tasks/{journal}/conversation",
+        "sub-tasks of a tree": f"/tasks/{root}/subtasks",
+        "inbox": "/inbox",
+        "decision": f"/inbox/{waiting}",
+    }
+
+
+def measure(url: str, engine: Engine, requests: int) -> list[dict[str, Any]]:
+    """Return seconds and bytes of each page."""
+    browser = Browser(url, url)
+    assert browser.log_in(get_settings().require_api_key()).status_code == 303
+    cookies = {name: value for name, (value, _) in browser.cookies.items()}
+    with httpx2.Client(base_url=url, cookies=cookies, trust_env=False, timeout=60) as http:
+        assets = sum(len(gzip.compress(http.get(path).content)) for path in assets_of(http.get("/overview").text))
+        found = []
+        for name, path in paths(engine).items():
+            seconds, answer, used = [], http.get(path), time.process_time()
+            for _ in range(requests):
+                began = time.perf_counter()
+                answer = http.get(path)
+                seconds.append(time.perf_counter() - began)
+            cpu = (time.process_time() - used) / requests
+            p95 = statistics.quantiles(seconds, n=20)[-1]
+            size = len(gzip.compress(answer.content)) + (assets if path != "/readyz" else 0)
+            median = statistics.median(seconds)
+            found.append(
+                {"page": name, "status": answer.status_code, "p50": median, "p95": p95, "cpu": cpu, "bytes": size}
+            )
+    return found
+
+
+def assets_of(page: str) -> list[str]:
+    """Return the addresses of the scripts and style sheets of a page, those that scripts import too."""
+    names = [name for name in asset_names() if name not in ("pages.js", "pages.css")]
+    linked = [part.partition('"')[0] for part in page.split('="') if part.startswith(("/assets/", "/login/style"))]
+    return [*linked, *(f"/assets/{name}" for name in names)]
+
+
+def table(measured: list[dict[str, Any]], tasks: int) -> str:
+    """Return the table, with what misses its goal marked."""
+    lines = [f"{tasks:,} tasks; goals: p95 below {GOAL_SECONDS * 1000:.0f} ms, {GOAL_BYTES:,} bytes with all assets"]
+    lines.append(f"{'page':28}{'status':>8}{'p50 ms':>10}{'p95 ms':>10}{'cpu ms':>10}{'bytes':>10}")
+    for each in measured:
+        missed = each["p95"] >= GOAL_SECONDS or each["bytes"] >= GOAL_BYTES or each["status"] != 200
+        figures = (
+            f"{each['p50'] * 1000:>10.1f}{each['p95'] * 1000:>10.1f}{each['cpu'] * 1000:>10.1f}{each['bytes']:>10,}"
+        )
+        lines.append(f"{each['page']:28}{each['status']:>8}{figures}{'  missed' if missed else ''}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,12 @@
+// What pages do besides showing: they work without it.
+import { keepTimes } from "./times.js";
+import { follow } from "./live.js";
+import { listenToKeys } from "./keys.js";
+import { openLazily } from "./lazy.js";
+import { offerCopies } from "./copy.js";
+
+keepTimes();
+listenToKeys();
+openLazily(document);
+offerCopies(document);
+follow(document.body.dataset.stream);

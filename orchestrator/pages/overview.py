@@ -1,0 +1,119 @@
+"""The overview: what the installation does now, what it did in the last day, and what waits for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from markupsafe import Markup
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from orchestrator.api import capabilities as api
+from orchestrator.api.auth import Caller
+from orchestrator.api.problems import STATEMENT_TIMEOUT
+from orchestrator.observe import stats
+from orchestrator.observe.stats import Question
+from orchestrator.pages.access import Reading
+from orchestrator.pages.inbox import MOST_COUNTED, waiting_for_people
+from orchestrator.pages.rendering import Page, render
+from orchestrator.pages.rights import CAPABILITIES
+from shared.access.actors import Key
+from shared.access.scope import DEFAULT_NAMESPACE
+from shared.tasks import queries
+
+HOURS = 24
+ENDED_BADLY = ("failed", "expired")
+PICTURE = (240, 40)
+# The leader reads them every few seconds, for metrics too.
+OLDEST = text(
+    """
+    SELECT g->0->>'capability' AS name, gauges_at - (g->>1)::float8 * interval '1 s' AS since
+        FROM statistics_state, jsonb_array_elements(gauges->'minions_oldest_pending_seconds') AS g
+    """
+)
+
+router = APIRouter(route_class=Page, include_in_schema=False)
+
+
+@router.get("/overview")
+def show_overview(request: Request, database: Reading, key: Caller) -> Response:
+    """The overview."""
+    listed = _capabilities(request, database, key) if CAPABILITIES.permits(key) else []
+    with database.connect() as connection:
+        past = _past(connection, key)
+        decisions = queries.count_up_to(connection, waiting_for_people(key.scope), MOST_COUNTED + 1)
+        # They are about all namespaces together.
+        oldest = _oldest(connection) if key.scope.is_whole else {}
+    return render(
+        request,
+        "overview.html",
+        capabilities=listed,
+        oldest=oldest,
+        decisions=decisions,
+        most_counted=MOST_COUNTED,
+        namespace=key.scope.namespace or DEFAULT_NAMESPACE,
+        live="/overview/live",
+        **past,
+    )
+
+
+def sparkline(values: Sequence[float], label: str) -> Markup:
+    """Return a small bar chart of one value an hour."""
+    width, height = PICTURE
+    most, step = max([*values, 1e-9]), width / max(len(values), 1)
+    bars = [
+        Markup('<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
+            index * step, height - max(height * value / most, 1), step - 1.5, max(height * value / most, 1)
+        )
+        for index, value in enumerate(values)
+    ]
+    return Markup('<svg class="sparkline" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        width, height, label, Markup("").join(bars)
+    )
+
+
+def _capabilities(request: Request, database: Engine, key: Key) -> list[Any] | None:
+    """Return the capabilities; None if there are too many waiting tasks to count: the page has more to say."""
+    try:
+        listed: list[Any] = api.list_capabilities(request, database, key)["items"]
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != STATEMENT_TIMEOUT:
+            raise
+        return None
+    return listed
+
+
+def _past(connection: Connection, key: Key) -> dict[str, Any]:
+    """Return what ended in the last day by the hour, and what today has cost."""
+    now = datetime.now(UTC)
+    filters = {"namespace": key.scope.namespace, **key.scope.conditions}
+    first = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=HOURS - 1)
+    hourly = stats.answer(connection, Question(since=first, until=now, by=("hour",), filters=filters), limit=HOURS)
+    day = stats.answer(connection, Question(since=first, until=now, by=(), filters=filters), limit=1)
+    by_hour = {item["hour"]: item for item in hourly["items"]}
+    hours = [by_hour.get(first + timedelta(hours=hour)) for hour in range(HOURS)]
+    ended = [item["count"] if item else 0 for item in hours]
+    failed = [sum(item["outcomes"].get(each, 0) for each in ENDED_BADLY) if item else 0 for item in hours]
+    dollars = [item["dollars"] if item else 0.0 for item in hours]
+    today = [item["dollars"] for at, item in by_hour.items() if at >= now.replace(hour=0, minute=0)]
+    whole = day["items"][0] if day["items"] else None
+    return {
+        "ended": sum(ended),
+        "failed": sum(failed),
+        "microdollars_today": sum(today) * 1e6,
+        "run": whole and whole["run"],
+        "wait": whole and whole["wait"],
+        "failures": whole["failures"] if whole else [],
+        "age": hourly["age_seconds"],
+        "ended_picture": sparkline(ended, f"Ended tasks by the hour: {', '.join(map(str, ended))}"),
+        "failed_picture": sparkline(failed, f"Failed and expired tasks by the hour: {', '.join(map(str, failed))}"),
+        "cost_picture": sparkline(dollars, f"Dollars by the hour: {', '.join(f'{each:.4f}' for each in dollars)}"),
+    }
+
+
+def _oldest(connection: Connection) -> dict[str, datetime]:
+    """Return since when the first pending task of each capability waits."""
+    return {row.name: row.since for row in connection.execute(OLDEST)}

@@ -1,0 +1,149 @@
+"""Pages in their frame, and errors as pages."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Coroutine
+from functools import cache
+from http import HTTPStatus
+from importlib.resources import files
+from typing import Any
+from urllib.parse import quote
+
+import structlog
+from fastapi import APIRouter, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from jinja2 import ChoiceLoader, Environment, PackageLoader
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from starlette.responses import HTMLResponse, PlainTextResponse
+
+from orchestrator.api import auth
+from orchestrator.api.base_path import link
+from orchestrator.api.login import pages as login_pages
+from orchestrator.api.problems import RETRY_AFTER_SECONDS, STATEMENT_TIMEOUT, count_refusal, is_unavailable
+from orchestrator.pages import formats
+from orchestrator.pages.access import LoggedOut, reader_of, to_login
+from shared.access.roles import Permission
+from shared.errors import InvalidInput, MinionError, NotFound, Unauthorized, Unavailable, requirement
+
+log = structlog.get_logger(__name__)
+
+HEADERS = {
+    **login_pages.HEADERS,
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+}
+TYPES = {"css": "text/css", "js": "text/javascript"}
+ASSET_SECONDS = 86_400
+RAW_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; sandbox; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+
+router = APIRouter(include_in_schema=False)
+
+
+class Page(APIRoute):
+    """A route whose errors are pages in the frame."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the handler, with errors as pages."""
+        handle = super().get_route_handler()
+
+        async def handled(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except LoggedOut:
+                return to_login(request)
+            except MinionError as error:
+                return of_error(request, error)
+            except RequestValidationError as error:
+                return of_error(request, _wrong_parameters(error))
+            except SQLAlchemyError as error:
+                return of_error(request, _of_database(request, error))
+
+        return handled
+
+
+def render(request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+    """Return a page for the reader of the request."""
+    reader = reader_of(request)
+    frame = {
+        "reader": reader,
+        "may": lambda permission: reader is not None and reader.may(Permission(permission)),
+        "csrf_token": auth.csrf_token_of(request) if reader is not None else "",
+        "path": request.url.path,
+        "asset": asset_address,
+        "live": None,
+        **values,
+    }
+    return HTMLResponse(_environment().get_template(template).render(frame), status, HEADERS)
+
+
+def raw(text: str) -> Response:
+    """Return a payload as plain text, which no browser runs or guesses the type of."""
+    return PlainTextResponse(text.encode("utf-8", "backslashreplace"), headers=RAW_HEADERS)
+
+
+def of_error(request: Request, error: MinionError) -> Response:
+    """Return an error as a page in the frame."""
+    if isinstance(error, Unauthorized):
+        count_refusal(request, error)
+    page = render(request, "problem.html", error.status, title=HTTPStatus(error.status).phrase, message=error.message)
+    if isinstance(error, Unavailable):
+        page.headers["Retry-After"] = str(error.detail.get("retry_after", RETRY_AFTER_SECONDS))
+    return page
+
+
+@router.get("/assets/{name}")
+async def asset(name: str) -> Response:
+    """A style sheet or a script of the pages."""
+    found = _assets().get(name)
+    if found is None:
+        raise NotFound(f"There is no file {name[:100]!r}.")
+    headers = {"Cache-Control": f"max-age={ASSET_SECONDS}", "X-Content-Type-Options": "nosniff"}
+    return Response(found, media_type=TYPES[name.rpartition(".")[2]], headers=headers)
+
+
+def asset_address(name: str) -> str:
+    """Return the address of an asset, which changes with its content."""
+    return link(f"/assets/{name}?v={hashlib.sha256(_assets()[name]).hexdigest()[:12]}")
+
+
+@cache
+def _assets() -> dict[str, bytes]:
+    folder = files(__package__) / "assets"
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name.rpartition(".")[2] in TYPES}
+
+
+def asset_names() -> list[str]:
+    """Return the names of all style sheets and scripts."""
+    return sorted(_assets())
+
+
+@cache
+def _environment() -> Environment:
+    loader = ChoiceLoader([PackageLoader(__package__ or ""), PackageLoader("orchestrator.api.login")])
+    made = login_pages.environment(loader)
+    made.filters |= formats.FILTERS
+    made.filters["quoted"] = lambda value: quote(str(value), safe="")
+    made.globals["between"] = formats.between
+    return made
+
+
+def _wrong_parameters(error: RequestValidationError) -> MinionError:
+    faults = "; ".join(f"{fault['loc'][-1]}: {requirement(fault['msg'])}" for fault in error.errors())
+    return InvalidInput(f"The address is not valid: {faults}.")
+
+
+def _of_database(request: Request, error: SQLAlchemyError) -> MinionError:
+    if not is_unavailable(request, error):
+        raise error
+    if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == STATEMENT_TIMEOUT:
+        return Unavailable(
+            "The database took too long for this page, which was given up to spare it. Ask for less: name an agent, a "
+            "state or a time, like `agent:triage state:failed since:1d`."
+        )
+    return Unavailable("The database cannot be reached at the moment. Try again.")

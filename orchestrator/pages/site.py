@@ -1,0 +1,68 @@
+"""The pages, added to the application of the API."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import APIRouter, Depends, FastAPI, Response
+
+from orchestrator.api import rights
+from orchestrator.api.app import limited_engine
+from orchestrator.api.login.pages import see_other
+from orchestrator.pages import acts, inbox, live, overview, raw, rendering, task_list, task_page
+from orchestrator.pages.access import authorize
+from orchestrator.pages.live import Streams
+from orchestrator.pages.rights import RULES
+from shared.database.connections import autocommit
+
+PAGES = (overview, live, task_list, task_page, raw, inbox, acts)
+"""The modules whose pages need a login. The addresses of streams come before those of tasks."""
+POOL_SIZE = 4
+STATEMENT_TIMEOUT = "3s"
+# Every query has an index. The planner prefers to read all of a table where a page needs the beginning of an index.
+PLANNING = ("SET enable_seqscan = off", "SET jit = off")
+HOME = "/overview"
+
+home = APIRouter(include_in_schema=False)
+
+
+@home.get("/")
+async def go_home() -> Response:
+    """Leads to the first page."""
+    return see_other(HOME)
+
+
+def add_to(app: FastAPI) -> None:
+    """Add the pages. They have few connections of their own, and a short limit for each statement.
+
+    Raises:
+        RuntimeError: a page has no rule in `orchestrator.pages.rights`, or a rule has no page.
+    """
+    state = app.state
+    state.pages_engine = autocommit(limited_engine(state.settings, POOL_SIZE, STATEMENT_TIMEOUT, *PLANNING))
+    state.streams = Streams(state.watching)
+    state.watches.append(state.streams)
+    routes = [route for module in PAGES for route in module.router.routes]
+    pages = (f"{method} {route.path}" for route in routes for method in route.methods)
+    rights.check_complete(pages, RULES, "orchestrator.pages.rights")
+    # In place of the start page of the API.
+    app.router.routes[:0] = home.routes
+    app.include_router(rendering.router)
+    for module in PAGES:
+        app.include_router(module.router, dependencies=[Depends(authorize)])
+    state.routes += [*home.routes, *rendering.router.routes, *routes]
+    _live_with(app)
+
+
+def _live_with(app: FastAPI) -> None:
+    """Run what the pages need while the application runs."""
+    inner = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(running: FastAPI) -> AsyncIterator[None]:
+        async with inner(running), running.state.streams.running():
+            yield
+        running.state.pages_engine.dispose()
+
+    app.router.lifespan_context = lifespan

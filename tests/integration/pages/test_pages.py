@@ -1,0 +1,252 @@
+"""What the pages show, without scripts: for people, and for a browser that is logged in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event, text
+
+from minions import Client
+from shared.access.roles import MASK
+from tests.integration.api.conftest import Api
+from tests.integration.conftest import InlineWorker, Tasks
+from tests.integration.pages.conftest import Open
+from tests.support.browser import Browser, hidden
+from tests.support.definitions import NOOP, agent_definition
+
+
+def test_page_without_login_leads_to_it_and_back(site: Api, client: Client) -> None:
+    browser = Browser(site.url, site.url)
+    home = browser.get("/")
+    assert (home.status_code, home.headers["location"]) == (303, "/overview")
+    asked = browser.get("/tasks?q=state%3Afailed")
+    assert asked.status_code == 303
+    key = client.create_api_key("ann", "viewer")["key"]
+    form = browser.follow(asked)
+    back = browser.post("/login", {**hidden(form.text), "key": key})
+    assert back.headers["location"] == "/tasks?q=state%3Afailed"
+    assert browser.follow(back).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/overview", "/tasks", "/inbox"])
+def test_empty_page_says_what_to_do_next(logged_in: Open, path: str) -> None:
+    page = logged_in().get(path)
+    assert page.status_code == 200
+    assert "minion " in page.text
+    policy = page.headers["content-security-policy"]
+    assert "unsafe" not in policy
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
+    assert page.headers["cache-control"] == "no-store"
+    assert not re.search(r"<script(?! type=\"module\" src=)| style=|https?://", page.text)
+
+
+def test_assets_are_served_with_their_types(logged_in: Open) -> None:
+    browser = logged_in()
+    page = browser.get("/overview").text
+    addresses = re.findall(r'(?:src|href)="(/assets/[^"]+)"', page)
+    assert len(addresses) == 2
+    for address in addresses:
+        asset = browser.get(address)
+        assert asset.status_code == 200
+        assert asset.headers["content-type"].split(";")[0] in ("text/css", "text/javascript")
+        assert asset.headers["x-content-type-options"] == "nosniff"
+    assert browser.get("/assets/..%2frights.py").status_code == 404
+    assert browser.get("/assets/none.js").status_code == 404
+
+
+def test_task_page_shows_its_whole_life(logged_in: Open, act: Any, tasks: Tasks, inline_worker: InlineWorker) -> None:
+    task = tasks.submit(act(config={"max_attempts": 2}), {"do": "fail", "times": 5})
+    inline_worker.run_all()
+    page = logged_in("author").get(f"/tasks/{task}")
+    assert page.status_code == 200
+    for part in ("It failed", "Timeline", "<svg", "claim 2", "Error", "Input", "curl", "minion submit", "Replay"):
+        assert part in page.text, part
+    assert "&#34;times&#34;: 5" in page.text
+    assert logged_in("author").get(f"/tasks/{task}/steps/1").status_code in (200, 404)
+
+
+def test_payloads_are_masked_as_in_the_api(
+    logged_in: Open, act: Any, tasks: Tasks, inline_worker: InlineWorker
+) -> None:
+    task = tasks.submit(act(), {"do": "fail", "times": 5, "secret": "s3cr3t"}, labels={"private.a": "s3cr3t"})
+    inline_worker.run_all()
+    browser = logged_in("viewer")
+    shown = [
+        browser.get(f"/tasks/{task}{part}").text
+        for part in (
+            "",
+            "/steps/1",
+            "/conversation",
+            "/raw/input",
+            "/raw/error",
+            "/raw/labels",
+            "/subtasks",
+            f"/diff/{task}",
+        )
+    ]
+    assert all("s3cr3t" not in page for page in shown)
+    assert MASK in shown[0]
+
+
+def test_page_shows_only_the_buttons_of_its_reader(
+    logged_in: Open, client: Client, define: Any, orchestrated: Callable[[], None]
+) -> None:
+    define(NOOP, agent_definition("A"))
+    task = client.submit("A", {}).id
+    orchestrated()
+    client.pause("capability", "work", reason="maintenance")
+    operator, viewer = logged_in("operator").get(f"/tasks/{task}").text, logged_in("viewer").get(f"/tasks/{task}").text
+    assert "maintenance" in operator
+    for act in ("cancel", "resume"):
+        assert f'action="/tasks/{task}/{act}"' in operator
+        assert f'action="/tasks/{task}/{act}"' not in viewer
+
+
+def test_forms_act_as_the_api_does(logged_in: Open, client: Client, define: Any, database: Engine) -> None:
+    define(NOOP, agent_definition("A"))
+    task = client.submit("A", {}).id
+    browser = logged_in("operator")
+    token = hidden(browser.get(f"/tasks/{task}").text)["csrf_token"]
+    assert browser.post(f"/tasks/{task}/cancel", {"reason": "no"}).status_code == 403
+    assert browser.post(f"/tasks/{task}/cancel", {"csrf_token": "0" * 64}).status_code == 403
+    assert client.get(task).state == "pending"
+    done = browser.post(f"/tasks/{task}/cancel", {"csrf_token": token, "reason": "not needed"})
+    assert done.headers["location"] == f"/tasks/{task}?done=cancel"
+    assert client.get(task).state == "cancelled"
+    replayed = browser.post(f"/tasks/{task}/replay", {"csrf_token": token})
+    new = replayed.headers["location"].partition("?")[0]
+    assert client.get(new.rpartition("/")[2]).replay_of == task
+    assert "compare" in browser.get(new).text
+    assert browser.get(f"/tasks/{task}/diff/{new.rpartition('/')[2]}").status_code == 200
+    with database.connect() as connection:
+        acts = connection.scalars(text("SELECT act FROM audit_log WHERE act LIKE 'task.%' ORDER BY id")).all()
+    assert acts == ["task.cancel", "task.replay"]
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("stat:failed", "Did you mean"),
+        ("failed", "state:failed"),
+        ("state:broken", "no state"),
+        ("since:yesterday", "not a time"),
+        ("label:env", "label:env=prod"),
+        ("cost:>0.5", "no filter"),
+        ("root:zzz", "not the id"),
+    ],
+)
+def test_wrong_query_is_explained(logged_in: Open, query: str, said: str) -> None:
+    page = logged_in().get("/tasks", params={"q": query})
+    assert page.status_code == 422
+    assert said in page.text
+    assert 'role="alert"' in page.text
+
+
+def test_query_finds_tasks(logged_in: Open, client: Client, define: Any) -> None:
+    define(NOOP, agent_definition("A"), agent_definition("B"))
+    first = client.submit("A", {}, labels={"env": "prod"}).id
+    second = client.submit("B", {}, labels={"env": "test"}).id
+    browser = logged_in()
+    for query, found in (
+        ("agent:A", {first}),
+        ("label:env=test", {second}),
+        ("state:pending since:1h", {first, second}),
+    ):
+        page = browser.get("/tasks", params={"q": query}).text
+        assert {task for task in (first, second) if f"/tasks/{task}" in page} == found, query
+    assert browser.get("/tasks", params={"q": first}).headers["location"] == f"/tasks/{first}"
+
+
+def test_list_is_in_pages(logged_in: Open, client: Client, define: Any) -> None:
+    define(NOOP, agent_definition("A"))
+    client.submit_many([{"agent": "A", "input": {}}] * 60)
+    browser = logged_in()
+    page = browser.get("/tasks").text
+    assert page.count("<tr data-item>") == 50
+    older = re.search(r'rel="next" href="([^"]+)"', page)
+    assert older
+    assert browser.get(older[1].replace("&amp;", "&")).text.count("<tr data-item>") == 10
+
+
+@pytest.fixture
+def hasty(site: Api) -> Iterator[None]:
+    """Statements of pages may take no time at all."""
+    engine = site.app.state.pages_engine
+
+    def slow(conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> tuple[str, Any]:
+        # One statement: a limit of its own, and longer than that.
+        if "task_status" not in statement:
+            return statement, parameters
+        cursor.execute("SET statement_timeout = 20")
+        return "SELECT pg_sleep(60)", {}
+
+    event.listen(engine, "before_cursor_execute", slow, retval=True)
+    yield
+    event.remove(engine, "before_cursor_execute", slow)
+    engine.dispose()  # their limit is that of its connections
+
+
+def test_slow_statement_gives_a_clear_page(logged_in: Open, hasty: None) -> None:
+    page = logged_in().get("/tasks")
+    assert page.status_code == 503
+    assert page.headers["retry-after"]
+    assert "Ask for less" in page.text
+    assert "<nav" in page.text
+
+
+@pytest.fixture
+def asked(define: Any, tasks: Tasks, inline_worker: InlineWorker) -> str:
+    """A task that waits for an approval."""
+    tool = {"kind": "tool", "name": "book", "type": "builtin", "builtin": "act", "effect": "idempotent"}
+    config = {"capabilities": ["work"]}
+    define(
+        {**tool, "approval": True, "input_schema": {"type": "object"}},
+        {"kind": "agent", "name": "clerk", "type": "function", "tool": "book", "config": config},
+    )
+    task = tasks.submit("clerk", {"do": "answer"})
+    inline_worker.run_due()
+    return str(task)
+
+
+def test_decision_about_something_else_is_refused_and_kept_in_the_form(
+    logged_in: Open, client: Client, asked: str
+) -> None:
+    browser = logged_in("approver")
+    form = hidden(browser.get(f"/inbox/{asked}").text)
+    stale = {**form, "proposal": "0" * 12, "verdict": "approve", "reason": "it is <fair>"}
+    refused = browser.post(f"/tasks/{asked}/decide", stale)
+    assert refused.status_code == 409
+    assert 'role="alert"' in refused.text
+    assert 'value="it is &lt;fair&gt;"' in refused.text
+    assert hidden(refused.text)["proposal"] == form["proposal"], "the form is about what waits now"
+    wrong = browser.post(f"/tasks/{asked}/decide", {**form, "verdict": "edit", "arguments": "{'do': 1}"})
+    assert wrong.status_code == 422
+    assert "{&#39;do&#39;: 1}" in wrong.text
+    assert client.get(asked).state == "waiting"
+
+
+def test_call_is_rejected_with_a_reason(
+    logged_in: Open, client: Client, asked: str, inline_worker: InlineWorker, database: Engine
+) -> None:
+    browser = logged_in("approver")
+    form = hidden(browser.get("/inbox").text)
+    done = browser.post(f"/tasks/{asked}/decide", {**form, "verdict": "reject", "reason": "not today"})
+    assert (done.status_code, done.headers["location"]) == (303, "/inbox?done=reject")
+    assert "Rejected." in browser.get("/inbox?done=reject").text
+    inline_worker.run_all()
+    assert "not today" in str(client.get(asked).error)
+    with database.connect() as connection:
+        acts = connection.scalars(text("SELECT act FROM audit_log WHERE act = 'task.decide'")).all()
+    assert acts == ["task.decide"]
+
+
+def test_reader_without_the_right_sees_no_form(logged_in: Open, asked: str) -> None:
+    browser = logged_in("viewer")
+    for path in ("/inbox", f"/inbox/{asked}", f"/tasks/{asked}"):
+        page = browser.get(path).text
+        assert "book" in page
+        assert "/decide" not in page
+        assert "answer&#34;" not in page, "the arguments are masked"
