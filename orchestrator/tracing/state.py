@@ -95,11 +95,13 @@ class Range:
 
     Attributes:
         since: only what ended later; None: everything.
+        is_last: nothing after it could be exported when it was chosen.
     """
 
     low: int
     high: int
     since: datetime | None = None
+    is_last: bool = False
 
 
 def next_range(engine: Engine) -> Range | None:
@@ -116,7 +118,7 @@ def next_range(engine: Engine) -> Range | None:
             log.warning("tracing_restored", exported_below=state["low"], transaction=state["next"])
             return None
         if state["first"] is not None:
-            return Range(state["low"], _end(state), state["since"])
+            return Range(state["low"], _end(state), state["since"], is_last=state["nth"] is None)
         if state["unseen"]:
             connection.execute(MOVE, {"low": state["low"], "high": state["horizon"], "exported": 0, "refused": 0})
         return None

@@ -89,7 +89,8 @@ class Tracer(Loop):
             self._say_that_it_runs()
         state.move(self.engine, work.chosen, exported=work.exported, refused=work.refused)
         self._work = None
-        return 0.0
+        # Ranges of a few rows would cost as much as ranges of hundreds.
+        return self.pause if work.chosen.is_last else 0.0
 
     def _send(self, batch: Batch) -> Taken | NotTaken | None:
         """Return the endpoint's answer; None if this loop stops, or lost its lead, while it waits for it.
