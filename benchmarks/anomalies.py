@@ -30,6 +30,7 @@ SHAPES = {
     "small": Shape(volume=lambda hour: 25, failing=(0.05, 100.0)),
     "batches": Shape(volume=lambda hour: 900 if hour % 24 == 2 else 40, busy=lambda hour: 3.0 if hour % 24 == 2 else 1.0),
     "drifting": Shape(volume=lambda hour: 200 * office(hour), burst=0.3, wander=0.25, lasting=0.8),
+    "closed": Shape(volume=lambda hour: 0.0 if hour // 24 % 7 == 6 else 100.0),
     "noisy": Shape(volume=lambda hour: 150 * office(hour), burst=0.4, wander=0.3, failing=(0.1, 40.0)),
 }
 FACTORS = {

@@ -10,6 +10,8 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from orchestrator.alerts.notifier import Notifier
+from orchestrator.alerts.watch import AlertWatch
 from orchestrator.api.app import create_app, release
 from orchestrator.api.server import listen, server_config
 from orchestrator.dispatcher import Dispatcher
@@ -91,6 +93,8 @@ def make_loops(settings: Settings) -> list[Loop]:
         ThreatWatch(engine),
         Statistician(settings, engine),
         Webhooks(settings, engine),
+        AlertWatch(settings, engine),
+        Notifier(settings, engine),
         # The last one, because it also sends the events of loops that are stopping.
         monitors,
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
@@ -19,6 +19,8 @@ WEEKS = 4
 """Earlier weeks that an expectation is made of."""
 KEPT = WEEKS * WEEK + 1
 """Hours that are kept: those that an expectation may need."""
+HOURS_BEFORE = WEEKS * WEEK
+"""Hours of the past that a new leader reads."""
 BESIDE = (-1, 0, 1)
 FEWEST_DAYS = 2
 RECENT = DAY
@@ -67,9 +69,6 @@ class Hour:
     queue: float | None = None
 
 
-NOTHING = Hour()
-
-
 @dataclass(frozen=True, slots=True)
 class Finding:
     """A figure that is out of its expected range.
@@ -99,6 +98,7 @@ class Sensitivity:
         factor: by which the figure must deviate in the hour that raises an alert.
         fewest: the least number of events in an hour that make a figure.
         least: the least figure that must be expected.
+        weekly: it is not judged before it has a week of history: without, a day off is a surprise.
     """
 
     sign: int
@@ -108,6 +108,7 @@ class Sensitivity:
     factor: float = 1.6
     fewest: int = 0
     least: float = 0.0
+    weekly: bool = False
 
 
 SENSITIVITIES = {
@@ -115,7 +116,7 @@ SENSITIVITIES = {
     Signal.WAIT: Sensitivity(1, offset=0.5, floor=0.15, sampling=2.0, fewest=10),
     Signal.COST: Sensitivity(1, offset=0.0001, floor=0.1, sampling=1.0, fewest=5),
     Signal.QUEUE: Sensitivity(1, offset=5.0, floor=0.2),
-    Signal.VOLUME: Sensitivity(-1, offset=1.0, floor=0.15, sampling=1.0, factor=8.0, least=20.0),
+    Signal.VOLUME: Sensitivity(-1, offset=1.0, floor=0.15, sampling=1.0, factor=8.0, least=20.0, weekly=True),
 }
 
 SLACK = 1.5
@@ -172,8 +173,9 @@ class LevelSeries:
     def __init__(self, signal: Signal) -> None:
         self.signal = signal
         self.sensitivity = SENSITIVITIES[signal]
-        self._history = History(KEPT, KEPT, ERRORS)
+        self._history = History(KEPT, ADOPTED_AFTER, ERRORS)
         self._values, self._residuals, self._errors = self._history.columns
+        self._all = array("f")
         self._sum = 0.0
 
     def learn(self, value: float | None, events: int, *, deviates: bool = False) -> None:
@@ -208,6 +210,9 @@ class LevelSeries:
     def _append(self, shown: float, season: float, expected: float, events: int, *, deviates: bool) -> None:
         error = (shown - expected) / self._noise(expected, events)
         self._history.append((shown, shown - season, error), deviates=deviates)
+        self._all.append(shown)
+        if len(self._all) > WEEK + DAY:
+            del self._all[:DAY]
 
     def _expectation(self) -> tuple[float, float]:
         """Return what the season alone lets expect, and that with the recent level."""
@@ -235,7 +240,7 @@ class LevelSeries:
     def _compare(self, value: float, shown: float, expected: float, events: int) -> Finding | None:
         unit = self._spread() * self._noise(expected, events)
         usual, size = self._figure(expected), self.sensitivity.sign * (shown - expected)
-        if usual < self.sensitivity.least:
+        if usual < self.sensitivity.least or self._recurs(shown, unit):
             self._sum = 0.0
             return None
         self._sum = min(max(0.0, self._sum + size / unit - SLACK), LARGEST)
@@ -245,6 +250,13 @@ class LevelSeries:
             return None
         span = (DECISION + SLACK) * unit
         return Finding(self.signal, value, usual, self._figure(expected - span), self._figure(expected + span))
+
+    def _recurs(self, shown: float, unit: float) -> bool:
+        """Return whether a week ago it was the same, or not known. Then it is the season, though it deviated then."""
+        if len(self._all) < WEEK:
+            return self.sensitivity.weekly
+        week_ago = self._all[-WEEK]
+        return self.sensitivity.sign * (shown - week_ago) <= KEEPS * unit
 
     def _figure(self, logarithm: float) -> float:
         return max(0.0, math.exp(min(logarithm, 700.0)) - self.sensitivity.offset)
@@ -269,25 +281,35 @@ class RateSeries:
     def __init__(self) -> None:
         self._history = History(KEPT, KEPT)
         self._failed, self._ended = self._history.columns
+        self._shares = array("f")
         self._sum = 0.0
 
     def learn(self, failed: int, ended: int | None, *, deviates: bool = False) -> None:
         """Add an hour without judging it."""
-        self._history.append((failed, UNKNOWN if ended is None else ended), deviates=deviates)
+        self._append(failed, ended, deviates=deviates)
 
     def judge(self, failed: int, ended: int | None) -> Finding | None:
         """Add an hour; return what is wrong with it."""
         finding = self._compare(failed, ended) if ended else None
         if finding is None and self._history.deviates:
             self._sum = 0.0
-        self._history.append((failed, UNKNOWN if ended is None else ended), deviates=finding is not None)
+        self._append(failed, ended, deviates=finding is not None)
         return finding
+
+    def _append(self, failed: int, ended: int | None, *, deviates: bool) -> None:
+        self._history.append((failed, UNKNOWN if ended is None else ended), deviates=deviates)
+        self._shares.append(failed / ended if ended else UNKNOWN)
+        if len(self._shares) > WEEK + DAY:
+            del self._shares[:DAY]
 
     def _compare(self, failed: int, ended: int) -> Finding | None:
         usual, spread, history = self._expectation()
         if history < self.FEWEST_ENDED:
             return None
-        rate, high = failed / ended, min(0.99, usual + 3 * spread)
+        if len(self._shares) >= WEEK and failed / ended <= self._shares[-WEEK] + self.MARGIN:
+            self._sum = 0.0  # it was the same a week ago, though it deviated then: that is the season
+            return None
+        rate, high = failed / ended, min(0.99, usual + 2.5 * spread)
         score = chernoff(failed, ended, high)
         self._sum = min(max(0.0, self._sum + score - self.SLACK), 2 * self.DECISION)
         large = rate >= usual + self.MARGIN and (rate >= self.FACTOR * usual or 1 - rate <= (1 - usual) / 2)
@@ -327,27 +349,28 @@ class RateSeries:
 
 
 class Subject:
-    """All figures of one subject. Its hours must be added in their order, without gaps."""
+    """Figures of one subject. Its hours must be added in their order, without gaps."""
 
-    def __init__(self) -> None:
-        self._levels = {signal: LevelSeries(signal) for signal in SENSITIVITIES}
-        self._rate = RateSeries()
+    def __init__(self, signals: Collection[Signal] = tuple(Signal)) -> None:
+        self._levels = {signal: LevelSeries(signal) for signal in signals if signal in SENSITIVITIES}
+        self._rate = RateSeries() if Signal.FAILURES in signals else None
 
-    def learn(self, hour: Hour, deviating: frozenset[Signal] = frozenset()) -> None:
+    def learn(self, hour: Hour, deviating: Collection[Signal] = ()) -> None:
         """Add an hour of the past.
 
         Args:
             deviating: figures that were out of their range then.
         """
         for signal, series in self._levels.items():
-            value, events = _of(signal, hour)
-            series.learn(value, events, deviates=signal in deviating)
-        self._rate.learn(hour.failed, hour.ended, deviates=Signal.FAILURES in deviating)
+            series.learn(*_of(signal, hour), deviates=signal in deviating)
+        if self._rate is not None:
+            self._rate.learn(hour.failed, hour.ended, deviates=Signal.FAILURES in deviating)
 
     def judge(self, hour: Hour) -> list[Finding]:
-        """Add the latest hour, and return what is wrong with it."""
+        """Add the latest hour; return what is wrong with it."""
         found = [series.judge(*_of(signal, hour)) for signal, series in self._levels.items()]
-        found.append(self._rate.judge(hour.failed, hour.ended))
+        if self._rate is not None:
+            found.append(self._rate.judge(hour.failed, hour.ended))
         return [finding for finding in found if finding is not None]
 
 

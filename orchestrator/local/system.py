@@ -43,7 +43,7 @@ DEFAULT_CONCURRENCY = 2
 FLOWER_PORT = 5555
 OF_MODELS = ("ANTHROPIC_",)
 """Prefixes of the model providers' variables, which only minions need."""
-OF_API = ("MINION_OIDC_", "MINION_METRICS_TOKEN")
+OF_API = ("MINION_OIDC_", "MINION_METRICS_TOKEN", "MINION_ALERT_URLS")
 """Prefixes of the variables that only the orchestrator needs."""
 OF_FLOWER = ("MINION_FLOWER_PASSWORD",)
 """Prefixes of the variables that only Flower needs."""

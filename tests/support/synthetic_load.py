@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import random
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 
 from orchestrator.alerts.detector import Hour, Signal, Subject
 from orchestrator.observe.histogram import BOUNDS, quantile
@@ -20,12 +22,23 @@ HOURS = 4 * 168
 
 @dataclass(frozen=True)
 class Planted:
-    """An anomaly of one subject: hours `begin` to `end` (exclusive), and what it changes."""
+    """An anomaly of one subject: hours `begin` to `end` (exclusive), and what it changes.
+
+    Attributes:
+        factor: of a time, a cost or a volume; of failures, what is added to their share.
+        ramp: hours in which it grows to the factor.
+    """
 
     signal: Signal
     begin: int
     end: int
     factor: float
+    ramp: int = 0
+
+    def at(self, hour: int) -> float:
+        """Return the factor in an hour."""
+        grown = min(1.0, (hour - self.begin + 1) / (self.ramp + 1))
+        return self.factor * grown if self.signal is Signal.FAILURES else self.factor**grown if self.factor else 0.0
 
 
 @dataclass
@@ -94,7 +107,7 @@ def hours_of(shape: Shape, planted: Sequence[Planted], dice: random.Random) -> I
         if hour < shape.begins:
             yield Hour()
             continue
-        now = {each.signal: each.factor for each in planted if each.begin <= hour < each.end}
+        now = {each.signal: each.at(hour) for each in planted if each.begin <= hour < each.end}
         drawn = _drawn(shape, hour, now, drift, dice)
         yield Hour() if hour in shape.missing else drawn
 
@@ -110,7 +123,7 @@ def _drawn(shape: Shape, hour: int, now: dict[Signal, float], drift: list[float]
     mean, concentration = shape.failing
     rate = dice.betavariate(mean * concentration, (1 - mean) * concentration) if mean else 0.0
     rate = min(1.0, now.get(Signal.FAILURES, 0.0) + rate)
-    failed = sum(dice.random() < rate for _ in range(tasks))
+    failed = _binomial(tasks, rate, dice)
     pace = shape.busy(hour) * math.exp(shape.wander * drift[1])
     queue = shape.wait * 2 * shape.busy(hour) * pace * math.exp(dice.gauss(0, 0.4)) * now.get(Signal.QUEUE, 1.0)
     if not tasks:
@@ -130,14 +143,14 @@ def _p95(shape: Shape, tasks: int, scale: float, dice: random.Random) -> float:
     """Draw the 95th percentile of so many durations, in the histogram's resolution."""
     rank = max(1, math.ceil(0.95 * tasks))
     seconds = scale * shape.tail(dice.betavariate(rank, tasks - rank + 1))
-    bucket = sum(bound <= seconds for bound in BOUNDS)
+    bucket = bisect_right(BOUNDS, seconds)
     middle = quantile([0] * bucket + [1], 0.95)
     assert middle is not None
     return middle
 
 
 def _mean_cost(shape: Shape, tasks: int, factor: float, dice: random.Random) -> float:
-    few = min(tasks, 40)
+    few = min(tasks, 15)
     mean = sum(shape.tail(dice.random()) for _ in range(few)) / few
     return shape.dollars * factor * mean
 
@@ -190,7 +203,12 @@ def _poisson(mean: float, dice: random.Random) -> int:
     return drawn
 
 
-def _normal(uniform: float) -> float:
-    from statistics import NormalDist
+def _binomial(trials: int, rate: float, dice: random.Random) -> int:
+    expected = trials * min(rate, 1 - rate)
+    if expected < 30:
+        return sum(dice.random() < rate for _ in range(trials))
+    return min(trials, max(0, round(dice.gauss(trials * rate, math.sqrt(trials * rate * (1 - rate))))))
 
+
+def _normal(uniform: float) -> float:
     return NormalDist().inv_cdf(min(max(uniform, 1e-12), 1 - 1e-12))
