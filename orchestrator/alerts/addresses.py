@@ -6,10 +6,11 @@ An address contains secrets: a password, a token. It is shown as its kind and a 
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from orchestrator.alerts.notices import harmless
@@ -50,7 +51,8 @@ class Address:
         import apprise
 
         target = self._target()
-        with apprise.LogCapture(level=apprise.logging.WARNING, fmt="%(message)s") as said:
+        capture: Any = apprise.LogCapture
+        with capture(level=logging.WARNING, fmt="%(message)s") as said:
             try:
                 if target.notify(title=title, body=text, body_format=apprise.NotifyFormat.TEXT):
                     return None
@@ -103,8 +105,6 @@ def check(settings: Settings) -> None:
 @cache
 def _asset() -> AppriseAsset:
     """Return how Apprise is to behave: nothing is written to the disk, no redirect followed, no text interpreted."""
-    import logging
-
     import apprise
 
     logger = logging.getLogger(LOGGER)

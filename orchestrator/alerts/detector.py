@@ -98,7 +98,7 @@ class Sensitivity:
         factor: by which the figure must deviate in the hour that raises an alert.
         fewest: the least number of events in an hour that make a figure.
         least: the least figure that must be expected.
-        weekly: it is not judged before it has a week of history: without, a day off is a surprise.
+        weekly: only the same hour of earlier weeks says what to expect: after a day off, other days do not.
     """
 
     sign: int
@@ -121,10 +121,12 @@ SENSITIVITIES = {
 
 SLACK = 1.5
 """Units of a deviation that count for nothing in the cumulative sum."""
-DECISION = 3.5
-"""The cumulative sum that raises an alert: one hour of 5 units, two of 3.25, four of 2.4."""
+DECISION = 3.0
+"""The cumulative sum that raises an alert: one hour of 4.5 units, two of 3, four of 2.25."""
 LARGEST = 2 * DECISION
 """No sum is larger, so that it soon ends."""
+CAUTION = 1.5
+"""In the first week, what an hour of the week has is not known yet: so many units count as one."""
 KEEPS = 2.0
 """Units that keep an alert."""
 KEEPING = 1.3
@@ -193,7 +195,7 @@ class LevelSeries:
         shown = self._shown(value, events)
         season, expected = self._expectation()
         # Clocks change, and a nightly job may begin an hour late: the hours beside are no surprise either.
-        beside = [season, *known([seasonal(self._values, ahead) for ahead in (-1, 1)])]
+        beside = [season, *known([self._season(ahead) for ahead in (-1, 1)])]
         shift = max(each - season for each in beside) if self.sensitivity.sign > 0 else min(each - season for each in beside)
         error = shown - expected
         finding = None if math.isnan(error) else self._compare(value or 0.0, shown, expected + shift, events)
@@ -216,10 +218,13 @@ class LevelSeries:
 
     def _expectation(self) -> tuple[float, float]:
         """Return what the season alone lets expect, and that with the recent level."""
-        season = seasonal(self._values)
+        season = self._season()
         recent = known(self._residuals[-RECENT:])
         level = median(recent) if len(recent) >= FEWEST_RECENT else 0.0
         return season, season + TRUST_IN_LEVEL * level
+
+    def _season(self, ahead: int = 0) -> float:
+        return seasonal(self._values, ahead, days=not self.sensitivity.weekly)
 
     def _noise(self, expected: float, events: int) -> float:
         """Return the spread that a figure has at least, from so many events."""
@@ -239,6 +244,8 @@ class LevelSeries:
 
     def _compare(self, value: float, shown: float, expected: float, events: int) -> Finding | None:
         unit = self._spread() * self._noise(expected, events)
+        if len(self._all) < WEEK:
+            unit *= CAUTION
         usual, size = self._figure(expected), self.sensitivity.sign * (shown - expected)
         if usual < self.sensitivity.least or self._recurs(shown, unit):
             self._sum = 0.0
@@ -252,11 +259,13 @@ class LevelSeries:
         return Finding(self.signal, value, usual, self._figure(expected - span), self._figure(expected + span))
 
     def _recurs(self, shown: float, unit: float) -> bool:
-        """Return whether a week ago it was the same, or not known. Then it is the season, though it deviated then."""
-        if len(self._all) < WEEK:
-            return self.sensitivity.weekly
-        week_ago = self._all[-WEEK]
-        return self.sensitivity.sign * (shown - week_ago) <= KEEPS * unit
+        """Return whether it deviated in the same way a week ago: then it is the season."""
+        if len(self._all) < WEEK or not math.isnan(self._values[-WEEK]):
+            return False
+        recurs = self.sensitivity.sign * (shown - self._all[-WEEK]) <= SLACK * unit
+        if recurs:
+            self._values[-WEEK] = self._all[-WEEK]
+        return recurs
 
     def _figure(self, logarithm: float) -> float:
         return max(0.0, math.exp(min(logarithm, 700.0)) - self.sensitivity.offset)
@@ -306,8 +315,8 @@ class RateSeries:
         usual, spread, history = self._expectation()
         if history < self.FEWEST_ENDED:
             return None
-        if len(self._shares) >= WEEK and failed / ended <= self._shares[-WEEK] + self.MARGIN:
-            self._sum = 0.0  # it was the same a week ago, though it deviated then: that is the season
+        if self._recurs(failed / ended):
+            self._sum = 0.0
             return None
         rate, high = failed / ended, min(0.99, usual + 2.5 * spread)
         score = chernoff(failed, ended, high)
@@ -318,6 +327,12 @@ class RateSeries:
         if not begins and not (keeps and self._history.deviates):
             return None
         return Finding(Signal.FAILURES, rate, usual, 0.0, high)
+
+    def _recurs(self, share: float) -> bool:
+        """Return whether it deviated in the same way a week ago: then it is the season."""
+        if len(self._shares) < WEEK or not math.isnan(self._ended[-WEEK]):
+            return False
+        return share <= self._shares[-WEEK] + self.MARGIN
 
     def _expectation(self) -> tuple[float, float, float]:
         """Return the expected rate, its standard deviation between hours, and the number of tasks it is from."""
@@ -388,21 +403,22 @@ def _of(signal: Signal, hour: Hour) -> tuple[float | None, int]:
     return hour.ended, 0
 
 
-def seasonal(values: Sequence[float], ahead: int = 0) -> float:
+def seasonal(values: Sequence[float], ahead: int = 0, *, days: bool = True) -> float:
     """Return the median of the hours like the next one: of the week if two weeks have it, else of the day.
 
     With one earlier week, it is the middle between that week and the last days.
 
     Args:
         ahead: hours after the next one, less than a day.
+        days: hours of other days are like it too.
     """
     same = _every(values, WEEK, WEEKS, ahead)
-    if len(same) >= 2:
-        return median(same)
-    days = _every(values, DAY, 7, ahead)
-    if len(days) < FEWEST_DAYS:
+    if len(same) >= 2 or not days:
+        return median(same) if same else UNKNOWN
+    daily = _every(values, DAY, 7, ahead)
+    if len(daily) < FEWEST_DAYS:
         return UNKNOWN
-    return (same[0] + median(days)) / 2 if same else median(days)
+    return (same[0] + median(daily)) / 2 if same else median(daily)
 
 
 def known(values: Sequence[float]) -> list[float]:

@@ -31,6 +31,7 @@ ANOMALY = "anomaly."
 MICRO = 1e-6
 
 STATE = text("SELECT date_trunc('hour', LEAST(now(), counted_at), 'UTC') AS through FROM statistics_state")
+SETTINGS = text("SELECT set_config('jit', 'off', true), set_config('enable_seqscan', 'off', true)")
 ENDED = text(
     """
     SELECT namespace, agent, capability, sum(count) FILTER (WHERE outcome IN ('succeeded', 'failed'))::bigint AS ended,
@@ -109,6 +110,7 @@ class Hours:
             the last complete hour, if it was read just now (None: nothing is new, or more must be read first); and what
             is wrong in it.
         """
+        connection.execute(SETTINGS)
         through = connection.scalar(STATE)
         if through is None:
             self.behind = False

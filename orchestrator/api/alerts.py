@@ -114,7 +114,7 @@ class SilenceRequest(Strict):
     agent: Text | None = None
     capability: Text | None = None
     subject: Text | None = None
-    until: Moment = Field(description="With a time zone; within a year.")
+    until: Moment = Field(strict=False, description="With a time zone; within a year.")
     reason: str = Field(min_length=1, max_length=500, pattern=r"^[^\x00]*$")
 
     @model_validator(mode="after")
@@ -177,7 +177,8 @@ def test_addresses(request: Request, database: Statements, actor: Actor) -> dict
     """Sends a test message to each address of MINION_ALERT_URLS now, and reports the outcomes."""
     found = addresses.of(request.app.state.settings)
     with database.connect() as connection:
-        log.record(connection, actor, "alert.test", f"{len(found)} addresses", namespace=None)
+        facts = {"receivers": [address.name for address in found]}
+        log.record(connection, actor, "alert.test", "addresses", namespace=None, after=facts)
     items = []
     for address in found:
         error = address.send("Minions: test", "This is a test. Alerts arrive here.")

@@ -375,7 +375,7 @@ def _recorded(row: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a webhook for the audit log. The path of its address and its labels may be secrets."""
     address = urlsplit(row["url"])
     return {
-        **{name: row[name] for name in ("states", "agents", "roots_only", "enabled")},
+        **{name: row[name] for name in ("events", "states", "agents", "roots_only", "enabled")},
         "labels": sorted(row["labels"]),
         "host": f"{address.scheme}://{address.hostname}",
         "url": log.fingerprint(row["url"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from itertools import islice
 from typing import Any, Literal
 
@@ -26,6 +27,13 @@ app = typer.Typer(
     help="Manage webhooks: list, add, show, deliveries, retry, rotate, test, enable, disable, remove.",
     invoke_without_command=True,
 )
+
+
+class Event(StrEnum):
+    """What a webhook reports."""
+
+    TASKS = "tasks"
+    ALERTS = "alerts"
 
 
 def register(commands: typer.Typer) -> None:
@@ -74,9 +82,7 @@ def add(
     state: list[State] = typer.Option([], "--state", "-s", help="Only tasks that end in this state; may be repeated."),
     agent: list[str] = typer.Option([], "--agent", "-a", help="Only tasks of this agent; may be repeated."),
     label: list[str] = typer.Option([], "--label", "-l", metavar="NAME=VALUE", help="Only tasks with this label."),
-    event: list[Literal["tasks", "alerts"]] = typer.Option(
-        ["tasks"], "--event", "-e", help="What to report: tasks, alerts; may be repeated."
-    ),
+    event: list[Event] = typer.Option([Event.TASKS], "--event", "-e", help="What to report; may be repeated."),
     all_tasks: bool = typer.Option(False, "--all-tasks", help="Also the tasks that other tasks create."),
     as_json: bool = AS_JSON,
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 from orchestrator.alerts.detector import Signal
 from tests.support.synthetic_load import HOURS, Planted, Score, Shape, score
 
-SEED = 20261129
+SEED = 590_218
 SUBJECTS = 3
 
 
@@ -34,7 +34,8 @@ def pareto(alpha: float, uniform: float) -> float:
 
 
 HOLIDAYS = {9, 17}
-HOLES = frozenset(hour for begin, length in ((130, 5), (260, 14), (391, 1), (505, 30)) for hour in range(begin, begin + length))
+GAPS = ((130, 5), (260, 14), (391, 1), (505, 30))
+HOLES = frozenset(hour for begin, length in GAPS for hour in range(begin, begin + length))
 SHAPES = {
     "another week": Shape(volume=lambda hour: 90 * shifts(hour), busy=lambda hour: 0.6 + 0.5 * shifts(hour)),
     "heavy tails": Shape(
@@ -46,8 +47,14 @@ SHAPES = {
         volume=lambda hour: 140 * evenings(hour) * (0.3 if hour // 24 in HOLIDAYS else 1.0),
         busy=lambda hour: 0.7 if hour // 24 in HOLIDAYS else 1.0,
     ),
-    "growth": Shape(volume=lambda hour: 80 * shifts(hour) * 1.1 ** (hour / 168), busy=lambda hour: 1.03 ** (hour / 168)),
+    "growth": Shape(
+        volume=lambda hour: 80 * shifts(hour) * 1.1 ** (hour / 168), busy=lambda hour: 1.03 ** (hour / 168)
+    ),
     "new agent": Shape(volume=lambda hour: 100 * evenings(hour), begins=19 * 24 + 7),
+    "weekly report": Shape(
+        volume=lambda hour: 600 if hour % 168 == 75 else 70, busy=lambda hour: 5.0 if hour % 168 == 75 else 1.0
+    ),
+    "three days on": Shape(volume=lambda hour: 0.0 if hour // 24 % 7 >= 3 else 200 * evenings(hour % 24), burst=0.25),
     "slow drift": Shape(volume=lambda hour: 160, busy=lambda hour: 1.02 ** (hour / 24), lasting=0.6, wander=0.15),
 }
 LENGTHS = (1, 2, 3, 5, 9, 30)
