@@ -28,7 +28,9 @@ SHAPES = {
     "office": Shape(volume=lambda hour: 120 * office(hour), busy=lambda hour: 0.7 + 0.4 * office(hour)),
     "steady": Shape(volume=lambda hour: 400, failing=(0.01, 500.0)),
     "small": Shape(volume=lambda hour: 25, failing=(0.05, 100.0)),
-    "batches": Shape(volume=lambda hour: 900 if hour % 24 == 2 else 40, busy=lambda hour: 3.0 if hour % 24 == 2 else 1.0),
+    "batches": Shape(
+        volume=lambda hour: 900 if hour % 24 == 2 else 40, busy=lambda hour: 3.0 if hour % 24 == 2 else 1.0
+    ),
     "drifting": Shape(volume=lambda hour: 200 * office(hour), burst=0.3, wander=0.25, lasting=0.8),
     "closed": Shape(volume=lambda hour: 0.0 if hour // 24 % 7 == 6 else 100.0),
     "noisy": Shape(volume=lambda hour: 150 * office(hour), burst=0.4, wander=0.3, failing=(0.1, 40.0)),
@@ -74,7 +76,7 @@ def run() -> dict[str, Score]:
 if __name__ == "__main__":
     began = time.process_time()
     for name, result in run().items():
-        print(f"{name}: {result}")  # noqa: T201
-        wrong, missed = Counter(each.split()[1] for each in result.wrong), [each for each in result.missed]
-        print(f"  wrong: {dict(wrong)}", *missed[:6], sep="\n  ")  # noqa: T201
-    print(f"{time.process_time() - began:.1f} s of CPU")  # noqa: T201
+        print(f"{name}: {result}")
+        wrong, missed = Counter(each.split()[1] for each in result.wrong), result.missed
+        print(f"  wrong: {dict(wrong)}", *missed[:6], sep="\n  ")
+    print(f"{time.process_time() - began:.1f} s of CPU")

@@ -295,8 +295,8 @@ class Operations:
 
         Args:
             url: address that receives the messages.
-            fields: `events` (`tasks`, `alerts` or both), `states`, `agents`, `labels`, `roots_only`, `secret`, `enabled`,
-                `namespace`.
+            fields: `events` (`tasks`, `alerts` or both), `states`, `agents`, `labels`, `roots_only`, `secret`,
+                `enabled`, `namespace`.
 
         Raises:
             Conflict: the name is taken.

@@ -49,9 +49,7 @@ def keep_alerts() -> None:
         sa.Column("sentence", sa.Text(), nullable=False),
         *(sa.Column(name, sa.Double(), nullable=True) for name in ("value", "usual", "low", "high")),
         sa.Column("unit", sa.Text(), nullable=True),
-        sa.Column(
-            "facts", postgresql.JSONB(none_as_null=True), server_default=sa.text("'{}'::jsonb"), nullable=False
-        ),
+        sa.Column("facts", postgresql.JSONB(none_as_null=True), server_default=sa.text("'{}'::jsonb"), nullable=False),
         *(
             sa.Column(name, MOMENT, server_default=NOW, nullable=False)
             for name in ("first_seen", "last_seen", "changed_at")

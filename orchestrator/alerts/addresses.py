@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import warnings
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -48,9 +49,9 @@ class Address:
 
     def send(self, title: str, text: str) -> str | None:
         """Send plain text; return why it was not accepted, or None."""
+        target = self._target()
         import apprise
 
-        target = self._target()
         capture: Any = apprise.LogCapture
         with capture(level=logging.WARNING, fmt="%(message)s") as said:
             try:
@@ -65,10 +66,14 @@ class Address:
         self._target()
 
     def _target(self) -> Apprise:
-        import apprise
+        # Its module for encrypted mail imports one that Python has deprecated.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            import apprise
 
-        target = apprise.Apprise(asset=_asset())
-        if not target.add(self.url):
+            target = apprise.Apprise(asset=_asset())
+            accepted = target.add(self.url)
+        if not accepted:
             raise NotConfigured(
                 f"Invalid MINION_ALERT_URLS: Apprise does not accept the address that begins with {self.kind}://. "
                 "Addresses are separated by spaces; https://appriseit.com/services/ lists their forms."

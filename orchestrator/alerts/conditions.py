@@ -94,7 +94,9 @@ THREAT = text(
 
 
 def _approval(row: RowMapping) -> str:
-    waits = f"{row['tasks']} tasks of {row['subject']} wait" if row["tasks"] > 1 else f"A task of {row['subject']} waits"
+    waits = (
+        f"{row['tasks']} tasks of {row['subject']} wait" if row["tasks"] > 1 else f"A task of {row['subject']} waits"
+    )
     return f"{waits} for a person, the oldest for {duration(row['value'])}. `minion approvals` lists them."
 
 

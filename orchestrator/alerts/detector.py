@@ -196,7 +196,11 @@ class LevelSeries:
         season, expected = self._expectation()
         # Clocks change, and a nightly job may begin an hour late: the hours beside are no surprise either.
         beside = [season, *known([self._season(ahead) for ahead in (-1, 1)])]
-        shift = max(each - season for each in beside) if self.sensitivity.sign > 0 else min(each - season for each in beside)
+        shift = (
+            max(each - season for each in beside)
+            if self.sensitivity.sign > 0
+            else min(each - season for each in beside)
+        )
         error = shown - expected
         finding = None if math.isnan(error) else self._compare(value or 0.0, shown, expected + shift, events)
         if finding is None and self._history.deviates:
@@ -423,7 +427,7 @@ def seasonal(values: Sequence[float], ahead: int = 0, *, days: bool = True) -> f
 
 def known(values: Sequence[float]) -> list[float]:
     """Return the values that are known."""
-    return [value for value in values if value == value]  # noqa: PLR0124 - NaN is not equal to itself
+    return [value for value in values if value == value]
 
 
 def chernoff(successes: float, trials: float, probability: float) -> float:

@@ -42,8 +42,8 @@ DUE = """
           AND (a.state = 'firing' OR a.changed_at > now() - interval '8 days')
           AND (a.state = 'firing' AND (n.state IS DISTINCT FROM 'firing' OR n.at <= now() - CAST(:again AS interval))
                OR a.state = 'resolved' AND n.state = 'firing'
-               OR a.state = 'resolved' AND n.state IS NULL AND a.acknowledged_at IS NULL AND a.resolved_at > r.created_at
-                   AND NOT a.facts ? 'silenced')
+               OR a.state = 'resolved' AND n.state IS NULL AND a.acknowledged_at IS NULL
+                   AND a.resolved_at > r.created_at AND NOT a.facts ? 'silenced')
 """
 # A rule is due when its first news has waited for others, and its last message was long enough ago.
 RULES = text(f"""

@@ -22,12 +22,14 @@ KEPT_DAYS = 90
 MOST_KEPT = 10_000
 
 COLUMNS = (
-    "a.id, a.rule, a.namespace, a.subject, a.agent, a.capability, a.state, a.sentence, a.value, a.usual, a.low, a.high, "
-    "a.unit, a.facts, a.first_seen, a.last_seen, a.changed_at, a.resolved_at, a.acknowledged_at, a.acknowledged_by"
+    "a.id, a.rule, a.namespace, a.subject, a.agent, a.capability, a.state, a.sentence, a.value, a.usual, a.low, "
+    "a.high, a.unit, a.facts, a.first_seen, a.last_seen, a.changed_at, a.resolved_at, "
+    "a.acknowledged_at, a.acknowledged_by"
 )
 SEE = text(
     """
-    INSERT INTO alerts AS a (rule, namespace, subject, agent, capability, sentence, value, usual, low, high, unit, facts)
+    INSERT INTO alerts AS a
+        (rule, namespace, subject, agent, capability, sentence, value, usual, low, high, unit, facts)
         VALUES (:rule, :namespace, :subject, :agent, :capability, :sentence, :value, :usual, :low, :high, :unit,
                 CAST(:facts AS jsonb))
         ON CONFLICT (rule, COALESCE(namespace, ''), subject) WHERE state <> 'resolved' DO UPDATE

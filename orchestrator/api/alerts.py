@@ -56,11 +56,11 @@ SILENCES = text(
 )
 COUNT_SILENCES = text("SELECT count(*) FROM alert_silences WHERE until_at > now()")
 ADD_SILENCE = text(
-    "INSERT INTO alert_silences (namespace, rule, agent, capability, subject, until_at, reason, created_by) "
+    "INSERT INTO alert_silences (namespace, rule, agent, capability, subject, until_at, reason, created_by) "  # noqa: S608
     f"VALUES (:namespace, :rule, :agent, :capability, :subject, :until, :reason, :who) RETURNING {SILENCE_COLUMNS}"
 )
 REMOVE_SILENCE = text(
-    "DELETE FROM alert_silences WHERE id = :id AND (CAST(:within AS text) IS NULL OR namespace = :within) "
+    "DELETE FROM alert_silences WHERE id = :id AND (CAST(:within AS text) IS NULL OR namespace = :within) "  # noqa: S608
     f"RETURNING {SILENCE_COLUMNS}"
 )
 
@@ -120,7 +120,9 @@ class SilenceRequest(Strict):
     @model_validator(mode="after")
     def _matches_something(self) -> SilenceRequest:
         if all(getattr(self, name) is None for name in MATCHERS):
-            raise ValueError("it must have a rule, an agent, a capability or a subject; the rule `*` matches all alerts")
+            raise ValueError(
+                "it must have a rule, an agent, a capability or a subject; the rule `*` matches all alerts"
+            )
         return self
 
 
@@ -250,9 +252,7 @@ def add_silence(sent: body.SmallBody, database: Database, actor: Actor) -> dict[
     return added
 
 
-@router.delete(
-    "/silences/{silence_id}", status_code=204, response_class=Response, responses=problems.documented(404)
-)
+@router.delete("/silences/{silence_id}", status_code=204, response_class=Response, responses=problems.documented(404))
 def remove_silence(silence_id: UUID, database: Database, actor: Actor) -> None:
     """Ends a silence. Alerts that still fire are notified."""
     values = {"id": silence_id, "within": actor.key.scope.namespace}

@@ -54,8 +54,8 @@ Events = Annotated[list[Literal["tasks", "alerts"]], Field(min_length=1, max_len
 AgentName = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 
 COLUMNS = (
-    "w.id, w.namespace, w.name, w.url, w.events, w.states, w.agents, w.labels, w.roots_only, w.enabled, w.disabled_reason, "
-    "w.rotated_at, w.created_at, "
+    "w.id, w.namespace, w.name, w.url, w.events, w.states, w.agents, w.labels, w.roots_only, w.enabled, "
+    "w.disabled_reason, w.rotated_at, w.created_at, "
     "(SELECT count(*) FROM webhook_deliveries d WHERE d.webhook_id = w.id AND d.status = 'pending') AS pending"
 )
 LIST = text(
@@ -78,8 +78,8 @@ ADD = text(
     "ON CONFLICT (namespace, name) DO NOTHING RETURNING id"
 ).bindparams(*TYPES)
 CHANGE = text(
-    "UPDATE webhooks SET url = COALESCE(:url, url), events = COALESCE(:events, events), states = COALESCE(:states, states), "
-    "agents = COALESCE(:agents, agents), labels = COALESCE(:labels, labels), "
+    "UPDATE webhooks SET url = COALESCE(:url, url), events = COALESCE(:events, events), "
+    "states = COALESCE(:states, states), agents = COALESCE(:agents, agents), labels = COALESCE(:labels, labels), "
     "roots_only = COALESCE(:roots_only, roots_only), enabled = COALESCE(:enabled, enabled), "
     "disabled_reason = CASE WHEN CAST(:enabled AS boolean) IS NULL THEN disabled_reason END "
     "WHERE namespace = :namespace AND name = :name"

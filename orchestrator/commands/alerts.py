@@ -115,10 +115,7 @@ def silences(as_json: bool = AS_JSON) -> None:
         return
     print_table(
         ("id", "matches", "namespace", "until", "by", "reason"),
-        (
-            (s["id"], _matcher(s), s["namespace"], local_time(s["until"]), s["created_by"], s["reason"])
-            for s in found
-        ),
+        ((s["id"], _matcher(s), s["namespace"], local_time(s["until"]), s["created_by"], s["reason"]) for s in found),
         empty="No silences.",
     )
 

@@ -87,7 +87,13 @@ def add(
     as_json: bool = AS_JSON,
 ) -> None:
     """Add a webhook and show its secret, this once."""
-    filters = {"events": event, "states": state, "agents": agent, "labels": labels_of(label), "roots_only": not all_tasks}
+    filters = {
+        "events": event,
+        "states": state,
+        "agents": agent,
+        "labels": labels_of(label),
+        "roots_only": not all_tasks,
+    }
     with connect() as client:
         _print_secret(client.add_webhook(name, url, **filters), as_json)
 

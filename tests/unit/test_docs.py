@@ -339,7 +339,7 @@ def test_procfile_uses_loopback_and_gives_the_first_port_to_the_api():
     assert not [command for _, command in lines if "HOST=" in command or "--address" in command]
 
 
-@pytest.mark.parametrize("secret", ["MINION_METRICS_TOKEN", "MINION_OIDC_CLIENT_SECRET"])
+@pytest.mark.parametrize("secret", ["MINION_ALERT_URLS", "MINION_METRICS_TOKEN", "MINION_OIDC_CLIENT_SECRET"])
 def test_compose_gives_a_secret_of_the_orchestrator_to_it_alone(secret: str):
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     for variable in (secret, f"{secret}_FILE"):

@@ -250,7 +250,7 @@ HOSTILE = "x\r\nBcc: all@example.com\n<!channel> @here [click](http://evil.examp
 
 
 def test_mail_and_chat_get_harmless_text(local: Settings, database: Engine) -> None:
-    with mailing() as mail, receiving() as chat:
+    with mailing() as mail, receiving(200) as chat:
         urls = (
             f"mailto://127.0.0.1:{mail.port}?mode=insecure&from=minions@example.com&to=ops@example.com "
             f"mmost://127.0.0.1:{chat.port}/private-token-4711"
@@ -262,6 +262,7 @@ def test_mail_and_chat_get_harmless_text(local: Settings, database: Engine) -> N
         [letter] = mail.letters
         [post] = chat.received
     assert "private-token-4711" not in str(logs)
+    assert not [line for line in logs if line["event"] == "alerts_not_sent"]
     assert [line["rule"] for line in logs if line["event"] == "alerts_sent"] == ["unserved"] * 2
     mime = message_from_string(letter)
     assert mime["Bcc"] is None

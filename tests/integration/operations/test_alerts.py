@@ -39,7 +39,7 @@ def alerts(database: Engine, *, open_only: bool = True) -> list[Any]:
 def age(database: Engine, table: str, column: str, interval: str) -> None:
     """Move a column into the past."""
     with database.begin() as connection:
-        connection.execute(text(f"UPDATE {table} SET {column} = {column} - interval '{interval}'"))  # noqa: S608
+        connection.execute(text(f"UPDATE {table} SET {column} = {column} - interval '{interval}'"))
 
 
 def watch(settings: Settings, database: Engine) -> AlertWatch:
@@ -199,15 +199,17 @@ def histogram(count: int, seconds: float) -> list[int]:
     return [*[0] * (position - 1), count // 3, count - 2 * (count // 3), count // 3]
 
 
-def write_hours(database: Engine, hours: range, agent: str = "triage", *, failing: float = 0.02, slower: float = 1.0) -> None:
+def write_hours(
+    database: Engine, hours: range, agent: str = "triage", *, failing: float = 0.02, slower: float = 1.0
+) -> None:
     """Write rollups of hours: some 100 tasks in each."""
     dice = random.Random(str(hours))
     rows = []
     for number in hours:
         ended = round(100 * dice.uniform(0.8, 1.2))
         failed = round(ended * failing)
-        base: dict[str, Any] = {"bucket": bucket(number), "namespace": "default", "agent": agent, "step": "", "name": "",
-                                "outcome": "", "microdollars": 0, "runs": [], "waits": []}  # fmt: skip
+        empty = {"step": "", "name": "", "outcome": "", "microdollars": 0, "runs": [], "waits": []}
+        base: dict[str, Any] = {"bucket": bucket(number), "namespace": "default", "agent": agent, **empty}
         rows += [
             base | {"kind": "task", "outcome": "succeeded", "count": ended - failed},
             base | {"kind": "task", "outcome": "failed", "count": failed},
@@ -269,7 +271,7 @@ def test_anomaly_ends_when_hours_are_as_usual(settings: Settings, database: Engi
     write_hours(database, range(1, 3))
     with database.begin() as connection:
         facts = "facts || jsonb_build_object('hour', (facts->'hour')::int - 2, 'from_hour', (facts->'hour')::int - 3)"
-        connection.execute(text(f"UPDATE alerts SET last_seen = last_seen - interval '2 hours', facts = {facts}"))  # noqa: S608
+        connection.execute(text(f"UPDATE alerts SET last_seen = last_seen - interval '2 hours', facts = {facts}"))
     judge_all(watch(settings, database))
     assert not alerts(database)
 

@@ -68,6 +68,7 @@ def test_each_process_receives_only_the_secrets_that_it_needs(
             claim.close()
     assert started == {
         "orchestrator": SECRETS - {"ANTHROPIC_API_KEY", "ANTHROPIC_CUSTOM_HEADERS", "MINION_FLOWER_PASSWORD"},
-        "worker": SECRETS - {"MINION_ALERT_URLS", "MINION_FLOWER_PASSWORD", "MINION_METRICS_TOKEN", "MINION_OIDC_CLIENT_SECRET"},
+        "worker": SECRETS
+        - {"MINION_ALERT_URLS", "MINION_FLOWER_PASSWORD", "MINION_METRICS_TOKEN", "MINION_OIDC_CLIENT_SECRET"},
         "flower": {"MINION_API_KEY", "MINION_FLOWER_PASSWORD"},
     }
