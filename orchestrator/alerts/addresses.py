@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import threading
 import warnings
 from dataclasses import dataclass, field
 from functools import cache
@@ -25,6 +26,7 @@ MOST_ADDRESSES = 20
 LONGEST_REASON = 300
 SHORTEST_SECRET = 4
 LOGGER = "apprise"
+SENDING = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,8 @@ class Address:
         import apprise
 
         capture: Any = apprise.LogCapture
-        with capture(level=logging.WARNING, fmt="%(message)s") as said:
+        # One at a time: what it captures is about all addresses, and only this one's secrets are removed.
+        with SENDING, capture(level=logging.WARNING, fmt="%(message)s") as said:
             try:
                 if target.notify(title=title, body=text, body_format=apprise.NotifyFormat.TEXT):
                     return None

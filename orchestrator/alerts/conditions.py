@@ -67,12 +67,15 @@ BUDGET_BLOCKS = text(
         ORDER BY b.id LIMIT :most
     """
 )
+# What has failed often is tried last, however many messages are pending.
 WEBHOOK_FAILS = text(
     """
     SELECT w.namespace, w.name AS subject, w.disabled_reason IS NOT NULL AS disabled, d.attempts AS value
         FROM webhooks w LEFT JOIN LATERAL (
-            SELECT attempts FROM webhook_deliveries o
-                WHERE o.webhook_id = w.id AND o.status = 'pending' AND o.attempts >= :failed_attempts LIMIT 1) d ON true
+            SELECT max(o.attempts) AS attempts FROM (
+                SELECT attempts FROM webhook_deliveries
+                    WHERE webhook_id = w.id AND status = 'pending' ORDER BY next_at DESC LIMIT 200) o
+                WHERE o.attempts >= :failed_attempts) d ON true
         WHERE w.enabled AND d.attempts IS NOT NULL OR NOT w.enabled AND w.disabled_reason IS NOT NULL
         ORDER BY w.id LIMIT :most
     """

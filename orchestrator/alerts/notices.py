@@ -123,7 +123,7 @@ class Notice:
         """
         lines = [_line(alert, base) for alert in self.alerts[:MOST_LISTED]]
         if (more := len(self.alerts) - MOST_LISTED) > 0:
-            lines.append(f"and {more} more: minion alerts --rule {self.rule}")
+            lines.append(f"and {more} more: minion alerts list --rule {self.rule}")
         return "\n".join(lines)
 
     def data(self, base: str | None) -> dict[str, Any]:

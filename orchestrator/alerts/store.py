@@ -26,6 +26,8 @@ COLUMNS = (
     "a.high, a.unit, a.facts, a.first_seen, a.last_seen, a.changed_at, a.resolved_at, "
     "a.acknowledged_at, a.acknowledged_by"
 )
+# Both change many rows, in different orders.
+ONE_AT_A_TIME = text("SELECT pg_advisory_xact_lock(hashtext('minions ' || current_schema()), hashtext('alert rows'))")
 SEE = text(
     """
     INSERT INTO alerts AS a
@@ -111,6 +113,7 @@ def sync(
         quiet: how long nothing must have been found for an alert to be resolved.
     """
     changes = []
+    connection.execute(ONE_AT_A_TIME)
     for each in found:
         values: dict[str, Any] = asdict(each)
         values |= {"subject": name_of(each.subject), "sentence": one_line(storable(each.sentence))[:LONGEST_SENTENCE]}
@@ -126,6 +129,7 @@ def sync(
 
 def apply_silences(connection: Connection) -> None:
     """Silence what a silence matches, and end the silence of what none matches any more."""
+    connection.execute(ONE_AT_A_TIME)
     connection.execute(SILENCE)
 
 

@@ -26,6 +26,7 @@ from orchestrator.alerts.notifier import Notifier
 from orchestrator.alerts.store import Found
 from shared.errors import NotConfigured
 from shared.settings import Settings
+from tests.support.lifecycle_driver import LifecycleDriver
 from tests.support.processes import wait_until
 from tests.support.webhook_receiver import SECRET, Receiver, receiving
 
@@ -143,6 +144,19 @@ def test_webhooks_that_did_not_ask_and_other_namespaces_get_nothing(local: Setti
         run(notifier)
         assert not tasks_only.received
         assert not elsewhere.received
+
+
+def test_webhook_for_alerts_alone_gets_no_tasks(database: Engine, driver: LifecycleDriver) -> None:
+    with receiving() as receiver:
+        subscribe(database, receiver)
+    task = driver.submit("A")
+    with database.begin() as connection:
+        owed = text("SELECT minion_owe_webhooks(:task, 'succeeded')")
+        connection.execute(owed, {"task": task})
+        assert connection.scalar(text("SELECT count(*) FROM webhook_deliveries")) == 0
+        connection.execute(text("UPDATE webhooks SET events = '{tasks,alerts}'"))
+        connection.execute(owed, {"task": task})
+        assert connection.scalar(text("SELECT count(*) FROM webhook_deliveries")) == 1
 
 
 def test_window_and_interval_group_what_comes_later(local: Settings, database: Engine) -> None:
@@ -305,4 +319,4 @@ def test_text_is_bounded() -> None:
     notice = notices.Notice(alert["id"], "unserved", [alert] * 100)  # type: ignore[arg-type]
     shown = notice.text(None)
     assert len(shown) < 20_000
-    assert shown.endswith("and 80 more: minion alerts --rule unserved")
+    assert shown.endswith("and 80 more: minion alerts list --rule unserved")
