@@ -32,6 +32,10 @@ MICRO = 1e-6
 
 STATE = text("SELECT date_trunc('hour', LEAST(now(), counted_at), 'UTC') AS through FROM statistics_state")
 SETTINGS = text("SELECT set_config('jit', 'off', true), set_config('enable_seqscan', 'off', true)")
+FIRST = text(
+    "SELECT LEAST((SELECT min(bucket) FROM statistics WHERE grain = 'hour' AND kind = 'task'), "
+    "(SELECT min(bucket) FROM watched_hours))"
+)
 ENDED = text(
     """
     SELECT namespace, agent, capability, sum(count) FILTER (WHERE outcome IN ('succeeded', 'failed'))::bigint AS ended,
@@ -132,7 +136,8 @@ class Hours:
             self._subjects.clear()
             self._seen.clear()
             self._deviating = _deviating(connection)
-            return begin
+            first = connection.scalar(FIRST)
+            return last + 1 if first is None else min(max(begin, hour_of(first)), last + 1)
         return self._next
 
     def _read(self, connection: Connection, number: int, *, judge: bool) -> list[Verdict]:
