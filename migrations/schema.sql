@@ -75,6 +75,81 @@ CREATE TABLE alembic_version (
 ALTER TABLE ONLY alembic_version
     ADD CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num);
 
+CREATE TABLE alert_notices (
+    alert_id uuid NOT NULL,
+    receiver text NOT NULL,
+    state text NOT NULL,
+    at timestamp with time zone DEFAULT now() NOT NULL
+);
+ALTER TABLE ONLY alert_notices
+    ADD CONSTRAINT alert_notices_pkey PRIMARY KEY (alert_id, receiver);
+CREATE INDEX alert_notices_receiver_idx ON alert_notices USING btree (receiver, at);
+ALTER TABLE ONLY alert_notices
+    ADD CONSTRAINT alert_notices_alert_id_fkey FOREIGN KEY (alert_id) REFERENCES alerts(id) ON DELETE CASCADE;
+ALTER TABLE ONLY alert_notices
+    ADD CONSTRAINT alert_notices_receiver_fkey FOREIGN KEY (receiver) REFERENCES alert_receivers(name) ON DELETE CASCADE;
+
+CREATE TABLE alert_receivers (
+    name text NOT NULL,
+    webhook_id uuid,
+    attempts integer DEFAULT 0 NOT NULL,
+    next_at timestamp with time zone DEFAULT now() NOT NULL,
+    last_error text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    used_at timestamp with time zone DEFAULT now() NOT NULL
+);
+ALTER TABLE ONLY alert_receivers
+    ADD CONSTRAINT alert_receivers_pkey PRIMARY KEY (name);
+CREATE INDEX alert_receivers_webhook_id_idx ON alert_receivers USING btree (webhook_id);
+ALTER TABLE ONLY alert_receivers
+    ADD CONSTRAINT alert_receivers_webhook_id_fkey FOREIGN KEY (webhook_id) REFERENCES webhooks(id) ON DELETE CASCADE;
+
+CREATE TABLE alert_silences (
+    id uuid DEFAULT minion_uuidv7() NOT NULL,
+    namespace text,
+    rule text,
+    agent text,
+    capability text,
+    subject text,
+    until_at timestamp with time zone NOT NULL,
+    reason text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    created_by text NOT NULL,
+    CONSTRAINT alert_silences_matcher_check CHECK ((num_nonnulls(rule, agent, capability, subject) > 0))
+);
+ALTER TABLE ONLY alert_silences
+    ADD CONSTRAINT alert_silences_pkey PRIMARY KEY (id);
+
+CREATE TABLE alerts (
+    id uuid DEFAULT minion_uuidv7() NOT NULL,
+    rule text NOT NULL,
+    namespace text,
+    subject text NOT NULL,
+    agent text,
+    capability text,
+    state text DEFAULT 'firing'::text NOT NULL,
+    sentence text NOT NULL,
+    value double precision,
+    usual double precision,
+    low double precision,
+    high double precision,
+    unit text,
+    facts jsonb DEFAULT '{}'::jsonb NOT NULL,
+    first_seen timestamp with time zone DEFAULT now() NOT NULL,
+    last_seen timestamp with time zone DEFAULT now() NOT NULL,
+    changed_at timestamp with time zone DEFAULT now() NOT NULL,
+    resolved_at timestamp with time zone,
+    acknowledged_at timestamp with time zone,
+    acknowledged_by text,
+    CONSTRAINT alerts_resolved_check CHECK (((state = 'resolved'::text) = (resolved_at IS NOT NULL))),
+    CONSTRAINT alerts_state_check CHECK ((state = ANY (ARRAY['firing'::text, 'acknowledged'::text, 'silenced'::text, 'resolved'::text])))
+);
+ALTER TABLE ONLY alerts
+    ADD CONSTRAINT alerts_pkey PRIMARY KEY (id);
+CREATE INDEX alerts_changed_at_idx ON alerts USING btree (changed_at);
+CREATE INDEX alerts_namespace_idx ON alerts USING btree (namespace, id);
+CREATE UNIQUE INDEX alerts_open_idx ON alerts USING btree (rule, COALESCE(namespace, ''::text), subject) WHERE (state <> 'resolved'::text);
+
 CREATE TABLE api_keys (
     id uuid DEFAULT minion_uuidv7() NOT NULL,
     name text NOT NULL,
@@ -1004,6 +1079,16 @@ CREATE INDEX unique_tasks_task_id_idx ON unique_tasks USING btree (task_id);
 ALTER TABLE ONLY unique_tasks
     ADD CONSTRAINT unique_tasks_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED;
 
+CREATE TABLE watched_hours (
+    bucket timestamp with time zone NOT NULL,
+    namespace text DEFAULT ''::text NOT NULL,
+    capability text DEFAULT ''::text NOT NULL,
+    samples bigint DEFAULT '0'::bigint NOT NULL,
+    seconds double precision DEFAULT '0'::double precision NOT NULL
+);
+ALTER TABLE ONLY watched_hours
+    ADD CONSTRAINT watched_hours_pkey PRIMARY KEY (bucket, namespace, capability);
+
 CREATE TABLE webhook_deliveries (
     id uuid DEFAULT minion_uuidv7() NOT NULL,
     webhook_id uuid NOT NULL,
@@ -1048,7 +1133,9 @@ CREATE TABLE webhooks (
     roots_only boolean DEFAULT true NOT NULL,
     enabled boolean DEFAULT true NOT NULL,
     disabled_reason text,
-    created_at timestamp with time zone DEFAULT now() NOT NULL
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    events text[] DEFAULT '{tasks}'::text[] NOT NULL,
+    CONSTRAINT webhooks_events_check CHECK (((events <> '{}'::text[]) AND (events <@ ARRAY['tasks'::text, 'alerts'::text]) AND (cardinality(events) <= 2)))
 );
 ALTER TABLE ONLY webhooks
     ADD CONSTRAINT webhooks_namespace_name_key UNIQUE (namespace, name);
@@ -2674,7 +2761,8 @@ BEGIN
     END IF;
     INSERT INTO webhook_deliveries (webhook_id, task_id, state)
         SELECT w.id, t, final FROM webhooks w JOIN tasks k ON k.id = t
-            WHERE w.enabled AND w.namespace = k.namespace AND (w.states = '{}' OR final = ANY (w.states))
+            WHERE w.enabled AND 'tasks' = ANY (w.events) AND w.namespace = k.namespace
+              AND (w.states = '{}' OR final = ANY (w.states))
               AND (w.agents = '{}' OR k.agent_name = ANY (w.agents)) AND k.labels @> w.labels
               AND (k.parent_id IS NULL OR NOT w.roots_only)
             -- A webhook that is being removed is waited for and left out: its foreign key would fail the task's end.

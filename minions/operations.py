@@ -295,7 +295,8 @@ class Operations:
 
         Args:
             url: address that receives the messages.
-            fields: `states`, `agents`, `labels`, `roots_only`, `secret`, `enabled`, `namespace`.
+            fields: `events` (`tasks`, `alerts` or both), `states`, `agents`, `labels`, `roots_only`, `secret`,
+                `enabled`, `namespace`.
 
         Raises:
             Conflict: the name is taken.
@@ -310,7 +311,7 @@ class Operations:
         """Change a webhook.
 
         Args:
-            fields: any of `url`, `states`, `agents`, `labels`, `roots_only`, `enabled`.
+            fields: any of `url`, `events`, `states`, `agents`, `labels`, `roots_only`, `enabled`.
 
         Raises:
             NotFound, ForbiddenAddress, InvalidInput: as for `add_webhook`.

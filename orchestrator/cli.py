@@ -18,6 +18,7 @@ from typer.models import CommandInfo, TyperInfo
 from minions.errors import MinionsError
 from orchestrator.commands import (
     agents,
+    alerts,
     audit,
     budgets,
     capacity,
@@ -62,7 +63,10 @@ GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Failed tasks", (replays,)),
     ("When tasks start", (rules, standing_budgets, schedules)),
     ("Definitions", (definitions, agents, functions, secrets)),
-    ("Operation", (workers, stats, keys, sessions, submitters, audit, webhooks, doctor, prune, erase, capacity)),
+    (
+        "Operation",
+        (workers, stats, alerts, keys, sessions, submitters, audit, webhooks, doctor, prune, erase, capacity),
+    ),
 )
 for group, modules in GROUPS:
     earlier = len(app.registered_commands), len(app.registered_groups)

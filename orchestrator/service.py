@@ -10,6 +10,8 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from orchestrator.alerts.notifier import Notifier
+from orchestrator.alerts.watch import AlertWatch
 from orchestrator.api.app import create_app, release
 from orchestrator.api.server import listen, server_config
 from orchestrator.dispatcher import Dispatcher
@@ -94,6 +96,8 @@ def make_loops(settings: Settings) -> list[Loop]:
         Statistician(settings, engine),
         *([Tracer(settings, engine)] if settings.traces_endpoint() else []),
         Webhooks(settings, engine),
+        AlertWatch(settings, engine),
+        Notifier(settings, engine),
         # The last one, because it also sends the events of loops that are stopping.
         monitors,
     ]

@@ -154,6 +154,9 @@ class Settings(BaseSettings):
     allow_short_api_key: bool = False
     flower_password: SecretStr | None = None
     metrics_token: SecretStr | None = None
+    alert_urls: SecretStr | None = None
+    alert_pending_seconds: float = Field(3600.0, ge=0, le=31_622_400)
+    alert_approval_seconds: float = Field(86_400.0, ge=0, le=31_622_400)
     api_request_seconds: float = Field(15.0, gt=0, le=3600)
     api_memory_bytes: int = Field(1 << 30, ge=1 << 20)
     secret_key: SecretStr | None = None

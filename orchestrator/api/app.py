@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.api import (
     agents,
+    alerts,
     audit,
     capabilities,
     documentation,
@@ -90,6 +91,7 @@ GUARDED = (
     audit,
     metrics,
     stats,
+    alerts,
 )
 """The modules whose routes need an API key: `orchestrator.api.rights` has what it must be allowed to do."""
 LOGIN = (form, account, oidc, link)

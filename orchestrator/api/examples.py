@@ -26,6 +26,11 @@ REQUESTS: dict[tuple[str, str], Any] = {
     ("put", "/v1/pauses/{scope}/{name}"): {"reason": "The provider is down."},
     ("put", "/v1/limits/{scope}/{name}"): {"max_running": 5, "rate": "100/m"},
     ("put", "/v1/budgets"): {"scope": "agent", "name": "triage", "period": "day", "dollars": 5},
+    ("post", "/v1/silences"): {
+        "agent": "triage",
+        "until": "2026-11-29T10:00:00Z",
+        "reason": "The provider is being repaired.",
+    },
     ("post", "/v1/stops"): {"scope": "agent", "name": "triage", "reason": "It answers in the wrong language."},
     ("post", "/v1/schedules"): {"name": "morning", **SCHEDULE},
     ("put", "/v1/schedules/{name}"): SCHEDULE,

@@ -80,6 +80,7 @@ ABOUT = {
 READ, OPERATE = _tasks(P.TASKS_READ), _namespace(P.OPERATIONS_READ)
 SCRAPE = Rule((P.OPERATIONS_READ,), Reach.INSTALLATION, scraped=True)
 KEYS = _namespace(P.KEYS_MANAGE)
+ALERTS = _namespace(P.ALERTS_WRITE)
 # A webhook sends outputs and errors to its address.
 WEBHOOKS = _namespace(P.WEBHOOKS_WRITE, P.PAYLOADS_READ)
 # A stored schedule submits tasks with the input that it was given.
@@ -142,6 +143,13 @@ RULES: Mapping[str, Rule] = {
     "POST /v1/webhooks/{name}/test": WEBHOOKS,
     "GET /v1/webhooks/{name}/deliveries": OPERATE,
     "POST /v1/webhooks/deliveries/{delivery_id}/retry": WEBHOOKS,
+    "GET /v1/alerts": OPERATE,
+    "POST /v1/alerts/test": Rule((P.ALERTS_WRITE,), Reach.INSTALLATION),
+    "GET /v1/alerts/{alert_id}": OPERATE,
+    "POST /v1/alerts/{alert_id}/acknowledge": ALERTS,
+    "GET /v1/silences": OPERATE,
+    "POST /v1/silences": ALERTS,
+    "DELETE /v1/silences/{silence_id}": ALERTS,
     "GET /v1/keys": KEYS,
     "POST /v1/keys": KEYS,
     "GET /v1/keys/{key}": KEYS,

@@ -1,4 +1,4 @@
-"""Webhooks over HTTP: subscriptions to ended tasks, and the outcome of each message."""
+"""Webhooks over HTTP: subscriptions to ended tasks and alerts, and the outcome of each message."""
 
 from __future__ import annotations
 
@@ -50,11 +50,12 @@ DeliveryRef = Annotated[
     str, AfterValidator(partial(digits_of, what="delivery")), Path(description=WRITTEN, examples=[EXAMPLE])
 ]
 Url = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
+Events = Annotated[list[Literal["tasks", "alerts"]], Field(min_length=1, max_length=2)]
 AgentName = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 
 COLUMNS = (
-    "w.id, w.namespace, w.name, w.url, w.states, w.agents, w.labels, w.roots_only, w.enabled, w.disabled_reason, "
-    "w.rotated_at, w.created_at, "
+    "w.id, w.namespace, w.name, w.url, w.events, w.states, w.agents, w.labels, w.roots_only, w.enabled, "
+    "w.disabled_reason, w.rotated_at, w.created_at, "
     "(SELECT count(*) FROM webhook_deliveries d WHERE d.webhook_id = w.id AND d.status = 'pending') AS pending"
 )
 LIST = text(
@@ -66,18 +67,19 @@ GET = text(f"SELECT {COLUMNS} FROM webhooks w WHERE w.namespace = :namespace AND
 LOCKED = text(f"{GET} FOR NO KEY UPDATE OF w")
 TARGET = text("SELECT url, secret FROM webhooks WHERE namespace = :namespace AND name = :name")
 TYPES = (
+    bindparam("events", type_=ARRAY(TEXT)),
     bindparam("states", type_=ARRAY(TEXT)),
     bindparam("agents", type_=ARRAY(TEXT)),
     bindparam("labels", type_=JSONB(none_as_null=True)),
 )
 ADD = text(
-    "INSERT INTO webhooks (namespace, name, url, secret, states, agents, labels, roots_only, enabled) "
-    "VALUES (:namespace, :name, :url, :secret, :states, :agents, :labels, :roots_only, :enabled) "
+    "INSERT INTO webhooks (namespace, name, url, secret, events, states, agents, labels, roots_only, enabled) "
+    "VALUES (:namespace, :name, :url, :secret, :events, :states, :agents, :labels, :roots_only, :enabled) "
     "ON CONFLICT (namespace, name) DO NOTHING RETURNING id"
 ).bindparams(*TYPES)
 CHANGE = text(
-    "UPDATE webhooks SET url = COALESCE(:url, url), states = COALESCE(:states, states), "
-    "agents = COALESCE(:agents, agents), labels = COALESCE(:labels, labels), "
+    "UPDATE webhooks SET url = COALESCE(:url, url), events = COALESCE(:events, events), "
+    "states = COALESCE(:states, states), agents = COALESCE(:agents, agents), labels = COALESCE(:labels, labels), "
     "roots_only = COALESCE(:roots_only, roots_only), enabled = COALESCE(:enabled, enabled), "
     "disabled_reason = CASE WHEN CAST(:enabled AS boolean) IS NULL THEN disabled_reason END "
     "WHERE namespace = :namespace AND name = :name"
@@ -131,6 +133,7 @@ class WebhookRequest(Filters):
     secret: str | None = Field(
         None, description="`whsec_` followed by the base64 of 24 to 64 bytes; generated if omitted."
     )
+    events: Events = Field(["tasks"], description="`tasks`: ended tasks; `alerts`: alerts of its namespace; or both.")
     enabled: bool = True
 
     @field_validator("secret")
@@ -148,6 +151,7 @@ class WebhookChange(Strict):
     """The fields to change; the others stay."""
 
     url: Url | None = None
+    events: Events | None = None
     states: list[FinalState] | None = Field(None, max_length=4)
     agents: list[AgentName] | None = Field(None, max_length=100)
     labels: dict[LabelName, LabelValue] | None = Field(None, max_length=64)
@@ -161,6 +165,7 @@ class Webhook(BaseModel):
     name: str
     namespace: str
     url: str
+    events: list[str]
     states: list[str]
     agents: list[str]
     labels: Labels
@@ -370,7 +375,7 @@ def _recorded(row: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a webhook for the audit log. The path of its address and its labels may be secrets."""
     address = urlsplit(row["url"])
     return {
-        **{name: row[name] for name in ("states", "agents", "roots_only", "enabled")},
+        **{name: row[name] for name in ("events", "states", "agents", "roots_only", "enabled")},
         "labels": sorted(row["labels"]),
         "host": f"{address.scheme}://{address.hostname}",
         "url": log.fingerprint(row["url"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from itertools import islice
 from typing import Any, Literal
 
@@ -28,6 +29,13 @@ app = typer.Typer(
 )
 
 
+class Event(StrEnum):
+    """What a webhook reports."""
+
+    TASKS = "tasks"
+    ALERTS = "alerts"
+
+
 def register(commands: typer.Typer) -> None:
     """Add the commands."""
     commands.add_typer(app, name="webhooks")
@@ -48,12 +56,13 @@ def list_webhooks(as_json: bool = AS_JSON) -> None:
         print_json(found)
         return
     print_table(
-        ("webhook", "enabled", "url", "states", "agents", "labels", "tasks", "pending"),
+        ("webhook", "enabled", "url", "events", "states", "agents", "labels", "tasks", "pending"),
         (
             (
                 w["name"],
                 "yes" if w["enabled"] else f"NO {w['disabled_reason'] or ''}".rstrip(),
                 w["url"],
+                ", ".join(w["events"]),
                 ", ".join(w["states"]) or "all",
                 ", ".join(w["agents"]) or "all",
                 ", ".join(f"{name}={value}" for name, value in w["labels"].items()) or "any",
@@ -73,11 +82,18 @@ def add(
     state: list[State] = typer.Option([], "--state", "-s", help="Only tasks that end in this state; may be repeated."),
     agent: list[str] = typer.Option([], "--agent", "-a", help="Only tasks of this agent; may be repeated."),
     label: list[str] = typer.Option([], "--label", "-l", metavar="NAME=VALUE", help="Only tasks with this label."),
+    event: list[Event] = typer.Option([Event.TASKS], "--event", "-e", help="What to report; may be repeated."),
     all_tasks: bool = typer.Option(False, "--all-tasks", help="Also the tasks that other tasks create."),
     as_json: bool = AS_JSON,
 ) -> None:
     """Add a webhook and show its secret, this once."""
-    filters = {"states": state, "agents": agent, "labels": labels_of(label), "roots_only": not all_tasks}
+    filters = {
+        "events": event,
+        "states": state,
+        "agents": agent,
+        "labels": labels_of(label),
+        "roots_only": not all_tasks,
+    }
     with connect() as client:
         _print_secret(client.add_webhook(name, url, **filters), as_json)
 

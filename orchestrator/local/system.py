@@ -45,7 +45,8 @@ FLOWER_PORT = 5555
 OF_MODELS = ("ANTHROPIC_",)
 """Prefixes of the model providers' variables, which only minions need."""
 OF_API = (
-    "MINION_OIDC_", "MINION_METRICS_TOKEN", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+    "MINION_OIDC_", "MINION_METRICS_TOKEN", "MINION_ALERT_URLS",
+    "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
 )  # fmt: skip
 """Prefixes of the variables that only the orchestrator needs."""
 OF_FLOWER = ("MINION_FLOWER_PASSWORD",)

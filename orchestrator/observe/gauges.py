@@ -147,6 +147,7 @@ DEAD_LETTERS = text(
               AND NOT EXISTS (SELECT FROM tasks r WHERE r.replay_of = o.task_id) LIMIT :most) AS failed
     """
 )
+ALERTS = text("SELECT rule, state, count(*) AS alerts FROM alerts WHERE state <> 'resolved' GROUP BY rule, state")
 # From the message to the claim.
 DISPATCH = text(
     """
@@ -181,6 +182,9 @@ def read(connection: Connection, settings: Settings) -> Gauges:
     gauges["minions_dispatch_seconds"] = [({}, connection.execute(DISPATCH).scalar_one())]
     gauges["minions_dead_letters"] = [({}, connection.execute(DEAD_LETTERS, {"most": MOST_DEAD_LETTERS}).scalar_one())]
     gauges["minions_budgets_blocking"] = [({}, connection.execute(BLOCKING).scalar_one())]
+    gauges["minions_alerts"] = [
+        ({"rule": row.rule, "state": row.state}, row.alerts) for row in connection.execute(ALERTS)
+    ]
     postgres = connection.execute(POSTGRES).one()
     gauges["minions_postgres_connections"] = [({}, postgres.connections)]
     gauges["minions_postgres_connections_max"] = [({}, postgres.most)]

@@ -164,6 +164,7 @@ GAUGES = {
     "minions_dispatch_seconds": "Mean time between message and claim of the tasks that run now.",
     "minions_dead_letters": "Failed tasks without a replay, up to 10,000.",
     "minions_budgets_blocking": "Standing budgets without room in their current period.",
+    "minions_alerts": "Alerts that are not resolved.",
     "minions_postgres_ping_seconds": "Round trip of a statement.",
     "minions_postgres_connections": "Connections to the PostgreSQL server.",
     "minions_postgres_connections_max": "The most connections that the server permits.",

@@ -71,6 +71,11 @@ def of_test(webhook: str) -> bytes:
     return _encode("webhook.test", datetime.now(UTC), {"webhook": webhook, "nonce": str(uuid4())})
 
 
+def of_alerts(kind: str, data: dict[str, Any]) -> bytes:
+    """Return a message about alerts, as they are now."""
+    return _encode(kind, datetime.now(UTC), data)
+
+
 def post(settings: Settings, url: str, secrets: Sequence[str], id: str, body: bytes) -> Answer:
     """Send a message once, within 10 s. Never raises an error that an endpoint can cause.
 

@@ -23,6 +23,7 @@ class Permission(StrEnum):
     DEFINITIONS_READ = "definitions:read"
     OPERATIONS_READ = "operations:read"
     LIMITS_WRITE = "limits:write"
+    ALERTS_WRITE = "alerts:write"
     SCHEDULES_WRITE = "schedules:write"
     WEBHOOKS_WRITE = "webhooks:write"
     KEYS_MANAGE = "keys:manage"
@@ -53,7 +54,15 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Permission]]] = {
         {P.TASKS_READ, P.AGENTS_READ, P.TASKS_SUBMIT, P.TASKS_CANCEL, P.TASKS_SIGNAL, P.PAYLOADS_READ}
     ),
     Role.OPERATOR: _VIEW
-    | {P.TASKS_CANCEL, P.TASKS_SIGNAL, P.TASKS_REPLAY, P.BUDGETS_RAISE, P.LIMITS_WRITE, P.SCHEDULES_WRITE},
+    | {
+        P.TASKS_CANCEL,
+        P.TASKS_SIGNAL,
+        P.TASKS_REPLAY,
+        P.BUDGETS_RAISE,
+        P.LIMITS_WRITE,
+        P.ALERTS_WRITE,
+        P.SCHEDULES_WRITE,
+    },
     Role.APPROVER: _VIEW | {P.TASKS_DECIDE, P.PAYLOADS_READ},
     Role.AUTHOR: _VIEW
     | {P.TASKS_SUBMIT, P.TASKS_CANCEL, P.TASKS_SIGNAL, P.TASKS_REPLAY, P.SCHEDULES_WRITE, P.PAYLOADS_READ},

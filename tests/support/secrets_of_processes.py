@@ -10,7 +10,13 @@ NEEDED = {
     "flower": {"REDIS_URL", "MINION_FLOWER_PASSWORD"},
     "migrate": {"DATABASE_URL", "MINION_SECRET_KEY"},
 }
-OPTIONAL = {"SENTRY_DSN", "MINION_OIDC_CLIENT_SECRET"}
+OPTIONAL = {
+    "MINION_ALERT_URLS",
+    "MINION_OIDC_CLIENT_SECRET",
+    "OTEL_EXPORTER_OTLP_HEADERS",
+    "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+    "SENTRY_DSN",
+}
 """Secrets that an installation adds if it uses what they are for."""
 
 

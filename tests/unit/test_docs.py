@@ -340,6 +340,7 @@ def test_procfile_uses_loopback_and_gives_the_first_port_to_the_api():
 
 
 OF_THE_ORCHESTRATOR = (
+    "MINION_ALERT_URLS",
     "MINION_METRICS_TOKEN",
     "MINION_OIDC_CLIENT_SECRET",
     "OTEL_EXPORTER_OTLP_HEADERS",

@@ -11,6 +11,7 @@ The functions and triggers that keep the invariants are in `shared/tasks/sql/`.
 """
 
 from shared.database.tables.access import ApiKey, LoginSession, SqlSubmitter
+from shared.database.tables.alerts import Alert, AlertNotice, AlertReceiver, AlertSilence, WatchedHour
 from shared.database.tables.audit import AuditEnd, AuditRow, KeyAddress
 from shared.database.tables.base import Base
 from shared.database.tables.budgets import (
@@ -65,6 +66,10 @@ __all__ = [
     "Agent",
     "AgentVersion",
     "AgentVersionTool",
+    "Alert",
+    "AlertNotice",
+    "AlertReceiver",
+    "AlertSilence",
     "ApiKey",
     "AuditEnd",
     "AuditRow",
@@ -108,6 +113,7 @@ __all__ = [
     "ToolVersion",
     "TracingState",
     "UniqueTask",
+    "WatchedHour",
     "Webhook",
     "WebhookDelivery",
     "Worker",

@@ -148,13 +148,18 @@ class Schedule(Base):
 
 
 class Webhook(Base):
-    """A receiver of messages about ended tasks. Empty lists mean all.
+    """A receiver of messages about ended tasks, alerts, or both (`events`). Empty lists of filters mean all.
 
     After a rotation, messages are signed with both secrets for a while. `disabled_reason` says why it is not enabled.
     """
 
     __tablename__ = "webhooks"
-    __table_args__ = (UniqueConstraint("namespace", "name"),)
+    __table_args__ = (
+        UniqueConstraint("namespace", "name"),
+        CheckConstraint(
+            "events <> '{}' AND events <@ ARRAY['tasks', 'alerts'] AND cardinality(events) <= 2", name="events"
+        ),
+    )
 
     id: Mapped[UUID] = new_id()
     namespace: Mapped[str] = namespace_column()
@@ -170,6 +175,7 @@ class Webhook(Base):
     enabled: Mapped[bool] = mapped_column(server_default=text("true"))
     disabled_reason: Mapped[str | None]
     created_at: Mapped[datetime] = created()
+    events: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{tasks}'::text[]"))
 
 
 class WebhookDelivery(Base):

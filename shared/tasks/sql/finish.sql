@@ -47,7 +47,8 @@ BEGIN
     END IF;
     INSERT INTO webhook_deliveries (webhook_id, task_id, state)
         SELECT w.id, t, final FROM webhooks w JOIN tasks k ON k.id = t
-            WHERE w.enabled AND w.namespace = k.namespace AND (w.states = '{}' OR final = ANY (w.states))
+            WHERE w.enabled AND 'tasks' = ANY (w.events) AND w.namespace = k.namespace
+              AND (w.states = '{}' OR final = ANY (w.states))
               AND (w.agents = '{}' OR k.agent_name = ANY (w.agents)) AND k.labels @> w.labels
               AND (k.parent_id IS NULL OR NOT w.roots_only)
             -- A webhook that is being removed is waited for and left out: its foreign key would fail the task's end.

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import patch
 
@@ -35,6 +36,7 @@ from tests.support.processes import ROOT
 # A task names its submitter itself, and is as immutable as a row of the log.
 SUBMISSIONS = {"POST /v1/tasks", "POST /v1/tasks/bulk"}
 SCHEDULE = {"interval_seconds": 3600, "request": {"agent": "Careful", "input": {"secret": "of the tenant"}}}
+SOON = datetime.now(UTC) + timedelta(hours=1)
 URL = "https://93.184.215.14/hook?token=private-token"
 
 
@@ -54,6 +56,8 @@ class World:
     budgeted: str
     delivery: str
     session: str
+    alert: str
+    silence: str
 
 
 @pytest.fixture
@@ -90,7 +94,12 @@ def world(
                 "RETURNING id"
             )
         )
-    return World(pending, waiting, ended, budgeted, str(delivery), str(session))
+        alert = connection.scalar(
+            text("INSERT INTO alerts (rule, namespace, subject, sentence) VALUES ('unserved', 'default', 'work', 's') "
+                 "RETURNING id")
+        )  # fmt: skip
+    silence = client.add_silence(until=SOON, reason="rain", rule="pending_old", namespace="default")["id"]
+    return World(pending, waiting, ended, budgeted, str(delivery), str(session), str(alert), silence)
 
 
 ACTS: dict[str, tuple[str, Callable[[World], tuple[str, Any]]]] = {
@@ -135,6 +144,19 @@ ACTS: dict[str, tuple[str, Callable[[World], tuple[str, Any]]]] = {
         "webhook.retry",
         lambda w: (f"/v1/webhooks/deliveries/{w.delivery}/retry", None),
     ),
+    "POST /v1/alerts/test": ("alert.test", lambda w: ("/v1/alerts/test", None)),
+    "POST /v1/alerts/{alert_id}/acknowledge": (
+        "alert.acknowledge",
+        lambda w: (f"/v1/alerts/{w.alert}/acknowledge", None),
+    ),
+    "POST /v1/silences": (
+        "silence.create",
+        lambda w: (
+            "/v1/silences",
+            {"rule": "unserved", "until": SOON.isoformat(), "reason": "rain", "namespace": "default"},
+        ),
+    ),
+    "DELETE /v1/silences/{silence_id}": ("silence.delete", lambda w: (f"/v1/silences/{w.silence}", None)),
     "POST /v1/keys": ("key.create", lambda w: ("/v1/keys", {"name": "new", "role": "operator"})),
     "POST /v1/keys/{key}/rotate": ("key.rotate", lambda w: ("/v1/keys/ci/rotate", {})),
     "DELETE /v1/keys/{key}": ("key.revoke", lambda w: ("/v1/keys/ci", None)),
@@ -175,7 +197,7 @@ def everything(database: Engine) -> list[Any]:
     """The rows that the API can change, as text."""
     tables = (
         "tasks task_status steps signals task_outcomes pauses limits stops standing_budgets schedules webhooks "
-        "webhook_deliveries api_keys audit_log budgets"
+        "webhook_deliveries api_keys audit_log budgets alerts alert_silences"
     ).split()
     with database.connect() as connection:
         return [connection.execute(text(f"SELECT t::text FROM {name} t ORDER BY 1")).all() for name in tables]
@@ -205,7 +227,7 @@ def test_act_leaves_a_row_with_its_actor(
     assert (row["key_prefix"][:4], row["request_id"]) == ("api:", "request-7")
     assert row["target"]
     assert row["before"] or row["after"] or act in ("webhook.rotate", "webhook.test")
-    whole = act == "stop.set" or act.startswith(("key.", "login."))
+    whole = act in ("stop.set", "alert.test") or act.startswith(("key.", "login."))
     assert row["namespace"] == (None if whole else "default")
     written = json.dumps(row)
     for private in ("private", "of the tenant", "an argument", "whsec_", *_texts(answer)):

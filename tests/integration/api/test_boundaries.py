@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import patch
 from uuid import uuid4
@@ -30,6 +31,7 @@ from tests.support.definitions import NOOP
 ENDPOINTS = sorted(
     f"{method} {route.path}" for module in GUARDED for route in module.router.routes for method in route.methods
 )
+SOON = (datetime.now(UTC) + timedelta(days=1)).isoformat()
 SCHEDULE = {"interval_seconds": 3600, "request": {"agent": "Ours"}}
 BODIES: dict[str, Any] = {
     "POST /v1/tasks": {"agent": "Ours", "key": "ours"},
@@ -44,6 +46,7 @@ BODIES: dict[str, Any] = {
     "POST /v1/webhooks": {"name": "new", "url": "https://93.184.215.14/hook"},
     "PATCH /v1/webhooks/{name}": {"enabled": False},
     "PUT /v1/limits/{scope}/{name}": {"max_running": 1},
+    "POST /v1/silences": {"rule": "unserved", "until": SOON, "reason": "known"},
     "POST /v1/keys": {"name": "new", "role": "viewer"},
     "POST /v1/stops": {"scope": "agent", "name": "Ours"},
     "PUT /v1/budgets": {"scope": "agent", "name": "Ours", "period": "day", "dollars": 1},
@@ -60,8 +63,9 @@ BOUNDS: dict[str, dict[str, Any]] = {
     "agent": {"agents": ["Ours"]},
     "capability": {"capabilities": ["ours"]},
 }
-LISTS = ("tasks", "schedules", "webhooks", "keys", "stops")
+LISTS = ("tasks", "schedules", "webhooks", "keys", "stops", "silences")
 """What a key creates by POST."""
+IDS = ("task_id", "delivery_id", "key", "session_id", "alert_id", "silence_id")
 # What an endpoint writes under a name that its caller chooses.
 CREATES = {"PUT /v1/schedules/{name}", "PUT /v1/pauses/{scope}/{name}", "PUT /v1/limits/{scope}/{name}"}
 
@@ -118,7 +122,7 @@ def test_rule_without_an_endpoint_does_not_start(settings: Settings) -> None:
 @pytest.mark.parametrize("role", Role)
 def test_role_may_use_its_endpoints_and_no_other(with_key: WithKey, role: Role) -> None:
     http = with_key(role)
-    ids = {name: str(uuid4()) for name in ("task_id", "delivery_id", "session_id")}
+    ids = {name: str(uuid4()) for name in ("task_id", "delivery_id", "session_id", "alert_id", "silence_id")}
     names = {**ids, "scope": "agent", "name": "none", "key": "none"}
     for endpoint in ENDPOINTS:
         response = call(http, endpoint, names)
@@ -153,6 +157,8 @@ class World:
     delivery: str
     key: str
     session: str
+    alert: str
+    silence: str
 
     def foreign(self) -> Iterator[dict[str, str]]:
         """Path parameters that name things out of reach."""
@@ -160,6 +166,7 @@ class World:
         named = ("theirs-schedule", "Theirs", "theirs-webhook", "theirs_function")
         for task, name in zip(written, named, strict=True):
             ids = {"task_id": task, "delivery_id": self.delivery, "key": self.key, "session_id": self.session}
+            ids |= {"alert_id": self.alert, "silence_id": self.silence}
             yield {**ids, "scope": "agent", "name": name}
 
 
@@ -219,7 +226,18 @@ def world(request: pytest.FixtureRequest, client: Client, database: Engine) -> W
                 "WHERE name = 'theirs-key' RETURNING id"
             )
         )
-    return World(namespace, own, [pending, ended], own_task, str(delivery), key["id"], str(session))
+        alert = connection.scalar(
+            text(
+                "INSERT INTO alerts (rule, namespace, subject, agent, sentence) "
+                "VALUES ('anomaly.run', :namespace, 'Theirs', 'Theirs', 'Theirs runs long.') RETURNING id"
+            ),
+            {"namespace": namespace},
+        )
+    silence = client.add_silence(
+        until=datetime.fromisoformat(SOON), reason="theirs", agent="Theirs", rule="unserved", namespace=namespace
+    )["id"]
+    ids = (str(delivery), key["id"], str(session), str(alert), silence)
+    return World(namespace, own, [pending, ended], own_task, *ids)
 
 
 def stored(database: Engine, world: World) -> str:
@@ -238,6 +256,8 @@ def stored(database: Engine, world: World) -> str:
         "standing_budgets": "name = 'Theirs'",
         "api_keys": "name LIKE 'theirs%'",
         "login_sessions": "user_name = 'key:theirs'",
+        "alerts": "subject = 'Theirs'",
+        "alert_silences": "reason = 'theirs'",
     }
     values = {"namespace": world.namespace, "tasks": world.tasks, "delivery": world.delivery}
     with database.connect() as connection:
@@ -258,7 +278,7 @@ def test_foreign_ids_are_like_unknown_ones(with_key: WithKey, database: Engine, 
     before = stored(database, world)
     for endpoint in (each for each in ENDPOINTS if "{" in each and each not in CREATES):
         for foreign in world.foreign():
-            ids = {name: foreign[name] for name in ("task_id", "delivery_id", "key", "session_id")}
+            ids = {name: foreign[name] for name in IDS}
             others = {
                 name: str(uuid4())[: len(id)] if "-" in id else uuid4().hex[: len(id)] for name, id in ids.items()
             }

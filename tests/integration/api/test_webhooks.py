@@ -70,6 +70,7 @@ def test_a_webhook_is_added_and_its_secret_shown_once(client: Client, http: http
         "name": "hook",
         "namespace": "default",
         "url": URL,
+        "events": ["tasks"],
         "states": ["failed"],
         "agents": ["Echo"],
         "labels": {"a": "b"},

@@ -20,6 +20,7 @@ SECRETS = {
     "DATABASE_URL",
     "MINION_API_KEY",
     "MINION_FLOWER_PASSWORD",
+    "MINION_ALERT_URLS",
     "MINION_METRICS_TOKEN",
     "MINION_OIDC_CLIENT_SECRET",
     "MINION_SECRET_KEY",
@@ -70,6 +71,12 @@ def test_each_process_receives_only_the_secrets_that_it_needs(
     assert started == {
         "orchestrator": SECRETS - {"ANTHROPIC_API_KEY", "ANTHROPIC_CUSTOM_HEADERS", "MINION_FLOWER_PASSWORD"},
         "worker": SECRETS
-        - {"MINION_FLOWER_PASSWORD", "MINION_METRICS_TOKEN", "MINION_OIDC_CLIENT_SECRET", *TRACE_HEADERS},
+        - {
+            "MINION_ALERT_URLS",
+            "MINION_FLOWER_PASSWORD",
+            "MINION_METRICS_TOKEN",
+            "MINION_OIDC_CLIENT_SECRET",
+            *TRACE_HEADERS,
+        },
         "flower": {"MINION_API_KEY", "MINION_FLOWER_PASSWORD"},
     }

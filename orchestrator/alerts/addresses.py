@@ -1,0 +1,133 @@
+"""The operator's addresses for alerts: e-mail, Slack-compatible webhooks and others, by Apprise.
+
+An address contains secrets: a password, a token. It is shown as its kind and a digest, nowhere in full.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import threading
+import warnings
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from orchestrator.alerts.notices import harmless
+from shared.errors import NotConfigured
+from shared.settings import Settings
+
+if TYPE_CHECKING:
+    from apprise import Apprise, AppriseAsset
+
+MOST_ADDRESSES = 20
+LONGEST_REASON = 300
+SHORTEST_SECRET = 4
+LOGGER = "apprise"
+SENDING = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An address.
+
+    Attributes:
+        name: its kind and a digest, such as `slack:3fa9c01e`.
+    """
+
+    url: str = field(repr=False)
+
+    @property
+    def kind(self) -> str:
+        """The scheme."""
+        return self.url.partition("://")[0].lower()[:20]
+
+    @property
+    def name(self) -> str:
+        """The name that logs and lists show."""
+        return f"{self.kind}:{hashlib.sha256(self.url.encode()).hexdigest()[:8]}"
+
+    def send(self, title: str, text: str) -> str | None:
+        """Send plain text; return why it was not accepted, or None."""
+        target = self._target()
+        import apprise
+
+        capture: Any = apprise.LogCapture
+        # One at a time: what it captures is about all addresses, and only this one's secrets are removed.
+        with SENDING, capture(level=logging.WARNING, fmt="%(message)s") as said:
+            try:
+                if target.notify(title=title, body=text, body_format=apprise.NotifyFormat.TEXT):
+                    return None
+            except Exception as error:  # plugins raise what their libraries do
+                return self._scrubbed(f"{type(error).__name__}: {error}")
+            return self._scrubbed(said.getvalue()) or "The receiver did not accept it."
+
+    def check(self) -> None:
+        """Raise NotConfigured if the address is invalid."""
+        self._target()
+
+    def _target(self) -> Apprise:
+        # Its module for encrypted mail imports one that Python has deprecated.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            import apprise
+
+            target = apprise.Apprise(asset=_asset())
+            accepted = target.add(self.url)
+        if not accepted:
+            raise NotConfigured(
+                f"Invalid MINION_ALERT_URLS: Apprise does not accept the address that begins with {self.kind}://. "
+                "Addresses are separated by spaces; https://appriseit.com/services/ lists their forms."
+            )
+        return target
+
+    def _scrubbed(self, reason: str) -> str:
+        """Return a reason without anything of the address but its kind."""
+        rest = unquote(self.url).partition("://")[2]
+        parts = {part for part in re.split(r"[^\w.-]+", rest) if len(part) >= SHORTEST_SECRET} | {rest, self.url}
+        for part in sorted(parts, key=len, reverse=True):
+            reason = reason.replace(part, "…")
+        return harmless(reason.strip())[:LONGEST_REASON]
+
+
+def of(settings: Settings) -> list[Address]:
+    """Return the operator's addresses.
+
+    Raises:
+        NotConfigured: there are too many.
+    """
+    written = settings.alert_urls.get_secret_value().split() if settings.alert_urls else []
+    if len(written) > MOST_ADDRESSES:
+        raise NotConfigured(f"MINION_ALERT_URLS has {len(written)} addresses: it must have at most {MOST_ADDRESSES}.")
+    return [Address(url) for url in dict.fromkeys(written)]
+
+
+def check(settings: Settings) -> None:
+    """Raise NotConfigured if an address is invalid."""
+    for address in of(settings):
+        address.check()
+
+
+@cache
+def _asset() -> AppriseAsset:
+    """Return how Apprise is to behave: nothing is written to the disk, no redirect followed, no text interpreted."""
+    import apprise
+
+    logger = logging.getLogger(LOGGER)
+    # It logs payloads; ours has the outcome.
+    logger.propagate = False
+    logger.setLevel(logging.WARNING)
+    logger.addHandler(logging.NullHandler())
+    return apprise.AppriseAsset(
+        app_id="Minions",
+        app_desc="Minions",
+        app_url="",
+        async_mode=False,
+        http_redirects=False,
+        interpret_emojis=False,
+        interpret_escapes=False,
+        storage_mode="memory",
+        plugin_paths=[],
+    )
