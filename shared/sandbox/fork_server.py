@@ -93,6 +93,7 @@ class ForkServer:
         self._taken: weakref.WeakSet[ParkedChild] = weakref.WeakSet()
         self._pool = pool
         self._coming = 0
+        self._waiting = 0
         self._ready = False
         self._address_space = 0
         self.layers: tuple[str, ...] = ()
@@ -220,15 +221,20 @@ class ForkServer:
 
         grabbed: list[ParkedChild] = []
         self._check_zygote()
-        # The last parked child is replaced immediately, so that long calls never keep others waiting.
-        self._refill(2 if self._pool else 1)
+        with self._condition:
+            self._waiting += 1
         try:
+            # The last parked child is replaced immediately, so that long calls never keep others waiting.
+            self._refill(self._waiting + min(1, self._pool))
             self._wait_until(grab, deadline)
         except BaseException:
             # A time limit of the caller may strike anywhere, even just after the child was found.
             for child in grabbed:
                 self.end(child)
             raise
+        finally:
+            with self._condition:
+                self._waiting -= 1
         self._taken.add(grabbed[0])
         return grabbed[0]
 
