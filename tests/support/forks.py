@@ -85,7 +85,7 @@ class Fork:
 
 
 class Nursery:
-    """The process that forks a program's processes. It ends with this one."""
+    """The process that forks a program's processes. It ends when this one closes the socket between them, or dies."""
 
     def __init__(self, program: str) -> None:
         self.program = program
@@ -98,7 +98,6 @@ class Nursery:
                 env={**environment, "PYTHONWARNINGS": "default"},
                 stdin=theirs,
                 stdout=subprocess.DEVNULL,
-                preexec_fn=end_with_parent,
             )
         atexit.register(self._end)
 

@@ -2,8 +2,8 @@
 
     python -m tests.support.nursery MODULE…        (started by `tests.support.forks`)
 
-Most of a start is imports. A fork runs its program as `python -m PROGRAM` does, in the environment that it is given, and
-ends as any interpreter ends.
+Most of a start is imports. A fork runs its program as `python -m PROGRAM` does, in the environment that it is given,
+and ends as any interpreter ends.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def main() -> None:
                 continue
             message, descriptors, *_ = socket.recv_fds(requests, MESSAGE, 2)
             if not message:
+                requests.close()
                 sys.exit()
             if (pid := os.fork()) == 0:
                 for each in (requests, *(line for _, line in children.values())):
