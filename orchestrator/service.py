@@ -105,8 +105,8 @@ def _serve_api(settings: Settings, listener: socket.socket) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn with three changes: it reports its address once a signal stops it gracefully, waiting requests end when it
-    is asked to stop, and the signal is not raised again afterwards, because the loops still have to be stopped.
+    """Uvicorn with three changes: it reports its address once a signal stops it gracefully, waiting requests end when
+    it is asked to stop, and the signal is not raised again afterwards, because the loops still have to be stopped.
     """
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:

@@ -209,7 +209,7 @@ def test_a_server_that_is_down_at_the_start(tmp_path: Path, settings: Any) -> No
         ]
     with killed_on_exit(*(process for process, _ in started)):
         for process, what in started:
-            assert process.wait() == 69
+            assert process.wait(90) == 69
             assert f"{what} cannot be reached after 2 attempts" in process.output()
             assert "Traceback" not in process.output()
 
