@@ -44,7 +44,11 @@ ORCHESTRATOR = (
     "uvicorn.loops.auto",
     "uvicorn.protocols.http.auto",
 )
-IMPORTS = {"celery": WORKER, "orchestrator.cli": ORCHESTRATOR}
+IMPORTS = {
+    "celery": WORKER,
+    "orchestrator.cli": ORCHESTRATOR,
+    "tests.chaos.injected": (*WORKER, *ORCHESTRATOR),
+}
 
 
 class Fork:
