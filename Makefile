@@ -43,7 +43,7 @@ test: install  ## Run the tests against real servers, which they start themselve
 	@PYTHONDONTWRITEBYTECODE= $(RUN) pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations=25
 
 unit: install  ## Run the tests that need no server (under a minute)
-	@$(RUN) pytest --numprocesses 3 tests/unit
+	@PYTHONDONTWRITEBYTECODE= $(RUN) pytest --numprocesses 3 tests/unit
 
 soak: install  ## Run the long tests that `make test` leaves out
 	@$(RUN) pytest -m soak

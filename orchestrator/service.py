@@ -109,18 +109,23 @@ def _serve_api(settings: Settings, listener: socket.socket) -> None:
     server = _Server(server_config(app, settings), app)
     # The garbage collector then visits what large requests create, not the program itself again and again.
     gc.freeze()
-    log.info("api_listening", address=f"http://{settings.api_host}:{listener.getsockname()[1]}")
     server.run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn with two changes: waiting requests end when it is asked to stop, and the signal is not raised again
-    afterwards, because the loops still have to be stopped.
+    """Uvicorn with three changes: it reports its address once a signal stops it gracefully, waiting requests end when
+    it is asked to stop, and the signal is not raised again afterwards, because the loops still have to be stopped.
     """
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
         self._app = app
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept requests, and report the address."""
+        await super().startup(sockets)
+        for each in sockets or ():
+            log.info("api_listening", address=f"http://{self._app.state.settings.api_host}:{each.getsockname()[1]}")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle SIGTERM or SIGINT."""

@@ -8,6 +8,7 @@ define      stores definitions: `define({"kind": "agent", …}, …)`, without c
 
 from __future__ import annotations
 
+import gc
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -48,6 +49,18 @@ END_OTHERS = text(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
     "WHERE pid <> pg_backend_pid() AND datname = current_database()"
 )
+
+
+def pytest_collection() -> None:
+    """Keep the garbage collector away from modules and tests, which live as long as this process."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Let it examine what tests create, and nothing else."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -171,7 +171,14 @@ class Load(threading.Thread):
 
 
 def play(
-    scenario: Scenario, tasks: int, seed: int, lease: float, *, celery: bool = False, logs: Path | None = None
+    scenario: Scenario,
+    tasks: int,
+    seed: int,
+    lease: float,
+    *,
+    celery: bool = False,
+    logs: Path | None = None,
+    forked: bool = False,
 ) -> Result:
     """Play a scenario on fresh servers.
 
@@ -181,11 +188,13 @@ def play(
         lease: seconds.
         celery: also play it on plain Celery, if that is comparable.
         logs: a folder for the output of the processes.
+        forked: start processes as forks where their clock permits it.
     """
     timing, seeded = Timing.of_lease(lease), f"{seed} {scenario.name}"
     result = Result(scenario.name, with_sub_tasks(tasks))
     try:
         with folder_for(scenario, logs) as folder, _system(scenario, folder, timing, seeded) as minions:
+            minions.forked = forked
             _examine(minions, scenario, tasks, result)
         if celery and scenario.comparable:
             with folder_for(scenario, logs) as folder:

@@ -86,6 +86,7 @@ class System(ABC):
         clock_shifts: seconds by which the clocks of processes are ahead; each new process takes the next one.
         patience: seconds without progress after which unfinished tasks count as stuck.
         unexpected: processes that ended although the test did not end them.
+        forked: start processes as forks where their clock permits it. New interpreters take longer, as users know them.
         links: connections between the processes and the servers, if they are not Unix sockets.
     """
 
@@ -101,6 +102,7 @@ class System(ABC):
         self.workers: list[Process] = []
         self.orchestrators: list[Process] = []
         self.unexpected: list[str] = []
+        self.forked = False
         self.links: list[Link] = []
         self.engine: Engine
         self._processes: list[Process] = []
@@ -219,6 +221,8 @@ class System(ABC):
             [sys.executable, *arguments],
             self.folder / f"{role}-{number + 1}.log",
             env | {"CHAOS_CLOCK_SHIFT": str(shift), "PYTHONPATH": str(self.folder)},
+            # A clock must be shifted before the imports.
+            forked=self.forked and not shift,
         ).result()
         self._processes.append(process)
         return process

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -18,6 +19,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import Engine
+from typer.main import get_command
 
 from minions import Client
 from orchestrator import cli
@@ -135,6 +137,9 @@ def run_cli(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     get_settings.cache_clear()
 
+    # Building all commands takes longer than running one.
+    monkeypatch.setattr(cli, "app", all_commands())
+
     # It would last: the tests after these would log to a stream that is closed.
     monkeypatch.setattr("shared.telemetry.configure", lambda *_, **__: None)
 
@@ -148,6 +153,12 @@ def run_cli(
     yield run
     monkeypatch.undo()
     get_settings.cache_clear()
+
+
+@cache
+def all_commands() -> Any:
+    """Return the commands as a process builds them at its start."""
+    return get_command(cli.app)
 
 
 @pytest.fixture

@@ -296,6 +296,9 @@ SWAP = (
     "UPDATE audit_log SET position = 6 + position WHERE position IN (-2, -4)"
 )
 MOVE = "UPDATE audit_log SET position = position + 1 WHERE id = (SELECT id FROM audit_log WHERE position = {})"
+CONSTRAINTS = text(
+    "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'audit_log'::regclass"
+)
 COPIED = "act, actor, key_prefix, claimed, address, request_id, namespace, target, before, after"
 TAMPERING: dict[str, tuple[str, set[str]]] = {
     "actor changed": ("UPDATE audit_log SET actor = 'Eve' WHERE position = 2", {"changed"}),
@@ -383,6 +386,21 @@ TAMPERING: dict[str, tuple[str, set[str]]] = {
 }
 
 
+@pytest.fixture
+def constraints(database: Engine) -> Iterator[None]:
+    """Restores the constraints of the log that the test drops."""
+    with database.connect() as connection:
+        before = connection.execute(CONSTRAINTS).all()
+    yield
+    with as_owner(database) as connection:
+        dropped = {*before} - {*connection.execute(CONSTRAINTS)}
+        if dropped:
+            connection.execute(text("DELETE FROM audit_log"))
+        for name, definition in dropped:
+            connection.execute(text(f"ALTER TABLE audit_log ADD CONSTRAINT {name} {definition}"))
+
+
+@pytest.mark.usefixtures("constraints")
 @pytest.mark.parametrize("how", TAMPERING)
 def test_verification_finds(database: Engine, acts: Callable[..., None], signer: Signer, how: str) -> None:
     acts("t1", "t2", "t3", "t4", "t5")

@@ -203,10 +203,13 @@ def test_a_server_that_is_down_at_the_start(tmp_path: Path, settings: Any) -> No
     started = []
     for missing, (what, address) in nowhere.items():
         env = {missing: address, "MINION_CONNECT_ATTEMPTS": "2"}
-        started += [(start_orchestrator(tmp_path, env=env), what), (start_worker(tmp_path, "work", env=env), what)]
+        started += [
+            (start_orchestrator(tmp_path, env=env, fresh=True), what),
+            (start_worker(tmp_path, "work", env=env, fresh=True), what),
+        ]
     with killed_on_exit(*(process for process, _ in started)):
         for process, what in started:
-            assert process.wait() == 69
+            assert process.wait(90) == 69
             assert f"{what} cannot be reached after 2 attempts" in process.output()
             assert "Traceback" not in process.output()
 

@@ -37,8 +37,8 @@ pytestmark = pytest.mark.usefixtures("loops")
 
 @pytest.fixture
 def doomed(tool_package: Path, tmp_path: Path, database: Engine) -> Iterator[Process]:
-    """A worker for `work` that is going to die."""
-    process = start_worker(tmp_path, "work")
+    """A worker for `alone` that is going to die."""
+    process = start_worker(tmp_path, "alone")
     with killed_on_exit(process):
         wait_online(database, process)
         yield process
@@ -63,13 +63,12 @@ def concrete(kind: type[Loop]) -> Iterator[type[Loop]]:
             yield below
 
 
-def test_tasks_of_killed_worker_run_again(tasks: Tasks, act: Any, doomed: Process, worker: Process) -> None:
-    worker.signal(signal.SIGSTOP)  # the other one takes the task
-    task = tasks.submit(act(), {"do": "sleep", "seconds": 1})
+def test_tasks_of_killed_worker_run_again(tasks: Tasks, act: Any, doomed: Process, tmp_path: Path) -> None:
+    task = tasks.submit(act(config={"capabilities": ["alone"]}), {"do": "sleep", "seconds": 1})
     tasks.wait_for(task, "running")
     doomed.kill()
-    worker.signal(signal.SIGCONT)
-    ended = tasks.wait(task)
+    with killed_on_exit(start_worker(tmp_path, "alone")):
+        ended = tasks.wait(task)
     assert (ended["state"], ended["attempts"], ended["losses"], ended["claim"]) == ("succeeded", 0, 1, 2)
     lost, _ = tasks.executions(task)
     assert lost["outcome"] == "lost"

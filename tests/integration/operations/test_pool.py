@@ -18,7 +18,7 @@ def test_worker_survives_child_that_dies_right_after_its_fork(
     database: Engine, tool_package: Path, tmp_path: Path
 ) -> None:
     """While it starts, Celery asks the pool once whether a child has died, and ends the worker if one has."""
-    process = start_worker(tmp_path, "work", 2)
+    process = start_worker(tmp_path, "work", 2, fresh=True)
     with killed_on_exit(process):
         killed = wait_until(lambda: children(process), "the first child is forked", 90).pop()
         os.kill(killed, signal.SIGKILL)
@@ -54,7 +54,7 @@ def test_pool_that_may_shrink_to_zero_has_a_free_slot(
 def test_child_shares_most_of_its_memory(
     database: Engine, tasks: Tasks, act: Any, tool_package: Path, tmp_path: Path
 ) -> None:
-    process = start_worker(tmp_path, "work", 2, env={"ANTHROPIC_API_KEY": "test-key"})
+    process = start_worker(tmp_path, "work", 2, env={"ANTHROPIC_API_KEY": "test-key"}, fresh=True)
     with killed_on_exit(process):
         wait_online(database, process)
         memory = tasks.run(act(), {"do": "collect"})["output"]
