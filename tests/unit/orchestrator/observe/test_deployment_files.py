@@ -60,7 +60,7 @@ def test_counters_are_read_as_rates(expression: str) -> None:
 @pytest.mark.parametrize("expression", expressions())
 def test_labels_exist(expression: str) -> None:
     known = {label for each in (*metrics.COUNTERS, *metrics.HISTOGRAMS) for label in each.labels}
-    known |= {"instance", "le", "state", "reason", "type"}
+    known |= {"instance", "le", "state", "reason", "rule", "type"}
     used = {label for labels in re.findall(r"\bby \(([^)]*)\)", expression) for label in labels.split(", ")}
     used |= set(re.findall(r"[{,]\s*(\w+)=", expression))
     assert used <= known
