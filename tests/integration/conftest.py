@@ -48,6 +48,7 @@ from tests.support.processes import ROOT, SHORT_LEASES, Process, killed_on_exit,
 from workers import minion
 from workers.heartbeat import WORKER_ID, Heartbeat
 
+QUEUED = text("SELECT task_id, claim FROM task_status WHERE state = 'queued' ORDER BY queued_at, rank, task_id")
 LEFT = text("SELECT EXISTS (SELECT 1 FROM task_status WHERE NOT state = ANY (:final))")
 INLINE_WORKER = text(
     "INSERT INTO workers (name, capabilities, slots, pool, host, pid, version, last_seen) "
@@ -149,8 +150,11 @@ class InlineWorker:
         wait_until(self._round, "all tasks ended", timeout)
 
     def run_due(self) -> None:
-        """Run the tasks that are due now."""
-        for message in self.dispatch():
+        """Run the tasks that are due now, and those that the API has queued at once."""
+        self.dispatch()
+        with self.engine.connect() as connection:
+            queued = connection.execute(QUEUED).all()
+        for message in queued:
             minion.run(message.task_id, message.claim, self.id)
 
     def _round(self) -> bool:
