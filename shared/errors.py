@@ -225,19 +225,19 @@ class TimeLimitExceeded(MinionError):
 
 
 class Cancelled(MinionError):
-    """Somebody cancelled the task while it ran."""
+    """The task was cancelled while it ran."""
 
     code, status = "cancelled", 409
 
 
 class TaskFailed(MinionError, roots.TaskFailed):
-    """A task that somebody waited for did not succeed; `detail["error"]` holds its recorded error."""
+    """A task that the caller waited for did not succeed; `detail["error"]` holds its recorded error."""
 
     code, exit_code = "task_failed", 1
 
 
 class WaitTimeout(MinionError, roots.WaitTimeout):
-    """A task that somebody waited for has not finished yet. It goes on."""
+    """A task that the caller waited for has not finished yet. It goes on."""
 
     code, status, exit_code = "wait_timeout", 504, 75
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Any
 
@@ -9,6 +10,7 @@ from shared import __version__
 
 TASK = "019ad1f2-6f3c-7d4e-9a51-3c2b7e8f1a90"
 MOMENT = "2026-11-28T10:00:00Z"
+TOMORROW = f"{datetime.now(UTC) + timedelta(days=1):%Y-%m-%dT%H:00:00Z}"
 METHODS = frozenset({"get", "put", "post", "patch", "delete"})
 SUBMITTED = {"agent": "triage", "input": {"text": "I was charged twice"}, "key": "acme", "labels": {"team": "support"}}
 SCHEDULE = {"cron": "0 7 * * 1-5", "timezone": "Europe/Berlin", "request": {"agent": "triage", "input": {"text": "…"}}}
@@ -28,7 +30,7 @@ REQUESTS: dict[tuple[str, str], Any] = {
     ("put", "/v1/budgets"): {"scope": "agent", "name": "triage", "period": "day", "dollars": 5},
     ("post", "/v1/silences"): {
         "agent": "triage",
-        "until": "2026-11-29T10:00:00Z",
+        "until": TOMORROW,
         "reason": "The provider is being repaired.",
     },
     ("post", "/v1/stops"): {"scope": "agent", "name": "triage", "reason": "It answers in the wrong language."},

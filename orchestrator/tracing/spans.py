@@ -44,7 +44,7 @@ TOKENS = {
     "thinking_tokens": "gen_ai.usage.reasoning.output_tokens",
 }
 UNSUCCESSFUL = frozenset({"failed", "retried", "lost", "expired"})
-"""Ends of tasks and claims that are errors. A cancelled task is none: somebody wanted it."""
+"""Ends of tasks and claims that are errors. A cancelled task is none: a person or a program wanted it."""
 
 
 def span_of(kind: str, row: Row, *, with_contents: bool) -> Span | None:

@@ -19,7 +19,9 @@ SCALARS = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(-
 # Arguments with U+0000 are faulty for us, not for the SDK: PostgreSQL cannot store them.
 STORABLE = TEXTS.filter(lambda text: "\0" not in text)
 JSON = st.recursive(
-    SCALARS | STORABLE, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3), max_leaves=8
+    SCALARS | STORABLE,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=8,
 )
 COUNTS = st.integers(0, 10**6)
 CACHED_TOKENS = st.dictionaries(
