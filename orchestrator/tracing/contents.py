@@ -7,6 +7,7 @@ and blocks of kinds that are not known here, are named and not exported. System 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 from orchestrator.tracing.ended import Row
@@ -29,20 +30,27 @@ def are_exported(setting: str) -> bool:
 
 def of_step(row: Row) -> dict[str, str | None]:
     """Return the attributes with a step's input and output; what is too large is left out."""
+    sent, output = _parse(row["input"]), _parse(row["output"])
     match row["kind"]:
         case "model_call":
             return {
-                "gen_ai.input.messages": _messages(row["input"]),
-                "gen_ai.output.messages": _reply(row["output"], row["stop_reason"]),
+                "gen_ai.input.messages": _messages(sent),
+                "gen_ai.output.messages": _reply(output, row["stop_reason"]),
             }
         case "tool_call" | "function_call":
-            sent = row["input"]
             arguments = sent["arguments"] if isinstance(sent, dict) and "arguments" in sent else sent
             return {
                 "gen_ai.tool.call.arguments": _json(arguments),
-                "gen_ai.tool.call.result": _json(row["output"]),
+                "gen_ai.tool.call.result": _json(output),
             }
     return {}
+
+
+def _parse(stored: str | None) -> Any:
+    """Return a step's input or output; None if it cannot be exported. PostgreSQL stores numbers of any length."""
+    with suppress(ValueError, RecursionError):
+        return None if stored is None else json.loads(stored)
+    return None
 
 
 def _messages(journaled: Any) -> str | None:
@@ -51,7 +59,7 @@ def _messages(journaled: Any) -> str | None:
         return None
     fitting: list[str] = []
     size = 2
-    for message in reversed(journaled["messages"]):
+    for message in reversed([each for each in journaled["messages"] if isinstance(each, dict)]):
         text = _dump({"role": str(message.get("role")), "parts": _parts(message.get("content"))})
         size += len(text) + 2
         if size > LONGEST:

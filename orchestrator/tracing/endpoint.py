@@ -43,6 +43,8 @@ LONGEST_PAUSE = 300.0
 REFUSED_SPANS = frozenset({400, 413, 422})
 LATER = frozenset({429, 502, 503, 504})
 PROTOBUF = "application/x-protobuf"
+OURS = {"content-type": PROTOBUF, "content-encoding": "gzip"}
+OF_CONNECTION = frozenset({"connection", "content-length", "transfer-encoding"})
 TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 HEADER_TEXT = re.compile(HEADER_VALUE)
 # The operator names the endpoint, which usually is on this machine or in this network.
@@ -93,7 +95,7 @@ class Endpoint:
         """
         self.url = _url(settings)
         self.seconds = (settings.otel_exporter_otlp_traces_timeout or settings.otel_exporter_otlp_timeout) / 1000
-        self._headers = {**_headers(settings), "Content-Type": PROTOBUF, "Content-Encoding": "gzip"}
+        self._headers = {**_headers(settings), **OURS}
         self._resource = Resource(attributes=[_text(*pair) for pair in _resource(settings).items()])
 
     def send(self, spans: Sequence[Span]) -> Taken | NotTaken:
@@ -176,7 +178,7 @@ def _accepted(content_type: str, body: bytes, sent: int) -> Taken | NotTaken:
             raise DecodeError
         else:
             answer.ParseFromString(body)
-    except (ParseError, DecodeError, UnicodeDecodeError):
+    except (ParseError, DecodeError, UnicodeDecodeError, RecursionError):
         return NotTaken("its answer is none of OTLP: correct the address")
     partial = answer.partial_success
     return Taken(max(0, min(partial.rejected_spans, sent)), bounded(partial.error_message, 300))
@@ -197,8 +199,11 @@ def _url(settings: Settings) -> str:
 def _headers(settings: Settings) -> dict[str, str]:
     secret = settings.otel_exporter_otlp_traces_headers or settings.otel_exporter_otlp_headers
     variable = f"OTEL_EXPORTER_OTLP_{'TRACES_' if settings.otel_exporter_otlp_traces_headers else ''}HEADERS"
-    headers = _pairs(secret.get_secret_value() if secret else "", variable)
+    given = _pairs(secret.get_secret_value() if secret else "", variable)
+    headers = {name.lower(): value for name, value in given.items()}
     for name, value in headers.items():
+        if name in OF_CONNECTION:
+            raise NotConfigured(f"{variable} is not valid: it must not have the header {name}.")
         if not TOKEN.fullmatch(name) or not HEADER_TEXT.fullmatch(value):
             # The text may be a secret in the wrong place.
             raise NotConfigured(f"{variable} is not valid: a name must be a header's, and a value printable ASCII.")

@@ -54,6 +54,7 @@ def test_traces_are_off_without_an_address() -> None:
         ({"otel_exporter_otlp_headers": SecretStr("a b=hunter2")}, "a name must be a header's"),
         ({"otel_exporter_otlp_headers": SecretStr("a=hunter2%0d%0ax: y")}, "a value printable ASCII"),
         ({"otel_exporter_otlp_traces_headers": SecretStr("=x")}, "OTEL_EXPORTER_OTLP_TRACES_HEADERS is not valid"),
+        ({"otel_exporter_otlp_headers": SecretStr("Content-Length=5")}, "must not have the header content-length"),
         ({"otel_resource_attributes": "x"}, "OTEL_RESOURCE_ATTRIBUTES is not valid"),
     ],
 )
