@@ -85,7 +85,7 @@ PRUNED = text(
             f"SELECT 1 FROM {table} e WHERE e.task_id = t.id AND e.ended_in >= {EXPORTED}" for table in MARKED
         )
     }) AS e
-            WHERE t.root_id = ANY (:roots))
+            WHERE t.root_id = ANY (:roots) AND EXISTS (SELECT 1 FROM tracing_state WHERE {RUNS}))
     UPDATE tracing_state SET pruned = pruned + lost.spans FROM lost WHERE lost.spans > 0 RETURNING lost.spans
     """  # noqa: S608
 ).bindparams(bindparam("roots", type_=ARRAY(PgUUID)))

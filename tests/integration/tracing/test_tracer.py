@@ -32,7 +32,7 @@ from shared.tasks.states import State
 from shared.trace_context import claim_span, step_span, task_span
 from tests.support.lifecycle_driver import LifecycleDriver
 from tests.support.otlp_receiver import ACCEPTED, PROTOBUF, Collector, attributes, collecting, hanging, refusing, tree
-from tests.support.plans import plans_of, rows_read
+from tests.support.plans import every_node, plans_of, rows_read
 from tests.support.processes import ROOT, wait_until
 
 FINISH = text("SELECT minion_finish(:task, 1, 'succeeded', '{}')")
@@ -829,6 +829,14 @@ def test_retention_waits_for_no_export_that_nothing_runs(
     assert deleted(driver, settings) == 1
 
 
+def test_deletion_reads_nothing_for_traces_that_are_off(driver: LifecycleDriver) -> None:
+    driver.finish(task := driver.run())
+    with driver.engine.begin() as connection:
+        plans = plans_of(connection, lambda: state.count_pruned(connection, [task]))
+    assert [plan["Query Text"].strip()[:9] for plan in plans] == ["WITH lost"]
+    assert {node["Actual Loops"] for plan in plans for node in every_node(plan) if "Index Name" in node} == {0}
+
+
 def test_idle_round_is_one_statement_and_moves_nothing(driver: LifecycleDriver, tracer: Tracer) -> None:
     export_all(tracer)
     statements: list[str] = []
@@ -857,6 +865,24 @@ def test_looking_for_work_reads_one_place_however_large_the_backlog(driver: Life
     with driver.engine.begin() as connection:
         plans = plans_of(connection, lambda: connection.execute(state.STATE, {"most": 500}).all())
     assert sum(map(rows_read, plans)) < 5_000
+
+
+def test_export_continues_in_a_server_whose_transactions_have_lower_numbers(
+    driver: LifecycleDriver, tracer: Tracer, collector: Collector
+) -> None:
+    """A dump was restored there. What was exported before is not exported again."""
+    driver.finish(before := driver.run())
+    export_all(tracer)
+    driver.sql("UPDATE tracing_state SET exported_below = exported_below + 1000000000")
+    driver.finish(after := driver.run())
+    with capture_logs() as logs:
+        export_all(tracer)
+    assert [line["event"] for line in logs] == ["tracing_restored"]
+    assert {task_span(before), task_span(after)} <= by_id(collector).keys()
+    assert len(collector.spans()) == collector.exports() == 4
+    driver.finish(driver.run())
+    export_all(tracer)
+    assert len(collector.spans()) == collector.exports() == 6
 
 
 def test_metrics_say_how_late_the_export_is(driver: LifecycleDriver, tracer: Tracer) -> None:
