@@ -20,12 +20,26 @@ LONGEST_PART = 16 << 10
 
 OPTED_IN = frozenset({"true", "span_only", "span_and_event"})
 
+FINISH_REASONS = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "tool_use": "tool_call",
+    "refusal": "content_filter",
+}
+"""Stop reasons of the Messages API by the names that the conventions have for them."""
+
 Part = dict[str, Any]
 
 
 def are_exported(setting: str) -> bool:
     """Return whether OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT permits contents in spans."""
     return setting.lower() in OPTED_IN
+
+
+def finish_reason(stop_reason: Any) -> str | None:
+    """Return a stop reason by the name that the conventions have for it; None if there is none."""
+    return FINISH_REASONS.get(stop_reason, stop_reason) if isinstance(stop_reason, str) else None
 
 
 def of_step(row: Row) -> dict[str, str | None]:
@@ -71,7 +85,8 @@ def _messages(journaled: Any) -> str | None:
 def _reply(output: Any, stop_reason: Any) -> str | None:
     if not isinstance(output, dict):
         return None
-    text = _dump([{"role": "assistant", "parts": _parts(output.get("content")), "finish_reason": str(stop_reason)}])
+    reason = finish_reason(stop_reason) or "unknown"
+    text = _dump([{"role": "assistant", "parts": _parts(output.get("content")), "finish_reason": reason}])
     return text if len(text) <= LONGEST else None
 
 

@@ -85,7 +85,13 @@ class _TooBad:
 
 
 class Endpoint:
-    """Posts spans to the configured address."""
+    """Posts spans to the configured address.
+
+    Attributes:
+        url: the address.
+        shown: the address for logs.
+        seconds: limit for an exchange.
+    """
 
     def __init__(self, settings: Settings) -> None:
         """Send nothing yet.
@@ -93,7 +99,10 @@ class Endpoint:
         Raises:
             NotConfigured: the address, the headers or the resource's attributes are not valid.
         """
-        self.url = _url(settings)
+        url = _url(settings)
+        self.url = str(url)
+        # A query may have a key.
+        self.shown = str(url.copy_with(query=None))
         self.seconds = (settings.otel_exporter_otlp_traces_timeout or settings.otel_exporter_otlp_timeout) / 1000
         self._headers = {**_headers(settings), **OURS}
         self._resource = Resource(attributes=[_text(*pair) for pair in _resource(settings).items()])
@@ -184,12 +193,12 @@ def _accepted(content_type: str, body: bytes, sent: int) -> Taken | NotTaken:
     return Taken(max(0, min(partial.rejected_spans, sent)), bounded(partial.error_message, 300))
 
 
-def _url(settings: Settings) -> str:
+def _url(settings: Settings) -> httpx2.URL:
     given = settings.traces_endpoint()
     if given is None:
         raise NotConfigured("Traces have no endpoint: set OTEL_EXPORTER_OTLP_ENDPOINT.")
     try:
-        return str(checked_url(given))
+        return checked_url(given)
     except InvalidInput as error:
         traces = settings.otel_exporter_otlp_traces_endpoint
         name = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" if traces else "OTEL_EXPORTER_OTLP_ENDPOINT"

@@ -147,14 +147,14 @@ class Tracer(Loop):
             backoff = jittered(exponential(self._failures, first=FIRST_PAUSE, longest=LONGEST_PAUSE))
             self._not_before = time.monotonic() + max(answer.after or 0.0, backoff)
             if changed:
-                log.warning("spans_not_taken", endpoint=self.endpoint.url, reason=answer.why)
+                log.warning("spans_not_taken", endpoint=self.endpoint.shown, reason=answer.why)
             return
         if self._failures:
             self._failures = 0
-            log.info("spans_taken_again", endpoint=self.endpoint.url)
+            log.info("spans_taken_again", endpoint=self.endpoint.shown)
         if changed and answer.why:
             log.warning(
-                "spans_refused", endpoint=self.endpoint.url, reason=answer.why, refused=answer.refused, of=spans
+                "spans_refused", endpoint=self.endpoint.shown, reason=answer.why, refused=answer.refused, of=spans
             )
 
     def _say_that_it_runs(self) -> None:

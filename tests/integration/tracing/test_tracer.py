@@ -713,6 +713,7 @@ def test_contents_are_exported_if_wanted_and_bounded(
     assert chat["gen_ai.input.messages"] == '[{"role": "user", "parts": [{"type": "text", "content": "my secret"}]}]'
     assert "my answer" in chat["gen_ai.output.messages"]
     assert "toolu_1" in chat["gen_ai.output.messages"]
+    assert '"finish_reason": "tool_call"' in chat["gen_ai.output.messages"]
     assert not [hidden for hidden in ("sealed", "my thoughts", "\x1b", "\x07") if hidden in str(chat)]
     tool = attributes(spans[step_span(task, 2)])
     assert tool["gen_ai.tool.call.arguments"] == '{"a": 1}'
@@ -834,7 +835,8 @@ def test_deletion_reads_nothing_for_traces_that_are_off(driver: LifecycleDriver)
     with driver.engine.begin() as connection:
         plans = plans_of(connection, lambda: state.count_pruned(connection, [task]))
     assert [plan["Query Text"].strip()[:9] for plan in plans] == ["WITH lost"]
-    assert {node["Actual Loops"] for plan in plans for node in every_node(plan) if "Index Name" in node} == {0}
+    reading = [node for plan in plans for node in every_node(plan) if node.get("Relation Name") in state.MARKED]
+    assert {node["Actual Loops"] for node in reading} == {0}
 
 
 def test_idle_round_is_one_statement_and_moves_nothing(driver: LifecycleDriver, tracer: Tracer) -> None:
@@ -877,7 +879,7 @@ def test_export_continues_in_a_server_whose_transactions_have_lower_numbers(
     driver.finish(after := driver.run())
     with capture_logs() as logs:
         export_all(tracer)
-    assert [line["event"] for line in logs] == ["tracing_restored"]
+    assert [line["event"] for line in logs].count("tracing_restored") == 1
     assert {task_span(before), task_span(after)} <= by_id(collector).keys()
     assert len(collector.spans()) == collector.exports() == 4
     driver.finish(driver.run())

@@ -34,6 +34,13 @@ def test_address_is_that_of_the_variables(base: str | None, traces: str | None, 
     assert made.url == url
 
 
+def test_query_of_the_address_is_sent_and_not_shown() -> None:
+    made = endpoint(otel_exporter_otlp_traces_endpoint="https://otlp.example.com:4318/spans?key=hunter2#x")
+    assert made.url.startswith("https://otlp.example.com:4318/spans?key=hunter2")
+    assert "hunter2" not in made.shown
+    assert made.shown.startswith("https://otlp.example.com:4318/spans")
+
+
 def test_time_out_is_in_milliseconds() -> None:
     assert endpoint().seconds == 10.0
     assert endpoint(otel_exporter_otlp_timeout=2_500).seconds == 2.5
