@@ -106,11 +106,15 @@ class Range:
     is_last: bool = False
 
 
-def next_range(engine: Engine) -> Range | None:
-    """Return what is to be exported next; None if there is nothing. The first call begins at the present."""
+def next_range(engine: Engine, *, continues: bool = False) -> Range | None:
+    """Return what is to be exported next; None if there is nothing. The first call begins at the present.
+
+    Args:
+        continues: the caller has called it before, so that a long pause is a clock that jumped.
+    """
     with autocommit(engine).connect() as connection:
         state = connection.execute(STATE, {"most": MOST_ENDS}).mappings().one_or_none()
-        if state is None or state["off"]:
+        if state is None or (state["off"] and not continues):
             connection.execute(BEGIN, {"off": OFF_DAYS})
             log.info("tracing_begins", off_for_days=state and OFF_DAYS)
             return None

@@ -50,6 +50,7 @@ class Tracer(Loop):
         self.pause = seconds_within_lease(settings)
         self.contents = contents.are_exported(settings.otel_instrumentation_genai_capture_message_content)
         self._work: _Work | None = None
+        self._leads = False
         self._failures = 0
         self._not_before = self._seen_at = 0.0
         self._said = ""
@@ -57,13 +58,14 @@ class Tracer(Loop):
     def run_once(self) -> float:
         """Send the spans of one range, if this orchestrator leads and the endpoint takes them."""
         if not self.leadership.held():
-            self._work = None
+            self._work, self._leads = None, False
             return self.pause
         if time.monotonic() < self._not_before:
             self._say_that_it_runs()
             return self.pause
         if self._work is None:
-            chosen = state.next_range(self.engine)
+            chosen = state.next_range(self.engine, continues=self._leads)
+            self._leads = True
             if chosen is None:
                 return self.pause
             self._work = _Work(chosen, self._batches(chosen))

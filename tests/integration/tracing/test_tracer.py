@@ -388,6 +388,13 @@ def test_export_continues_after_a_pause_and_begins_anew_after_a_week(
     assert task_span(skipped) not in by_id(collector)
 
 
+def test_clock_that_jumps_by_days_loses_no_span(driver: LifecycleDriver, tracer: Tracer, collector: Collector) -> None:
+    driver.finish(task := driver.run())
+    driver.sql("UPDATE tracing_state SET seen_at = now() - interval '8 days'")
+    tracer.run_once()
+    assert task_span(task) in by_id(collector)
+
+
 LEADER = """
 import sys, time
 from orchestrator.tracing import state, tracer
