@@ -242,4 +242,4 @@ def _pairs(text: str, variable: str) -> dict[str, str]:
 
 
 def _text(name: str, value: str) -> KeyValue:
-    return KeyValue(key=name, value=AnyValue(string_value=bounded(value, LONGEST_VALUE)))
+    return KeyValue(key=bounded(name, LONGEST_VALUE), value=AnyValue(string_value=bounded(value, LONGEST_VALUE)))

@@ -53,7 +53,7 @@ class Tracer(Loop):
         self._leads = False
         self._failures = 0
         self._not_before = self._seen_at = 0.0
-        self._said = ""
+        self._reason = ""
 
     def run_once(self) -> float:
         """Send the spans of one range, if this orchestrator leads and the endpoint takes them."""
@@ -143,7 +143,7 @@ class Tracer(Loop):
 
     def _report(self, answer: Taken | NotTaken, spans: int) -> None:
         """Log what changed, and not what is still so."""
-        changed, self._said = answer.why != self._said, answer.why
+        changed, self._reason = answer.why != self._reason, answer.why
         if isinstance(answer, NotTaken):
             self._failures += 1
             backoff = jittered(exponential(self._failures, first=FIRST_PAUSE, longest=LONGEST_PAUSE))

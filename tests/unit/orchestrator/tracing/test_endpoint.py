@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -78,6 +79,11 @@ def test_resource_names_the_service_and_its_version() -> None:
         "service.version": minions.__version__,
         "deployment.environment.name": "development",
     }
+
+
+def test_resource_may_have_any_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environb, b"OTEL_RESOURCE_ATTRIBUTES", b"\xff=\xff")
+    assert "\\udcff" in {pair.key for pair in endpoint()._resource.attributes}
 
 
 @pytest.mark.parametrize("value", ["yes", "1", "all"])
