@@ -7,11 +7,12 @@ and blocks of kinds that are not known here, are named and not exported. System 
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from typing import Any
 
 from orchestrator.tracing.ended import Row
+from shared.contracts.strict_json import parse
 from shared.contracts.visible_text import one_line
+from shared.errors import InvalidInput
 
 LONGEST = 64 << 10
 """Characters of an attribute."""
@@ -61,10 +62,11 @@ def of_step(row: Row) -> dict[str, str | None]:
 
 
 def _parse(stored: str | None) -> Any:
-    """Return a step's input or output; None if it cannot be exported. PostgreSQL stores numbers of any length."""
-    with suppress(ValueError, RecursionError):
-        return None if stored is None else json.loads(stored)
-    return None
+    """Return a step's input or output; None if it cannot be exported, because it is nested deeply, for example."""
+    try:
+        return None if stored is None else parse(stored)
+    except InvalidInput:
+        return None
 
 
 def _messages(journaled: Any) -> str | None:
