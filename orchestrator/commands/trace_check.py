@@ -20,6 +20,6 @@ def check_endpoint(settings: Settings) -> tuple[str, str, str]:
         return (
             "warning",
             f"{endpoint.shown}: {answer.why}",
-            "spans wait in PostgreSQL until it answers the orchestrator, the only one with its headers: see docs/tracing.md",
+            "spans wait in PostgreSQL until it answers the orchestrator (with its headers): see docs/tracing.md",
         )
     return "ok", f"on: {endpoint.shown} answers", ""
