@@ -19,7 +19,7 @@ def check_endpoint(settings: Settings) -> tuple[str, str, str]:
     if isinstance(answer, NotTaken):
         return (
             "warning",
-            f"{endpoint.url}: {answer.why}",
-            "spans wait in PostgreSQL until it answers: see docs/tracing.md",
+            f"{endpoint.shown}: {answer.why}",
+            "spans wait in PostgreSQL until it answers the orchestrator (with its headers): see docs/tracing.md",
         )
-    return "ok", f"on: {endpoint.url} answers", ""
+    return "ok", f"on: {endpoint.shown} answers", ""

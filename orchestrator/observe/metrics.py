@@ -297,7 +297,8 @@ def _traces(connection: Connection) -> Iterator[Metric]:
     for outcome in TRACE_SPANS:
         family.add_metric([outcome], state[outcome])
     yield family
-    yield GaugeMetricFamily(TRACE_AGE, "How long ago ended what is to be exported next.", value=state["age"] or 0.0)
+    if state["age"] is not None:
+        yield GaugeMetricFamily(TRACE_AGE, "How long ago ended what is to be exported next.", value=state["age"])
 
 
 def _labels(kind: str, labels: Labels, row: Row) -> Labels:

@@ -10,7 +10,9 @@ import json
 from typing import Any
 
 from orchestrator.tracing.ended import Row
+from shared.contracts.strict_json import parse
 from shared.contracts.visible_text import one_line
+from shared.errors import InvalidInput
 
 LONGEST = 64 << 10
 """Characters of an attribute."""
@@ -18,6 +20,15 @@ LONGEST_PART = 16 << 10
 """Characters of one text, tool input or result."""
 
 OPTED_IN = frozenset({"true", "span_only", "span_and_event"})
+
+FINISH_REASONS = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "tool_use": "tool_call",
+    "refusal": "content_filter",
+}
+"""Stop reasons of the Messages API by the names that the conventions have for them."""
 
 Part = dict[str, Any]
 
@@ -27,22 +38,35 @@ def are_exported(setting: str) -> bool:
     return setting.lower() in OPTED_IN
 
 
+def finish_reason(stop_reason: Any) -> str | None:
+    """Return a stop reason by the name that the conventions have for it; None if there is none."""
+    return FINISH_REASONS.get(stop_reason, stop_reason) if isinstance(stop_reason, str) else None
+
+
 def of_step(row: Row) -> dict[str, str | None]:
     """Return the attributes with a step's input and output; what is too large is left out."""
+    sent, output = _parse(row["input"]), _parse(row["output"])
     match row["kind"]:
         case "model_call":
             return {
-                "gen_ai.input.messages": _messages(row["input"]),
-                "gen_ai.output.messages": _reply(row["output"], row["stop_reason"]),
+                "gen_ai.input.messages": _messages(sent),
+                "gen_ai.output.messages": _reply(output, row["stop_reason"]),
             }
         case "tool_call" | "function_call":
-            sent = row["input"]
             arguments = sent["arguments"] if isinstance(sent, dict) and "arguments" in sent else sent
             return {
                 "gen_ai.tool.call.arguments": _json(arguments),
-                "gen_ai.tool.call.result": _json(row["output"]),
+                "gen_ai.tool.call.result": _json(output),
             }
     return {}
+
+
+def _parse(stored: str | None) -> Any:
+    """Return a step's input or output; None if it cannot be exported, because it is nested deeply, for example."""
+    try:
+        return None if stored is None else parse(stored)
+    except InvalidInput:
+        return None
 
 
 def _messages(journaled: Any) -> str | None:
@@ -51,7 +75,7 @@ def _messages(journaled: Any) -> str | None:
         return None
     fitting: list[str] = []
     size = 2
-    for message in reversed(journaled["messages"]):
+    for message in reversed([each for each in journaled["messages"] if isinstance(each, dict)]):
         text = _dump({"role": str(message.get("role")), "parts": _parts(message.get("content"))})
         size += len(text) + 2
         if size > LONGEST:
@@ -63,7 +87,8 @@ def _messages(journaled: Any) -> str | None:
 def _reply(output: Any, stop_reason: Any) -> str | None:
     if not isinstance(output, dict):
         return None
-    text = _dump([{"role": "assistant", "parts": _parts(output.get("content")), "finish_reason": str(stop_reason)}])
+    reason = finish_reason(stop_reason) or "unknown"
+    text = _dump([{"role": "assistant", "parts": _parts(output.get("content")), "finish_reason": reason}])
     return text if len(text) <= LONGEST else None
 
 

@@ -17,6 +17,8 @@ from orchestrator.tracing.state import Range
 Row = dict[str, Any]
 
 MOST_ROWS = 500
+MOST_ROWS_WITH_CONTENTS = 50
+"""Each may have twice `MOST_CONTENT`."""
 MOST_CONTENT = 256 << 10
 """Bytes of a step's input or output, as text, that are read to be exported; a larger one is left out."""
 
@@ -59,9 +61,10 @@ _OF_STEP = """
     LEFT JOIN function_versions f ON f.id = p.function_version_id
     LEFT JOIN tasks c ON c.id = p.child_id LEFT JOIN task_status d ON d.task_id = c.id
 """
+# As text: parsed, hostile values take many times as much memory, so one row is parsed at a time.
 _CONTENTS = f"""
-    , CASE WHEN octet_length(p.input::text) <= {MOST_CONTENT} THEN p.input END AS input,
-    CASE WHEN octet_length(p.output::text) <= {MOST_CONTENT} THEN p.output END AS output
+    , CASE WHEN octet_length(p.input::text) <= {MOST_CONTENT} THEN p.input::text END AS input,
+    CASE WHEN octet_length(p.output::text) <= {MOST_CONTENT} THEN p.output::text END AS output
 """
 
 CLAIMS = f"""
@@ -84,7 +87,8 @@ LEFT_STEPS = f"""
     SELECT o.ended_in, {_moment("o.finished_at", "task_ended")}, {_STEP}, {_TASK} {{contents}}
         FROM task_outcomes o JOIN steps p ON p.task_id = o.task_id {_OF_TASK.format(row="o")} {_OF_STEP}
         WHERE {_RANGE.format(row="o")} AND {_PLACE.format(row="o", number="p.number")} AND p.copied_from IS NULL
-          AND (p.status = 'failed' AND p.ended_in <= o.ended_in OR p.status = 'started' AND p.kind <> 'subtask')
+          AND (p.status = 'failed' AND COALESCE(p.ended_in, 0) <= o.ended_in
+               OR p.status = 'started' AND p.kind <> 'subtask')
         {_ORDER.format(row="o", number="p.number")}
 """  # noqa: S608
 TASKS = f"""
@@ -106,15 +110,16 @@ def rows_of(engine: Engine, chosen: Range, *, contents: bool) -> Iterator[tuple[
     Args:
         contents: read the inputs and outputs of steps too.
     """
+    most = MOST_ROWS_WITH_CONTENTS if contents else MOST_ROWS
     for kind, sql in STATEMENTS:
         statement = text(sql.replace("{contents}", _CONTENTS if contents else ""))
         place: dict[str, Any] | None = FIRST
         while place is not None:
-            values = {"low": chosen.low, "high": chosen.high, "since": chosen.since, "most": MOST_ROWS, **place}
+            values = {"low": chosen.low, "high": chosen.high, "since": chosen.since, "most": most, **place}
             with engine.begin() as connection:
                 page = _read(connection, statement, values)
             yield from ((kind, row) for row in page)
-            place = _after(page[-1]) if len(page) == MOST_ROWS else None
+            place = _after(page[-1]) if len(page) == most else None
 
 
 def _read(connection: Connection, statement: Any, values: dict[str, Any]) -> list[Row]:

@@ -43,6 +43,8 @@ LONGEST_PAUSE = 300.0
 REFUSED_SPANS = frozenset({400, 413, 422})
 LATER = frozenset({429, 502, 503, 504})
 PROTOBUF = "application/x-protobuf"
+OURS = {"content-type": PROTOBUF, "content-encoding": "gzip"}
+OF_CONNECTION = frozenset({"connection", "content-length", "transfer-encoding"})
 TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 HEADER_TEXT = re.compile(HEADER_VALUE)
 # The operator names the endpoint, which usually is on this machine or in this network.
@@ -83,7 +85,13 @@ class _TooBad:
 
 
 class Endpoint:
-    """Posts spans to the configured address."""
+    """Posts spans to the configured address.
+
+    Attributes:
+        url: the address.
+        shown: the address for logs.
+        seconds: limit for an exchange.
+    """
 
     def __init__(self, settings: Settings) -> None:
         """Send nothing yet.
@@ -91,9 +99,12 @@ class Endpoint:
         Raises:
             NotConfigured: the address, the headers or the resource's attributes are not valid.
         """
-        self.url = _url(settings)
+        url = _url(settings)
+        self.url = str(url)
+        # A query may have a key.
+        self.shown = str(url.copy_with(query=None))
         self.seconds = (settings.otel_exporter_otlp_traces_timeout or settings.otel_exporter_otlp_timeout) / 1000
-        self._headers = {**_headers(settings), "Content-Type": PROTOBUF, "Content-Encoding": "gzip"}
+        self._headers = {**_headers(settings), **OURS}
         self._resource = Resource(attributes=[_text(*pair) for pair in _resource(settings).items()])
 
     def send(self, spans: Sequence[Span]) -> Taken | NotTaken:
@@ -176,18 +187,18 @@ def _accepted(content_type: str, body: bytes, sent: int) -> Taken | NotTaken:
             raise DecodeError
         else:
             answer.ParseFromString(body)
-    except (ParseError, DecodeError, UnicodeDecodeError):
+    except (ParseError, DecodeError, UnicodeDecodeError, RecursionError):
         return NotTaken("its answer is none of OTLP: correct the address")
     partial = answer.partial_success
     return Taken(max(0, min(partial.rejected_spans, sent)), bounded(partial.error_message, 300))
 
 
-def _url(settings: Settings) -> str:
+def _url(settings: Settings) -> httpx2.URL:
     given = settings.traces_endpoint()
     if given is None:
         raise NotConfigured("Traces have no endpoint: set OTEL_EXPORTER_OTLP_ENDPOINT.")
     try:
-        return str(checked_url(given))
+        return checked_url(given)
     except InvalidInput as error:
         traces = settings.otel_exporter_otlp_traces_endpoint
         name = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" if traces else "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -197,8 +208,11 @@ def _url(settings: Settings) -> str:
 def _headers(settings: Settings) -> dict[str, str]:
     secret = settings.otel_exporter_otlp_traces_headers or settings.otel_exporter_otlp_headers
     variable = f"OTEL_EXPORTER_OTLP_{'TRACES_' if settings.otel_exporter_otlp_traces_headers else ''}HEADERS"
-    headers = _pairs(secret.get_secret_value() if secret else "", variable)
+    given = _pairs(secret.get_secret_value() if secret else "", variable)
+    headers = {name.lower(): value for name, value in given.items()}
     for name, value in headers.items():
+        if name in OF_CONNECTION:
+            raise NotConfigured(f"{variable} is not valid: it must not have the header {name}.")
         if not TOKEN.fullmatch(name) or not HEADER_TEXT.fullmatch(value):
             # The text may be a secret in the wrong place.
             raise NotConfigured(f"{variable} is not valid: a name must be a header's, and a value printable ASCII.")
@@ -228,4 +242,4 @@ def _pairs(text: str, variable: str) -> dict[str, str]:
 
 
 def _text(name: str, value: str) -> KeyValue:
-    return KeyValue(key=name, value=AnyValue(string_value=bounded(value, LONGEST_VALUE)))
+    return KeyValue(key=bounded(name, LONGEST_VALUE), value=AnyValue(string_value=bounded(value, LONGEST_VALUE)))

@@ -28,14 +28,6 @@ KNOWN, REMOTE = 0x100, 0x200
 Value = str | int | float | bool | list[str] | None
 Attributes = dict[str, Value]
 
-FINISH_REASONS = {
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "max_tokens": "length",
-    "tool_use": "tool_call",
-    "refusal": "content_filter",
-}
-"""Stop reasons of the Messages API by the names that the conventions have for them."""
 TOKENS = {
     "input_tokens": "gen_ai.usage.input_tokens",
     "output_tokens": "gen_ai.usage.output_tokens",
@@ -168,14 +160,14 @@ def _owner(row: Row) -> Attributes:
 
 def _model_call(row: Row) -> Attributes:
     usage = row["usage"] or {}
-    reason = row["stop_reason"]
+    reason = contents.finish_reason(row["stop_reason"])
     counted = {name: usage.get(field) for field, name in TOKENS.items()}
     return {
         **_agent(row, "chat"),
         "gen_ai.provider.name": "minions" if row["name"] == OFFLINE else "anthropic",
         "gen_ai.request.model": row["name"],
         "gen_ai.response.model": _text_or_none(row["answered_by"]),
-        "gen_ai.response.finish_reasons": [FINISH_REASONS.get(reason, reason)] if isinstance(reason, str) else None,
+        "gen_ai.response.finish_reasons": None if reason is None else [reason],
         **{name: count for name, count in counted.items() if isinstance(count, int) and not isinstance(count, bool)},
     }
 

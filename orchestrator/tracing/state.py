@@ -6,7 +6,7 @@ still runs have ended, so everything below it can be exported, and nothing that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -56,23 +56,25 @@ MOVE = text(
         WHERE exported_below = :low
     """
 )
-# The oldest end that is not exported, about: the first in the order of transactions.
+RUNS = f"seen_at > now() - interval '{NOBODY_HOURS} hour'"
+"""Whether an orchestrator exports. An SQL expression."""
+# The oldest end that is not exported, about: the first in the order of transactions. Workers write what their clocks
+# say.
 METRICS = text(
     f"""
-    SELECT exported, refused, pruned, GREATEST(0, extract(epoch FROM now() - LEAST({
+    SELECT exported, refused, pruned, CASE WHEN {RUNS} THEN GREATEST(0, extract(epoch FROM now() - LEAST({
         ", ".join(
-            f"(SELECT finished_at FROM {table} WHERE ended_in >= exported_below ORDER BY ended_in LIMIT 1)"
+            "(SELECT CASE WHEN isfinite(finished_at) THEN finished_at END "
+            f"FROM {table} WHERE ended_in >= exported_below ORDER BY ended_in LIMIT 1)"
             for table in MARKED
         )
-    })))::float8 AS age
+    }))) END::float8 AS age
         FROM tracing_state
     """  # noqa: S608
 )
+KEPT = text("SELECT id FROM tasks WHERE id = ANY (:tasks)").bindparams(bindparam("tasks", type_=ARRAY(PgUUID)))
 
-EXPORTED = (
-    "(SELECT COALESCE(min(exported_below), 9223372036854775807) FROM tracing_state "  # noqa: S608
-    f"WHERE seen_at > now() - interval '{NOBODY_HOURS} hour')"
-)
+EXPORTED = f"(SELECT COALESCE(min(exported_below), 9223372036854775807) FROM tracing_state WHERE {RUNS})"  # noqa: S608
 """What ended in an earlier transaction is exported; everything, if no orchestrator exports. An SQL expression."""
 PRUNED = text(
     f"""
@@ -83,7 +85,7 @@ PRUNED = text(
             f"SELECT 1 FROM {table} e WHERE e.task_id = t.id AND e.ended_in >= {EXPORTED}" for table in MARKED
         )
     }) AS e
-            WHERE t.root_id = ANY (:roots))
+            WHERE t.root_id = ANY (:roots) AND EXISTS (SELECT 1 FROM tracing_state WHERE {RUNS}))
     UPDATE tracing_state SET pruned = pruned + lost.spans FROM lost WHERE lost.spans > 0 RETURNING lost.spans
     """  # noqa: S608
 ).bindparams(bindparam("roots", type_=ARRAY(PgUUID)))
@@ -104,11 +106,15 @@ class Range:
     is_last: bool = False
 
 
-def next_range(engine: Engine) -> Range | None:
-    """Return what is to be exported next; None if there is nothing. The first call begins at the present."""
+def next_range(engine: Engine, *, continues: bool = False) -> Range | None:
+    """Return what is to be exported next; None if there is nothing. The first call begins at the present.
+
+    Args:
+        continues: the caller has called it before, so that a long pause is a clock that jumped.
+    """
     with autocommit(engine).connect() as connection:
         state = connection.execute(STATE, {"most": MOST_ENDS}).mappings().one_or_none()
-        if state is None or state["off"]:
+        if state is None or (state["off"] and not continues):
             connection.execute(BEGIN, {"off": OFF_DAYS})
             log.info("tracing_begins", off_for_days=state and OFF_DAYS)
             return None
@@ -137,6 +143,12 @@ def move(engine: Engine, done: Range, *, exported: int, refused: int) -> None:
         connection.execute(MOVE, values)
 
 
+def kept_tasks(engine: Engine, tasks: Collection[UUID]) -> set[UUID]:
+    """Return those of the tasks that were not deleted in the meantime."""
+    with autocommit(engine).connect() as connection:
+        return set(connection.scalars(KEPT, {"tasks": list(tasks)}))
+
+
 def say_that_it_runs(engine: Engine) -> None:
     """Let retention wait, although nothing can be exported now."""
     with autocommit(engine).connect() as connection:
@@ -153,7 +165,7 @@ def count_pruned(connection: Connection, roots: Sequence[UUID]) -> None:
 def read_metrics(connection: Connection) -> dict[str, Any] | None:
     """Return `exported`, `refused` and `pruned`, and the `age` of the oldest end that is not exported, in seconds.
 
-    None: nothing was ever exported here.
+    The age is None while no orchestrator exports. The whole is None if nothing was ever exported here.
     """
     row = connection.execute(METRICS).mappings().one_or_none()
     return None if row is None else dict(row)

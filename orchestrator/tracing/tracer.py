@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from uuid import UUID
 
 import structlog
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
@@ -29,7 +30,8 @@ FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 60.0
 SEEN_SECONDS = 60.0
 
-Batch = list[Span]
+Batch = list[tuple[UUID, Span]]
+"""Spans with their tasks."""
 
 
 class Tracer(Loop):
@@ -48,23 +50,26 @@ class Tracer(Loop):
         self.pause = seconds_within_lease(settings)
         self.contents = contents.are_exported(settings.otel_instrumentation_genai_capture_message_content)
         self._work: _Work | None = None
+        self._leads = False
         self._failures = 0
         self._not_before = self._seen_at = 0.0
-        self._said = ""
+        self._reason = ""
 
     def run_once(self) -> float:
         """Send the spans of one range, if this orchestrator leads and the endpoint takes them."""
         if not self.leadership.held():
-            self._work = None
+            self._work, self._leads = None, False
             return self.pause
         if time.monotonic() < self._not_before:
             self._say_that_it_runs()
             return self.pause
         if self._work is None:
-            chosen = state.next_range(self.engine)
+            chosen = state.next_range(self.engine, continues=self._leads)
+            self._leads = True
             if chosen is None:
                 return self.pause
             self._work = _Work(chosen, self._batches(chosen))
+        self._say_that_it_runs()
         try:
             return self._go_on(self._work)
         except BaseException:
@@ -79,32 +84,44 @@ class Tracer(Loop):
     def _go_on(self, work: _Work) -> float:
         """Send what is left of a range. What the endpoint does not take stays the next batch."""
         while (batch := work.batch()) is not None:
-            answer = self._send(batch)
+            spans = self._undeleted(batch)
+            if not spans:
+                work.sent(0, 0)
+                continue
+            answer = self._send(spans)
             if answer is None:
                 return 0.0
-            self._report(answer, len(batch))
+            self._report(answer, len(spans))
             if isinstance(answer, NotTaken):
                 return self.pause
-            work.sent(len(batch) - answer.refused, answer.refused)
-            self._say_that_it_runs()
+            work.sent(len(spans) - answer.refused, answer.refused)
         state.move(self.engine, work.chosen, exported=work.exported, refused=work.refused)
         self._work = None
         # Ranges of a few rows would cost as much as ranges of hundreds.
         return self.pause if work.chosen.is_last else 0.0
 
-    def _send(self, batch: Batch) -> Taken | NotTaken | None:
+    def _undeleted(self, batch: Batch) -> list[Span]:
+        """Return the spans without those of tasks that were deleted since they were read.
+
+        A batch may wait for its endpoint for days, and what was erased must not be sent.
+        """
+        kept = state.kept_tasks(self.engine, {task for task, _ in batch})
+        return [span for task, span in batch if task in kept]
+
+    def _send(self, spans: list[Span]) -> Taken | NotTaken | None:
         """Return the endpoint's answer; None if this loop stops, or lost its lead, while it waits for it.
 
         A slow endpoint may take longer than the lead lasts without a sign of life.
         """
         answers: list[Taken | NotTaken] = []
-        sending = threading.Thread(target=lambda: answers.append(self.endpoint.send(batch)), daemon=True)
+        sending = threading.Thread(target=lambda: answers.append(self.endpoint.send(spans)), daemon=True)
         sending.start()
         sending.join(self.pause)
         while sending.is_alive():
             if self.stopping.is_set() or not self.leadership.held():
                 self._work = None
                 return None
+            self._say_that_it_runs()
             sending.join(self.pause)
         return answers[0] if answers else NotTaken("sending failed because of a bug: see the log")
 
@@ -119,27 +136,27 @@ class Tracer(Loop):
             if batch and (len(batch) == MOST_SPANS or size + span_size > MOST_BYTES):
                 yield batch
                 batch, size = [], 0
-            batch.append(span)
+            batch.append((row["task_id"], span))
             size += span_size
         if batch:
             yield batch
 
     def _report(self, answer: Taken | NotTaken, spans: int) -> None:
         """Log what changed, and not what is still so."""
-        changed, self._said = answer.why != self._said, answer.why
+        changed, self._reason = answer.why != self._reason, answer.why
         if isinstance(answer, NotTaken):
             self._failures += 1
             backoff = jittered(exponential(self._failures, first=FIRST_PAUSE, longest=LONGEST_PAUSE))
             self._not_before = time.monotonic() + max(answer.after or 0.0, backoff)
             if changed:
-                log.warning("spans_not_taken", endpoint=self.endpoint.url, reason=answer.why)
+                log.warning("spans_not_taken", endpoint=self.endpoint.shown, reason=answer.why)
             return
         if self._failures:
             self._failures = 0
-            log.info("spans_taken_again", endpoint=self.endpoint.url)
+            log.info("spans_taken_again", endpoint=self.endpoint.shown)
         if changed and answer.why:
             log.warning(
-                "spans_refused", endpoint=self.endpoint.url, reason=answer.why, refused=answer.refused, of=spans
+                "spans_refused", endpoint=self.endpoint.shown, reason=answer.why, refused=answer.refused, of=spans
             )
 
     def _say_that_it_runs(self) -> None:

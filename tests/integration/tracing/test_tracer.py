@@ -18,17 +18,21 @@ from pydantic import SecretStr
 from sqlalchemy import event, text
 from structlog.testing import capture_logs
 
+from orchestrator.observe import metrics
+from orchestrator.retention.erasure import Subject, erase
 from orchestrator.retention.retention import prune
 from orchestrator.tracing import ended, state
 from orchestrator.tracing import tracer as tracing
+from orchestrator.tracing.endpoint import OURS
 from orchestrator.tracing.tracer import Tracer
+from shared.access.actors import orchestrator
 from shared.settings import Settings
 from shared.tasks import lifecycle
 from shared.tasks.states import State
 from shared.trace_context import claim_span, step_span, task_span
 from tests.support.lifecycle_driver import LifecycleDriver
 from tests.support.otlp_receiver import ACCEPTED, PROTOBUF, Collector, attributes, collecting, hanging, refusing, tree
-from tests.support.plans import plans_of, rows_read
+from tests.support.plans import every_node, plans_of, rows_read
 from tests.support.processes import ROOT, wait_until
 
 FINISH = text("SELECT minion_finish(:task, 1, 'succeeded', '{}')")
@@ -384,6 +388,13 @@ def test_export_continues_after_a_pause_and_begins_anew_after_a_week(
     assert task_span(skipped) not in by_id(collector)
 
 
+def test_clock_that_jumps_by_days_loses_no_span(driver: LifecycleDriver, tracer: Tracer, collector: Collector) -> None:
+    driver.finish(task := driver.run())
+    driver.sql("UPDATE tracing_state SET seen_at = now() - interval '8 days'")
+    tracer.run_once()
+    assert task_span(task) in by_id(collector)
+
+
 LEADER = """
 import sys, time
 from orchestrator.tracing import state, tracer
@@ -449,6 +460,19 @@ def test_database_that_fails_in_the_middle_of_a_range_loses_nothing(
             tracer.run_once()
     export_all(tracer)
     assert by_id(collector).keys() == {task_span(task), claim_span(task, 1)}
+
+
+def test_failed_step_without_a_mark_is_exported_with_its_task(
+    driver: LifecycleDriver, tracer: Tracer, collector: Collector
+) -> None:
+    """It failed before 0.3, or on the server from which a dump was restored."""
+    task = driver.run("A")
+    write(driver, task, 1, step(1, "failed", kind="tool_call", name="t", error={"type": "tool_error"}))
+    change(driver, "UPDATE steps SET ended_in = NULL")
+    driver.finish(task, state=State.FAILED)
+    export_all(tracer)
+    assert step_span(task, 1) in by_id(collector)
+    assert collector.exports() == 3
 
 
 # -------------------------------------------------------------------------------------------------------- endpoints
@@ -604,7 +628,7 @@ def test_request_has_the_headers_and_the_resource_of_the_settings(
     driver: LifecycleDriver, make_tracer: Make, collector: Collector
 ) -> None:
     tracer = make_tracer(
-        otel_exporter_otlp_headers=SecretStr("x-api-key=k%3D1,other=2"),
+        otel_exporter_otlp_headers=SecretStr("X-Api-Key=k%3D1,other=2,Content-Type=text/plain"),
         otel_service_name="agents",
         otel_resource_attributes="team=support%20desk,service.name=ignored",
     )
@@ -612,7 +636,7 @@ def test_request_has_the_headers_and_the_resource_of_the_settings(
     driver.finish(driver.run())
     export_all(tracer)
     sent = {name.lower(): value for name, value in collector.headers[0].items()}
-    assert sent.items() >= {"x-api-key": "k=1", "other": "2", "content-encoding": "gzip"}.items()
+    assert sent.items() >= {"x-api-key": "k=1", "other": "2", **OURS}.items()
     assert collector.resource.items() >= {"service.name": "agents", "team": "support desk"}.items()
 
 
@@ -696,11 +720,52 @@ def test_contents_are_exported_if_wanted_and_bounded(
     assert chat["gen_ai.input.messages"] == '[{"role": "user", "parts": [{"type": "text", "content": "my secret"}]}]'
     assert "my answer" in chat["gen_ai.output.messages"]
     assert "toolu_1" in chat["gen_ai.output.messages"]
+    assert '"finish_reason": "tool_call"' in chat["gen_ai.output.messages"]
     assert not [hidden for hidden in ("sealed", "my thoughts", "\x1b", "\x07") if hidden in str(chat)]
     tool = attributes(spans[step_span(task, 2)])
     assert tool["gen_ai.tool.call.arguments"] == '{"a": 1}'
     assert len(tool["gen_ai.tool.call.result"]) < 17_000
     assert "gen_ai.tool.call.result" not in attributes(spans[step_span(task, 3)])
+
+
+def test_contents_that_cannot_be_read_do_not_stop_the_export(
+    driver: LifecycleDriver, make_tracer: Make, collector: Collector
+) -> None:
+    tracer = make_tracer(otel_instrumentation_genai_capture_message_content="SPAN_ONLY")
+    tracer.run_once()
+    task = driver.run("A")
+    write(driver, task, 1, step(1, **SAID), step(2, kind="tool_call", name="t", input={"arguments": 1}))
+    messages = json.dumps({"messages": [None, 1, {"role": "user", "content": [None, 1]}]})
+    change(driver, f"UPDATE steps SET output = '{'9' * 5_000}', input = '{messages}' WHERE number = 1")
+    change(driver, f"UPDATE steps SET output = '{'[' * 3_000}{']' * 3_000}' WHERE number = 2")
+    driver.finish(task)
+    export_all(tracer)
+    spans = by_id(collector)
+    chat, tool = (attributes(spans[step_span(task, number)]) for number in (1, 2))
+    assert chat["gen_ai.input.messages"] == '[{"role": "user", "parts": []}]'
+    assert tool["gen_ai.tool.call.arguments"] == "1"
+
+
+@pytest.mark.parametrize("contents", ["NO_CONTENT", "SPAN_ONLY"])
+def test_span_of_a_task_that_is_deleted_while_it_waits_for_the_endpoint_is_not_sent(
+    driver: LifecycleDriver, make_tracer: Make, collector: Collector, contents: str
+) -> None:
+    tracer = make_tracer(otel_instrumentation_genai_capture_message_content=contents)
+    tracer.run_once()
+    erased, kept = driver.run("A", key="acme"), driver.run("A")
+    write(driver, erased, 1, step(1, **SAID))
+    for task in (erased, kept):
+        driver.finish(task)
+    collector.answer = lambda spans: (503, {}, b"")
+    tracer.run_once()
+    assert collector.requests == 1
+    tenant = Subject(namespace="default", tenant="acme")
+    assert driver.call(erase, tenant, orchestrator(), after=None, dry_run=False).tasks == 1
+    collector.answer = lambda spans: ACCEPTED
+    export_all(tracer)
+    assert by_id(collector).keys() == {task_span(kept), claim_span(kept, 1)}
+    found = state_row(driver)
+    assert (found["exported"], found["pruned"]) == (2, 3)
 
 
 def test_hostile_names_and_times_are_exported_as_bounded_text(
@@ -772,6 +837,15 @@ def test_retention_waits_for_no_export_that_nothing_runs(
     assert deleted(driver, settings) == 1
 
 
+def test_deletion_reads_nothing_for_traces_that_are_off(driver: LifecycleDriver) -> None:
+    driver.finish(task := driver.run())
+    with driver.engine.begin() as connection:
+        plans = plans_of(connection, lambda: state.count_pruned(connection, [task]))
+    assert [plan["Query Text"].strip()[:9] for plan in plans] == ["WITH lost"]
+    reading = [node for plan in plans for node in every_node(plan) if node.get("Relation Name") in state.MARKED]
+    assert {node["Actual Loops"] for node in reading} == {0}
+
+
 def test_idle_round_is_one_statement_and_moves_nothing(driver: LifecycleDriver, tracer: Tracer) -> None:
     export_all(tracer)
     statements: list[str] = []
@@ -802,9 +876,55 @@ def test_looking_for_work_reads_one_place_however_large_the_backlog(driver: Life
     assert sum(map(rows_read, plans)) < 5_000
 
 
+def test_export_continues_in_a_server_whose_transactions_have_lower_numbers(
+    driver: LifecycleDriver, tracer: Tracer, collector: Collector
+) -> None:
+    """A dump was restored there. What was exported before is not exported again."""
+    driver.finish(before := driver.run())
+    export_all(tracer)
+    driver.sql("UPDATE tracing_state SET exported_below = exported_below + 1000000000")
+    driver.finish(after := driver.run())
+    with capture_logs() as logs:
+        export_all(tracer)
+    assert [line["event"] for line in logs].count("tracing_restored") == 1
+    assert {task_span(before), task_span(after)} <= by_id(collector).keys()
+    assert len(collector.spans()) == collector.exports() == 4
+    driver.finish(driver.run())
+    export_all(tracer)
+    assert len(collector.spans()) == collector.exports() == 6
+
+
 def test_metrics_say_how_late_the_export_is(driver: LifecycleDriver, tracer: Tracer) -> None:
     driver.finish(driver.run())
     age(driver, 1)
     assert state_row(driver)["age"] > 0
     export_all(tracer)
     assert (state_row(driver)["age"], state_row(driver)["exported"]) == (0.0, 2)
+
+
+def test_metrics_have_no_age_while_nothing_exports(driver: LifecycleDriver, tracer: Tracer) -> None:
+    """After traces are switched off, nothing is late."""
+    driver.finish(driver.run())
+    driver.sql("UPDATE tracing_state SET seen_at = now() - interval '2 hours'")
+    names = {family.name for family in driver.call(metrics.read)}
+    assert metrics.TRACE_AGE not in names
+    assert "minions_trace_spans" in names
+
+
+@pytest.mark.parametrize("moment", ["infinity", "-infinity"])
+def test_metrics_ignore_infinite_times_of_workers(driver: LifecycleDriver, tracer: Tracer, moment: str) -> None:
+    write(driver, task := driver.run(), 1, step(1, finished_at=moment))
+    driver.finish(task)
+    assert 0.0 <= state_row(driver)["age"] < 3600.0
+
+
+def test_export_that_fails_is_still_one_that_runs(
+    driver: LifecycleDriver, tracer: Tracer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise retention would not wait for it, and no alert would say that it is late."""
+    driver.finish(driver.run())
+    driver.sql("UPDATE tracing_state SET seen_at = now() - interval '2 hours'")
+    monkeypatch.setattr(tracing, "rows_of", lambda *_, **__: iter([("claim", {})]))
+    with pytest.raises(KeyError):
+        tracer.run_once()
+    assert state_row(driver)["age"] is not None

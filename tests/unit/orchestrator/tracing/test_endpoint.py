@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -34,6 +35,13 @@ def test_address_is_that_of_the_variables(base: str | None, traces: str | None, 
     assert made.url == url
 
 
+def test_query_of_the_address_is_sent_and_not_shown() -> None:
+    made = endpoint(otel_exporter_otlp_traces_endpoint="https://otlp.example.com:4318/spans?key=hunter2#x")
+    assert made.url.startswith("https://otlp.example.com:4318/spans?key=hunter2")
+    assert "hunter2" not in made.shown
+    assert made.shown.startswith("https://otlp.example.com:4318/spans")
+
+
 def test_time_out_is_in_milliseconds() -> None:
     assert endpoint().seconds == 10.0
     assert endpoint(otel_exporter_otlp_timeout=2_500).seconds == 2.5
@@ -54,6 +62,7 @@ def test_traces_are_off_without_an_address() -> None:
         ({"otel_exporter_otlp_headers": SecretStr("a b=hunter2")}, "a name must be a header's"),
         ({"otel_exporter_otlp_headers": SecretStr("a=hunter2%0d%0ax: y")}, "a value printable ASCII"),
         ({"otel_exporter_otlp_traces_headers": SecretStr("=x")}, "OTEL_EXPORTER_OTLP_TRACES_HEADERS is not valid"),
+        ({"otel_exporter_otlp_headers": SecretStr("Content-Length=5")}, "must not have the header content-length"),
         ({"otel_resource_attributes": "x"}, "OTEL_RESOURCE_ATTRIBUTES is not valid"),
     ],
 )
@@ -70,6 +79,11 @@ def test_resource_names_the_service_and_its_version() -> None:
         "service.version": minions.__version__,
         "deployment.environment.name": "development",
     }
+
+
+def test_resource_may_have_any_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environb, b"OTEL_RESOURCE_ATTRIBUTES", b"\xff=\xff")
+    assert "\\udcff" in {pair.key for pair in endpoint()._resource.attributes}
 
 
 @pytest.mark.parametrize("value", ["yes", "1", "all"])
