@@ -82,11 +82,6 @@ def suspended(connection: Connection, driver: LifecycleDriver, task: UUID) -> No
     assert lifecycle.suspend(connection, task, 1, {}, [child]) == "waiting"
 
 
-def suspended_now(connection: Connection, driver: LifecycleDriver, task: UUID) -> None:
-    child = {"step": 1, "name": "A", "request_hash": "", "request": {"agent": "A", "input": {}}}
-    assert lifecycle.suspend_now(connection, task, 1, {}, [child], [], lease=3600.0).state == "waiting"
-
-
 def written(connection: Connection, driver: LifecycleDriver, task: UUID) -> None:
     step = {"number": 1, "kind": "tool_call", "name": "t", "status": "started", "request_hash": "", "input": {}}
     assert lifecycle.write_steps(connection, task, 1, [step]) is not None
@@ -100,10 +95,8 @@ HOT: dict[str, Call] = {
     "claim": lambda c, d, t: lifecycle.claim(c, c.scalar(QUEUED), 0, d.worker),
     "write steps": written,
     "finish": lambda c, d, t: lifecycle.finish(c, t, 1, State.SUCCEEDED, {}),
-    "finish now": lambda c, d, t: lifecycle.finish_now(c, t, 1, State.SUCCEEDED, {}, lease=3600.0),
     "release": retried,
     "suspend": suspended,
-    "suspend now": suspended_now,
     "cancel": lambda c, d, t: lifecycle.cancel(c, t, reason="test"),
     "wake due": lambda c, d, t: lifecycle.wake_due(c),
     "republish": lambda c, d, t: lifecycle.republish(c, lease=3600.0, patience=5.0, empty_queues=["work"]),
