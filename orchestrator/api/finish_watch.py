@@ -36,10 +36,10 @@ class Expectation:
 
 
 class Heard:
-    """The tasks that have ended while the block of `FinishWatch.hearing` runs, according to notifications.
+    """The tasks that have ended since the block of `FinishWatch.hearing` began, according to notifications.
 
     Attributes:
-        all: whether no notification can have been missed.
+        all: whether no notification about the submitted task can have been missed.
     """
 
     def __init__(self, *, all: bool) -> None:
@@ -76,7 +76,7 @@ class FinishWatch:
 
     @contextmanager
     def hearing(self) -> Iterator[Heard]:
-        """Collect the ends of tasks while the block runs, for one that is submitted in it."""
+        """Collect the ends of tasks for one that is submitted in the block, until `expecting` waits for that."""
         heard = Heard(all=self._watching.hears(FINISHED))
         self._hearing.add(heard)
         try:
@@ -93,6 +93,9 @@ class FinishWatch:
             heard: what was heard since before the task was submitted; None if it may be older.
         """
         expectation = Expectation()
+        if heard is not None:
+            # Notifications reach the expectation from now on, and a long wait must not collect those of all tasks.
+            self._hearing.discard(heard)
         if self._released or (heard is not None and task in heard.tasks):
             expectation.met.set()
         self._expected.setdefault(task, set()).add(expectation)

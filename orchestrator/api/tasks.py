@@ -113,9 +113,11 @@ async def submit_task(
     with watch.hearing() if query.wait else nullcontext() as heard:
         accepted = await run_in_threadpool(_accept, request.app.state, sent, idempotency_key, callers_span, key)
         _describe(accepted, response)
+        if heard is not None and not accepted.created:
+            heard.all = False  # The task may have ended before.
         # A large body takes up the API's memory until it is answered.
         seconds = query.wait if len(sent) <= body.ENVELOPE_BYTES else 0
-        return await _load_ended(request, database, accepted.task_id, seconds, heard if accepted.created else None)
+        return await _load_ended(request, database, accepted.task_id, seconds, heard)
 
 
 @router.post(
@@ -405,7 +407,7 @@ async def _load_ended(
     """Return a task when it has ended, or when the time is up.
 
     Args:
-        heard: the ends that were heard since before the task was submitted; None if it may be older.
+        heard: the ends that were heard since before the request was accepted; None if it submits no task.
 
     Raises:
         Unauthorized: the key is no longer valid.

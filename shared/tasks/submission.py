@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -85,6 +86,7 @@ class KnownTargets:
 
     def __init__(self) -> None:
         self._targets: dict[tuple[str, str], Target] = {}
+        self._remembering = threading.Lock()
 
     def prepare(self, request: TaskRequest, *, submitted_by: str, submitter_key: str) -> NewTask | None:
         """Check a request, as `submission.prepare` does. Return None if that must check it: it may be refused."""
@@ -102,9 +104,11 @@ class KnownTargets:
     def remember(self, request: TaskRequest, target: Target) -> None:
         """Remember the agent version that a request was checked against."""
         if target.lasting and _names_only_agent(request):
-            if len(self._targets) >= MOST_KNOWN:
-                del self._targets[next(iter(self._targets))]
-            self._targets[_name_of(request)] = target
+            with self._remembering:
+                self._targets.pop(_name_of(request), None)
+                if len(self._targets) >= MOST_KNOWN:
+                    del self._targets[next(iter(self._targets))]
+                self._targets[_name_of(request)] = target
 
 
 def submit(engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: str) -> list[Accepted]:

@@ -102,6 +102,8 @@ class Nursery:
                 env={**environment, "PYTHONWARNINGS": "default"},
                 stdin=theirs,
                 stdout=subprocess.DEVNULL,
+                # An interrupt on the terminal is for the tests, which then end their processes.
+                start_new_session=True,
             )
         atexit.register(self._end)
 

@@ -171,6 +171,20 @@ def test_new_task_is_waited_for_without_a_query(
     assert task not in looked
 
 
+def test_waiting_submission_collects_no_ends_of_other_tasks(
+    seldom_looking: Api, database: Engine, threads: ThreadPoolExecutor
+) -> None:
+    """There may be thousands of them in a minute, and hundreds of callers who wait."""
+    watch, echo = seldom_looking.app.state.finish_watch, {"agent": "Echo", "idempotency_key": "once"}
+    subscribed(seldom_looking)
+    with seldom_looking.http() as http:
+        waiting = [threads.submit(http.post, "/v1/tasks", json=echo, params={"wait": 60}) for _ in range(2)]
+        [task] = wait_until(lambda: [task for task, waits in watch._expected.items() if len(waits) == 2], "the waits")
+        assert watch._hearing == set()
+        end(database, str(task), hint=True)
+        assert [each.result(30).json()["state"] for each in waiting] == ["cancelled"] * 2
+
+
 def test_end_between_submission_and_wait_is_heard(
     seldom_looking: Api, database: Engine, looked: set[UUID], monkeypatch: pytest.MonkeyPatch
 ) -> None:

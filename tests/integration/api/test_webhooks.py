@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from minions import Client, errors
 from orchestrator.api.app import create_app
 from orchestrator.cli import app as commands
+from shared.database.connections import autocommit, be_patient
 from shared.settings import Settings, get_settings
 from shared.tasks import lifecycle
 from tests.support.processes import wait_until
@@ -89,9 +90,11 @@ def test_audit_row_of_a_change_has_only_that_change(client: Client, database: En
     """Two people change a webhook at the same time."""
     client.add_webhook("hook", URL)
     with ThreadPoolExecutor(1) as thread, database.connect() as other:
+        be_patient(other)
         other.execute(text("UPDATE webhooks SET enabled = false"))
         changing = thread.submit(client.change_webhook, "hook", roots_only=False)
-        with database.connect() as watching:
+        # In a transaction, PostgreSQL repeats the activity that the first look found.
+        with autocommit(database).connect() as watching:
             wait_until(lambda: watching.scalar(BLOCKED), "the second change waits for the first")
         other.commit()
         changing.result()
