@@ -413,6 +413,8 @@ class ForkServer:
     def _reason_of_death(self) -> ZygoteLost | PackageRefused:
         if self._loading is not None:
             return PackageRefused(self._loading, "the process that imported it ended; it crashes, or memory ran out")
+        if self._process is None and not self._ready:
+            return ZygoteLost("it admits no other process, or has ended")
         return ZygoteLost("the zygote was killed, perhaps because memory ran out")
 
     def _welcome(self, number: int, descriptors: list[int]) -> None:
