@@ -42,9 +42,7 @@ CLOSE_PATIENCE = 5.0
 _launching = threading.RLock()
 """Held while a zygote is started. A process that another thread forked in the middle would keep the descriptors open
 whose end this one waits for, for as long as it lives."""
-os.register_at_fork(
-    before=_launching.acquire, after_in_parent=_launching.release, after_in_child=_launching.release
-)
+os.register_at_fork(before=_launching.acquire, after_in_parent=_launching.release, after_in_child=_launching.release)
 
 
 class ZygoteLost(Exception):
