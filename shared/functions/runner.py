@@ -20,7 +20,7 @@ from shared.database.connections import get_engine
 from shared.database.tables import FunctionVersion
 from shared.errors import FunctionError, InvalidInput, InvalidOutput, MinionError
 from shared.functions import security_events
-from shared.sandbox import Outcome, Sandbox, SandboxFault
+from shared.sandbox import Outcome, Sandbox, SandboxFault, levels
 from shared.sandbox.keeper import Keeper
 from shared.settings import get_settings
 from shared.tasks.directives import directive_in
@@ -93,7 +93,7 @@ _keepers: list[Keeper] = []
 
 def share_sandbox() -> None:
     """Let the processes that this one forks from now on share one zygote, which starts when one of them needs it."""
-    if not _keepers:
+    if not _keepers and levels.unsupported() is None:
         _keepers.append(Keeper(get_settings().sandbox_preload))
 
 

@@ -39,6 +39,11 @@ _BOOT = (
 _EXPECTED_DESCRIPTORS = 2
 CLOSE_PATIENCE = 5.0
 
+_launching = threading.RLock()
+"""Held while a zygote is started. A process that another thread forked in the middle would keep the descriptors open
+whose end this one waits for, for as long as it lives."""
+os.register_at_fork(before=_launching.acquire, after_in_parent=_launching.release, after_in_child=_launching.release)
+
 
 class ZygoteLost(Exception):
     """The zygote ended, or does not answer."""
@@ -131,14 +136,15 @@ class ForkServer:
             ZygoteRefused: it refuses to serve.
             PackageRefused: it may serve without one of the modules.
         """
-        server = cls(pool)
         shared = entrance.fileno() if entrance else None
         path = [os.path.abspath(entry) for entry in sys.path]
         settings = {
             "path": path, "host": os.getpid(), "preload": list(preload), "failed": dict(failed),
             "without": sorted(without), "entrance": shared,
         }  # fmt: skip
-        server._launch(() if shared is None else (shared,))
+        with _launching:
+            server = cls(pool)
+            server._launch(() if shared is None else (shared,))
         server._meet(lambda: server._control.send(json.dumps(settings).encode()), START_PATIENCE)
         return server
 
@@ -405,6 +411,8 @@ class ForkServer:
     def _reason_of_death(self) -> ZygoteLost | PackageRefused:
         if self._loading is not None:
             return PackageRefused(self._loading, "the process that imported it ended; it crashes, or memory ran out")
+        if self._process is None and not self._ready:
+            return ZygoteLost("it admits no other process, or has ended")
         return ZygoteLost("the zygote was killed, perhaps because memory ran out")
 
     def _welcome(self, number: int, descriptors: list[int]) -> None:

@@ -21,6 +21,7 @@ import pytest
 
 from shared.sandbox import Outcome, Sandbox, SandboxRefused
 from shared.sandbox.fork_server import ForkServer, ZygoteLost
+from shared.sandbox.host import VALIDATION_TIMEOUT
 from shared.sandbox.parked import ParkedChild
 from tests.support.processes import wait_until
 
@@ -161,6 +162,22 @@ def test_dead_zygote_provides_no_children() -> None:
             server.take(time.monotonic() + 20)
 
 
+def test_sigterm_to_all_processes_ends_no_call() -> None:
+    """A service manager may send it to the whole worker, which then waits for the tasks that run."""
+    with Sandbox() as sandbox:
+        assert works(sandbox)
+        assert isinstance(sandbox._server, ForkServer)
+        child, thread, _ = in_thread(sandbox)
+        server = sandbox._server
+        for pid in {server.pid, zygote_of(sandbox)}:
+            os.kill(pid, signal.SIGTERM)
+        assert all(works(sandbox) for _ in range(20))
+        assert sandbox._server is server
+        assert not child.has_ended(0)
+        child.kill()
+        thread.join()
+
+
 def zygote_of(sandbox: Sandbox) -> int:
     assert isinstance(sandbox._server, ForkServer)
     return zygote_below(sandbox._server)
@@ -178,7 +195,9 @@ def in_thread(sandbox: Sandbox) -> tuple[ParkedChild, threading.Thread, list[Out
 
     def watch(child: ParkedChild, seconds: float) -> None:
         ForkServer.watch(server, child, seconds)
-        under_way.put(child)
+        # Not the child that compiles the function, before a second call.
+        if seconds > VALIDATION_TIMEOUT:
+            under_way.put(child)
 
     server = sandbox._server
     assert isinstance(server, ForkServer)
@@ -329,6 +348,25 @@ def test_process_limit_is_named_in_every_error(public_copy: Path, public_python:
     for fault in faults:
         assert fault.startswith("unavailable")
         assert "`ulimit -u`" in fault
+
+
+def test_fork_by_another_thread_does_not_delay_a_start() -> None:
+    """A worker replaces its slots at any time. A slot must not keep what the start of a zygote waits for."""
+    with patch.object(ForkServer, "_meet"), ThreadPoolExecutor(1) as pool:
+        for _ in range(3):
+            start = pool.submit(ForkServer.start, (), {}, frozenset(), 0)
+            slots: list[int] = []
+            while not start.done() and len(slots) < 20:
+                slots.append(os.fork())
+                if slots[-1] == 0:
+                    signal.pause()
+                    os._exit(0)
+            try:
+                start.result(20).close()
+            finally:
+                for slot in slots:
+                    os.kill(slot, signal.SIGKILL)
+                    os.waitpid(slot, 0)
 
 
 def test_killed_waiting_children_are_replaced() -> None:

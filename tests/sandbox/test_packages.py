@@ -167,6 +167,13 @@ def test_global_generator_of_numpy_differs_between_calls(write: Write) -> None:
         assert len({run(sandbox, source, "numpy").value for _ in range(5)}) == 5
 
 
+def test_number_that_gauss_keeps_for_its_next_call_is_not_shared(write: Write) -> None:
+    write({"acme": "import random\nNOISE = random.gauss(0, 1)"})
+    with Sandbox(preload=["acme"]) as sandbox:
+        source = "import random\ndef f(): return random.gauss(0, 1)"
+        assert len({run(sandbox, source, "random").value for _ in range(5)}) == 5
+
+
 def test_submodule_of_a_safe_package_can_be_preloaded() -> None:
     with Sandbox(preload=["urllib.request"]) as sandbox:
         returned = "[urllib.request.Request('http://a').host, urllib.parse.quote(' ')]"

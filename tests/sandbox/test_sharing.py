@@ -18,6 +18,7 @@ from shared.sandbox.fork_server import ForkServer
 from shared.sandbox.keeper import Keeper
 from shared.sandbox.parked import ParkedChild
 from tests.sandbox.test_lifecycle import DOUBLE, SLEEP, await_end, children, descendants, in_thread, works
+from tests.support.processes import wait_until
 
 SLOW = "import time\ndef f(x):\n    time.sleep(x)\n    return x"
 
@@ -79,8 +80,8 @@ def test_other_programs_cannot_join(keeper: Keeper) -> None:
 
 
 def test_children_have_no_way_to_the_others(sandbox: Sandbox, neighbour: Sandbox) -> None:
-    # Its channel is its only descriptor.
-    assert os.listdir(f"/proc/{pid_of(parked(sandbox))}/fd") == ["0"]
+    child = pid_of(parked(sandbox))
+    wait_until(lambda: os.listdir(f"/proc/{child}/fd") == ["0"], "its channel is its only descriptor")
 
 
 @pytest.mark.parametrize("order", [wire.KILL, wire.WATCH, wire.STATUS])
@@ -108,6 +109,7 @@ def test_children_of_a_killed_process_end_at_once_and_no_others(keeper: Keeper, 
             time.sleep(60)
         os._exit(1)
     orphans = [int(number) for number in os.read(reading, 100).split()]
+    assert len(orphans) == 2
     outcomes: list[Outcome] = []
     call = threading.Thread(target=lambda: outcomes.append(neighbour.call(SLOW, "f", {"x": 0.5})))
     call.start()
@@ -181,12 +183,15 @@ def test_frozen_zygote_is_replaced_by_separate_ones(keeper: Keeper, monkeypatch:
             os.kill(zygote, signal.SIGCONT)
 
 
-def test_process_starts_its_own_zygote_if_none_can_be_shared() -> None:
+def test_process_starts_its_own_zygote_if_none_can_be_shared(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "shared.sandbox")
     with patch.object(Sandbox, "share", side_effect=SandboxRefused("not here")):
         refusing = Keeper()
         with Sandbox(door=refusing.door) as sandbox:
             assert works(sandbox)
             assert not is_shared(sandbox)
+    assert "the zygote cannot be shared: not here" in caplog.messages
+    assert "the shared zygote cannot be used: it admits no other process, or has ended" in caplog.messages
 
 
 def test_zygote_ends_with_its_keeper() -> None:

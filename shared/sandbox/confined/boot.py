@@ -18,6 +18,7 @@ import io
 import json
 import linecache
 import os
+import random
 import signal
 import socket
 import sys
@@ -124,6 +125,8 @@ def _prepare_interpreter(
     hooks = packages.load(
         settings["preload"], architecture, lambda name: _notify(control, wire.LOADING, {"name": name})
     )
+    # A package may have drawn from `gauss`, which keeps a number for the next call. Children seed the generator alone.
+    random.seed()
     policy.failed_packages.update(settings["failed"])
     facades.preloaded.update(settings["preload"])
     facades.prepare()
@@ -189,6 +192,8 @@ def _wait_for(pid: int, host: int) -> None:
         os.closerange(begin, end)
     for descriptor in (low, high):
         os.set_inheritable(descriptor, True)
+    # As the zygote does: the running calls may still end when a service manager sends it to all processes.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     command = [sys.executable, "-I", "-S", "-c", _WAITER, str(zygote), str(host), str(pid)]
     os.execv(command[0], command)  # noqa: S606 a program of this file
 

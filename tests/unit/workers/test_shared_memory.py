@@ -22,3 +22,10 @@ def test_slots_share_one_zygote(monkeypatch: pytest.MonkeyPatch) -> None:
         shared = isinstance(sandbox._server, ForkServer) and sandbox._server._process is None
         os._exit(0 if fine and shared else 1)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_slots_share_nothing_where_no_zygote_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_keepers", [])
+    monkeypatch.setattr("shared.sandbox.levels.unsupported", lambda: "no confinement is known for darwin")
+    runner.share_sandbox()
+    assert runner._keepers == []
