@@ -117,9 +117,36 @@ def test_invalid_silence_is_refused(with_key: WithKey, change: dict[str, Any], s
     assert said in answer.text
 
 
+@pytest.mark.parametrize("matcher", [{"rule": "*"}, {"rule": "threat.*"}, {"subject": "threat.refusals"}])
+def test_silence_that_may_match_threats_needs_the_right_to_read_the_audit_log(
+    with_key: WithKey, ids: dict[str, str], matcher: dict[str, str]
+) -> None:
+    body = {"until": SOON.isoformat(), "reason": "quiet", **matcher}
+    operator = with_key("operator", namespace="ours")
+    refused = operator.post("/v1/silences", json=body)
+    assert refused.status_code == 403
+    assert "audit:read" in refused.text
+    assert operator.post("/v1/silences", json=body | {"rule": "*", "agent": "other"}).status_code == 201
+    admin = with_key("admin", namespace="ours")
+    assert admin.post("/v1/silences", json=body).status_code == 201
+    assert admin.get(f"/v1/alerts/{ids['threat']}").json()["state"] == "silenced"
+
+
+def test_silences_of_a_namespace_leave_room_for_those_of_others(with_key: WithKey, database: Engine) -> None:
+    with database.begin() as connection:
+        connection.execute(
+            text("INSERT INTO alert_silences (namespace, rule, until_at, reason, created_by) "
+                 "SELECT 'ours', 'unserved', now() + interval '1 hour', 'known', 'x' FROM generate_series(1, 100)")
+        )  # fmt: skip
+    body = {"rule": "unserved", "until": SOON.isoformat(), "reason": "known"}
+    full = with_key("operator", namespace="ours").post("/v1/silences", json=body)
+    assert (full.status_code, "There are 100 silences" in full.text) == (409, True)
+    assert with_key("operator", namespace="theirs").post("/v1/silences", json=body).status_code == 201
+
+
 def test_silence_of_a_bound_key_is_in_its_namespace(with_key: WithKey, ids: dict[str, str]) -> None:
     body = {"rule": "*", "until": SOON.isoformat(), "reason": "known"}
-    ours = with_key("operator", namespace="ours")
+    ours = with_key("admin", namespace="ours")
     assert ours.post("/v1/silences", json=body).json()["namespace"] == "ours"
     assert ours.post("/v1/silences", json=body | {"namespace": "theirs"}).status_code == 403
     whole = with_key("admin")
