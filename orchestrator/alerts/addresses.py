@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 MOST_ADDRESSES = 20
 LONGEST_REASON = 300
 SHORTEST_SECRET = 4
-TIMEOUT_SECONDS = 30.0
-"""Of a message, to all that an address names: well within the lease of a receiver."""
 LOGGER = "apprise"
 OVERFLOW = re.compile(r"(?i)[?&]overflow=")
 
@@ -56,7 +54,7 @@ class Address:
         from apprise import NotifyFormat
 
         try:
-            with target.notify(title=title, body=text, body_format=NotifyFormat.TEXT, timeout=TIMEOUT_SECONDS) as result:
+            with target.notify(title=title, body=text, body_format=NotifyFormat.TEXT) as result:
                 if result:
                     return None
                 said = " ".join(entry.message for entry in result.logs())
@@ -141,4 +139,6 @@ def _asset() -> AppriseAsset:
         interpret_escapes=False,
         storage_mode="memory",
         plugin_paths=[],
+        # With a limit, it sends in threads that the end of the process waits for. Sockets have limits of their own.
+        service_timeout=0,
     )
