@@ -282,7 +282,10 @@ def test_gone_endpoint_is_disabled(local: Settings, database: Engine) -> None:
 
 # --------------------------------------------------------------------------------------------------------- addresses
 
-HOSTILE = "x\r\nBcc: all@example.com\n<!channel> @here [click](http://evil.example/) `rm` <http://evil.example|ok> www.evil.example"
+HOSTILE = (
+    "x\r\nBcc: all@example.com\n<!channel> @here [click](http://evil.example/) `rm` <http://evil.example|ok> "
+    "www.evil.example"
+)
 
 
 def test_mail_and_chat_get_harmless_text(local: Settings, database: Engine) -> None:
