@@ -46,7 +46,7 @@ class Address:
     @property
     def name(self) -> str:
         """The name that logs and lists show."""
-        return f"{self.kind}:{hashlib.sha256(self.url.encode()).hexdigest()[:8]}"
+        return f"{self.kind}:{_digest(self.url)}"
 
     def send(self, title: str, text: str) -> str | None:
         """Send plain text; return why it was not accepted, or None."""
@@ -117,6 +117,12 @@ def check(settings: Settings) -> None:
     """Raise NotConfigured if an address is invalid."""
     for address in of(settings):
         address.check()
+
+
+@cache
+def _digest(url: str) -> str:
+    """Return a digest of an address. It is slow, because the rest of an address may be known and its password weak."""
+    return hashlib.scrypt(url.encode(), salt=b"minions alert address", n=2**14, r=8, p=1, dklen=4).hex()
 
 
 @cache

@@ -239,7 +239,7 @@ def list_silences(query: Annotated[SilencePage, Query()], database: Statements, 
     openapi_extra=body.documented(SilenceRequest.model_json_schema()),
 )
 def add_silence(sent: body.SmallBody, database: Database, actor: Actor) -> dict[str, Any]:
-    """Silences alerts until a time: they are kept, and nobody is notified. Without a namespace, a key without bounds
+    """Silences alerts until a time: they are kept, and not sent. Without a namespace, a key without bounds
     silences those of the whole installation. A silence that may match threats needs `audit:read` too."""
     asked = body.parse_model(SilenceRequest, sent)
     scope = actor.key.scope
