@@ -169,3 +169,22 @@ def test_commands(run_cli: Run, ids: dict[str, str]) -> None:
     assert run_cli("alerts", "unsilence", silence).code == 0
     assert "No silences" in run_cli("alerts", "silences").line
     assert "MINION_ALERT_URLS is not set" in run_cli("alerts", "test").line
+
+
+def test_webhook_commands_understand_an_orchestrator_of_the_previous_release(
+    run_cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: dict[str, Any] = {}
+
+    def add_webhook(client: Client, name: str, url: str, **fields: Any) -> dict[str, Any]:
+        sent.update(fields)
+        return {"name": name, "url": url, "secret": "whsec_x"}
+
+    known = {"name": "hook", "enabled": True, "url": "http://x", "states": [], "agents": [], "labels": {}}
+    monkeypatch.setattr(Client, "add_webhook", add_webhook)
+    monkeypatch.setattr(Client, "webhooks", lambda client: iter([known | {"roots_only": True, "pending": 0}]))
+    assert run_cli("webhooks", "add", "hook", "http://x").code == 0
+    assert "events" not in sent, "it refuses fields that it does not know"
+    assert "tasks" in run_cli("webhooks", "list").line
+    assert run_cli("webhooks", "add", "hook", "http://x", "--event", "alerts").code == 0
+    assert sent["events"] == ["alerts"]
