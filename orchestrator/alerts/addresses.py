@@ -8,11 +8,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-import threading
 import warnings
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from orchestrator.alerts.notices import harmless
@@ -26,7 +25,7 @@ MOST_ADDRESSES = 20
 LONGEST_REASON = 300
 SHORTEST_SECRET = 4
 LOGGER = "apprise"
-SENDING = threading.Lock()
+OVERFLOW = re.compile(r"(?i)[?&]overflow=")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +46,21 @@ class Address:
     @property
     def name(self) -> str:
         """The name that logs and lists show."""
-        return f"{self.kind}:{hashlib.sha256(self.url.encode()).hexdigest()[:8]}"
+        return f"{self.kind}:{_digest(self.url)}"
 
     def send(self, title: str, text: str) -> str | None:
         """Send plain text; return why it was not accepted, or None."""
         target = self._target()
-        import apprise
+        from apprise import NotifyFormat
 
-        capture: Any = apprise.LogCapture
-        # One at a time: what it captures is about all addresses, and only this one's secrets are removed.
-        with SENDING, capture(level=logging.WARNING, fmt="%(message)s") as said:
-            try:
-                if target.notify(title=title, body=text, body_format=apprise.NotifyFormat.TEXT):
+        try:
+            with target.notify(title=title, body=text, body_format=NotifyFormat.TEXT) as result:
+                if result:
                     return None
-            except Exception as error:  # plugins raise what their libraries do
-                return self._scrubbed(f"{type(error).__name__}: {error}")
-            return self._scrubbed(said.getvalue()) or "The receiver did not accept it."
+                said = " ".join(entry.message for entry in result.logs())
+        except Exception as error:  # plugins raise what their libraries do
+            return self._scrubbed(f"{type(error).__name__}: {error}")
+        return self._scrubbed(said) or "The receiver did not accept it."
 
     def check(self) -> None:
         """Raise NotConfigured if the address is invalid."""
@@ -81,14 +79,25 @@ class Address:
                 f"Invalid MINION_ALERT_URLS: Apprise does not accept the address that begins with {self.kind}://. "
                 "Addresses are separated by spaces; https://appriseit.com/services/ lists their forms."
             )
+        if len(target) != 1:
+            raise NotConfigured(
+                f"Invalid MINION_ALERT_URLS: what begins with {self.kind}:// is {len(target)} addresses. "
+                "They must be separated by spaces, so that each is tried again alone."
+            )
+        for service in target:
+            # By default it sends what is too long for the service, which refuses that.
+            if not OVERFLOW.search(self.url):
+                service.overflow_mode = apprise.OverflowMode.TRUNCATE
         return target
 
     def _scrubbed(self, reason: str) -> str:
         """Return a reason without anything of the address but its kind."""
-        rest = unquote(self.url).partition("://")[2]
-        parts = {part for part in re.split(r"[^\w.-]+", rest) if len(part) >= SHORTEST_SECRET} | {rest, self.url}
+        rest = self.url.partition("://")[2]
+        raw = {*re.split(r"[/:@?&=#,]+", rest), *re.split(r"[^\w.-]+", unquote(rest)), rest, self.url}
+        parts = raw | {unquote(part) for part in raw}
         for part in sorted(parts, key=len, reverse=True):
-            reason = reason.replace(part, "…")
+            if len(part) >= SHORTEST_SECRET:
+                reason = reason.replace(part, "…")
         return harmless(reason.strip())[:LONGEST_REASON]
 
 
@@ -111,6 +120,12 @@ def check(settings: Settings) -> None:
 
 
 @cache
+def _digest(url: str) -> str:
+    """Return a digest of an address. It is slow, because the rest of an address may be known and its password weak."""
+    return hashlib.scrypt(url.encode(), salt=b"minions alert address", n=2**14, r=8, p=1, dklen=4).hex()
+
+
+@cache
 def _asset() -> AppriseAsset:
     """Return how Apprise is to behave: nothing is written to the disk, no redirect followed, no text interpreted."""
     import apprise
@@ -130,4 +145,6 @@ def _asset() -> AppriseAsset:
         interpret_escapes=False,
         storage_mode="memory",
         plugin_paths=[],
+        # With a limit, it sends in threads that the end of the process waits for. Sockets have limits of their own.
+        service_timeout=0,
     )

@@ -23,6 +23,10 @@ HOURS_BEFORE = WEEKS * WEEK
 """Hours of the past that a new leader reads."""
 BESIDE = (-1, 0, 1)
 FEWEST_DAYS = 2
+FEWEST_PEAKS = 3
+HALF_DAY = 12
+RECALLED = 2 * WEEK + DAY
+"""Hours in which an earlier deviation is looked for."""
 RECENT = DAY
 FEWEST_RECENT = 6
 TRUST_IN_LEVEL = 0.8
@@ -217,7 +221,7 @@ class LevelSeries:
         error = (shown - expected) / self._noise(expected, events)
         self._history.append((shown, shown - season, error), deviates=deviates)
         self._all.append(shown)
-        if len(self._all) > WEEK + DAY:
+        if len(self._all) > RECALLED + DAY:
             del self._all[:DAY]
 
     def _expectation(self) -> tuple[float, float]:
@@ -251,7 +255,7 @@ class LevelSeries:
         if len(self._all) < WEEK:
             unit *= CAUTION
         usual, size = self._figure(expected), self.sensitivity.sign * (shown - expected)
-        if usual < self.sensitivity.least or self._recurs(shown, unit):
+        if usual < self.sensitivity.least or self._recurs(shown, unit) or self._peaks(shown, size, unit):
             self._sum = 0.0
             return None
         self._sum = min(max(0.0, self._sum + size / unit - SLACK), LARGEST)
@@ -264,12 +268,24 @@ class LevelSeries:
 
     def _recurs(self, shown: float, unit: float) -> bool:
         """Return whether it deviated in the same way a week ago: then it is the season."""
-        if len(self._all) < WEEK or not math.isnan(self._values[-WEEK]):
+        if not self._was_seen(WEEK, shown, unit) or not math.isnan(self._values[-WEEK]):
             return False
-        recurs = self.sensitivity.sign * (shown - self._all[-WEEK]) <= SLACK * unit
-        if recurs:
+        if abs(shown - self._all[-WEEK]) <= SLACK * unit:
             self._values[-WEEK] = self._all[-WEEK]
-        return recurs
+        return True
+
+    def _peaks(self, shown: float, size: float, unit: float) -> bool:
+        """Return whether several days of two weeks had such a peak in the same hour: a season of another length."""
+        if size <= SLACK * unit:
+            return False
+        return sum(self._was_peak(ago, shown, unit) for ago in range(DAY, 2 * WEEK + 1, DAY)) >= FEWEST_PEAKS
+
+    def _was_peak(self, ago: int, shown: float, unit: float) -> bool:
+        """Return whether a figure was seen in an hour, and not in the half day before it: what lasts is no season."""
+        return self._was_seen(ago, shown, unit) and not self._was_seen(ago + HALF_DAY, shown, unit)
+
+    def _was_seen(self, ago: int, shown: float, unit: float) -> bool:
+        return len(self._all) >= ago and self.sensitivity.sign * (shown - self._all[-ago]) <= SLACK * unit
 
     def _figure(self, logarithm: float) -> float:
         return max(0.0, math.exp(min(logarithm, 700.0)) - self.sensitivity.offset)

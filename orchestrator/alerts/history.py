@@ -21,7 +21,7 @@ from orchestrator.observe import histogram
 log = structlog.get_logger(__name__)
 
 MOST_SUBJECTS = 2000
-"""Agents and queues that are judged: the first that are seen. 31 MB for 1,000."""
+"""Agents and queues that are judged: the first that are seen. 34 MB for 1,000."""
 FORGET_AFTER = HOURS_BEFORE
 CHUNK = 24
 JUDGED = 2

@@ -29,6 +29,8 @@ LONGEST_LINE = 400
 CHAT_MARKUP = str.maketrans({"<": "‹", ">": "›", "@": "＠", "`": "'", "[": "(", "]": ")", "*": "∗", "|": "¦"})
 """What Slack, Mattermost and mail readers would make mentions and links of."""
 LINK = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*):(?=//)")
+BARE_LINK = re.compile(r"(?i)\b(www\d*)\.")
+"""What chats and mail readers make a link of, without a scheme."""
 NAMES = UUID("5a0c1c0e-9d3f-4c61-8f4e-0d8f8ad1a5b7")
 
 # The state of an alert is due if the receiver does not know it, or if it still fires and was said long ago. What was
@@ -180,7 +182,7 @@ def base_of(settings: Settings) -> str | None:
 
 def harmless(text: str) -> str:
     """Return a text without what chats and mail readers would obey: mentions, markup, links."""
-    shown = LINK.sub(r"\1：", one_line(text).translate(CHAT_MARKUP))
+    shown = BARE_LINK.sub(r"\1．", LINK.sub(r"\1：", one_line(text).translate(CHAT_MARKUP)))
     return shown if len(shown) <= LONGEST_LINE else f"{shown[: LONGEST_LINE - 1]}…"
 
 

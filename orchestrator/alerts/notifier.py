@@ -1,7 +1,8 @@
 """The notifier: sends what receivers do not know yet. A receiver that is down is tried again, later and later.
 
-A message is sent at least once. Taking a receiver moves its `next_at` forward by a lease, so that several orchestrators
-share the work, no transaction stays open meanwhile, and what a dying one took is sent by another.
+A message is sent at least once. Taking a receiver moves its `next_at` forward by a lease, which is renewed before each
+message, so that several orchestrators share the work, no transaction stays open meanwhile, and what a dying one took is
+sent by another.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import sentry_sdk
@@ -58,7 +59,12 @@ REGISTER = text(
 WAITING = text("SELECT name FROM alert_receivers WHERE next_at > now() AND next_at < now() + interval '1 hour'")
 TAKE = text(
     "UPDATE alert_receivers SET next_at = now() + CAST(:lease AS interval) WHERE name = :name "
-    "AND (next_at <= now() OR next_at >= now() + interval '1 hour') RETURNING attempts"
+    "AND (next_at <= now() OR next_at >= now() + interval '1 hour') RETURNING attempts, next_at"
+)
+# After the lease, another orchestrator may have taken the receiver: then the time is another.
+RENEW = text(
+    "UPDATE alert_receivers SET next_at = now() + CAST(:lease AS interval) WHERE name = :name AND next_at = :taken "
+    "RETURNING next_at"
 )
 SETTLE = text(
     "UPDATE alert_receivers SET attempts = :attempts, last_error = :error, "
@@ -203,18 +209,25 @@ class Notifier(Loop):
         try:
             with self.engine.begin() as connection:
                 lease = timedelta(seconds=LEASE_SECONDS)
-                attempts = connection.scalar(TAKE, {"name": receiver.name, "lease": lease})
-            if attempts is not None:
-                outcome = self._send_all(receiver)
-                self._settle(receiver, attempts, outcome)
+                taken = connection.execute(TAKE, {"name": receiver.name, "lease": lease}).one_or_none()
+            if taken is not None and (outcome := self._send_all(receiver, taken.next_at)) is not None:
+                self._settle(receiver, taken.attempts, outcome)
         except SQLAlchemyError as error:
             log.warning("notice_not_settled", receiver=receiver.label, reason=reason(error))
         finally:
             del self._under_way[receiver.name]
 
-    def _send_all(self, receiver: Receiver) -> Outcome:
-        """Send the messages one after the other, until one is not accepted. Another may have sent some since."""
+    def _send_all(self, receiver: Receiver, taken: datetime) -> Outcome | None:
+        """Send the messages one after the other, until one is not accepted. Another may have sent some since.
+
+        Returns:
+            None if the receiver was so slow that another orchestrator has taken it.
+        """
         for notice in self._due(receiver):
+            renewed = self._renew(receiver, taken)
+            if renewed is None:
+                return None
+            taken = renewed
             outcome = self._send(receiver, notice)
             if outcome.error is not None:
                 return outcome
@@ -224,6 +237,12 @@ class Notifier(Loop):
             if self.stopping.is_set():
                 break
         return Outcome()
+
+    def _renew(self, receiver: Receiver, taken: datetime) -> datetime | None:
+        values = {"name": receiver.name, "taken": taken, "lease": timedelta(seconds=LEASE_SECONDS)}
+        with self.engine.begin() as connection:
+            renewed: datetime | None = connection.scalar(RENEW, values)
+        return renewed
 
     def _send(self, receiver: Receiver, notice: Notice) -> Outcome:
         try:

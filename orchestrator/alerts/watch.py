@@ -38,6 +38,7 @@ class AlertWatch(Loop):
         """Look at what is due, if this orchestrator leads."""
         pause = seconds_within_lease(self.settings)
         if not self.leadership.held():
+            self._forget()
             return pause
         now = time.monotonic()
         if now >= self._look_at:
@@ -68,13 +69,22 @@ class AlertWatch(Loop):
 
     def judge(self) -> bool:
         """Read some of the hours that are complete, and judge the last one. Return whether there are more."""
-        with self.engine.connect() as connection:
-            hour, verdicts = self._hours.advance(connection)
-        if hour is not None:
-            with self.engine.begin() as connection:
-                changes = self._keep(connection, verdicts, hour)
-            _tell(changes)
+        try:
+            with self.engine.connect() as connection:
+                hour, verdicts = self._hours.advance(connection)
+            if hour is not None:
+                with self.engine.begin() as connection:
+                    changes = self._keep(connection, verdicts, hour)
+                _tell(changes)
+        except Exception:
+            self._forget()
+            raise
         return self._hours.behind
+
+    def _forget(self) -> None:
+        """Read everything again: hours were added in part, their verdicts were lost, or another led in between."""
+        self._hours = Hours()
+        self._behind = True
 
     def _keep(self, connection: Connection, verdicts: list[Verdict], hour: int) -> list[store.Change]:
         found = anomalies.found(connection, verdicts, hour)

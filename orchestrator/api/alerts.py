@@ -27,6 +27,8 @@ router = APIRouter(prefix="/v1", tags=["alerts"])
 AlertState = Literal["firing", "acknowledged", "silenced", "resolved"]
 LONGEST_SILENCE = timedelta(days=366)
 MOST_SILENCES = 1000
+MOST_OF_NAMESPACE = 100
+"""Of the keys that are bound to one, so that none uses up the silences of all."""
 MATCHERS = ("rule", "agent", "capability", "subject")
 
 # Threats name keys and addresses, as the audit log does.
@@ -54,7 +56,10 @@ SILENCES = text(
     "AND (CAST(:within AS text) IS NULL OR namespace = :within) "
     "AND (CAST(:before AS uuid) IS NULL OR id < :before) ORDER BY id DESC LIMIT :most"
 )
-COUNT_SILENCES = text("SELECT count(*) FROM alert_silences WHERE until_at > now()")
+COUNT_SILENCES = text(
+    "SELECT count(*) AS all, count(*) FILTER (WHERE namespace = :within) AS own FROM alert_silences "
+    "WHERE until_at > now()"
+)
 ADD_SILENCE = text(
     "INSERT INTO alert_silences (namespace, rule, agent, capability, subject, until_at, reason, created_by) "  # noqa: S608
     f"VALUES (:namespace, :rule, :agent, :capability, :subject, :until, :reason, :who) RETURNING {SILENCE_COLUMNS}"
@@ -235,17 +240,19 @@ def list_silences(query: Annotated[SilencePage, Query()], database: Statements, 
 )
 def add_silence(sent: body.SmallBody, database: Database, actor: Actor) -> dict[str, Any]:
     """Silences alerts until a time: they are kept, and not sent. Without a namespace, a key without bounds
-    silences those of the whole installation."""
+    silences those of the whole installation. A silence that may match threats needs `audit:read` too."""
     asked = body.parse_model(SilenceRequest, sent)
     scope = actor.key.scope
     namespace = asked.namespace if scope.namespace is None else scope.namespace_of(asked.namespace)
     now = datetime.now(UTC)
     if not now < asked.until <= now + LONGEST_SILENCE:
         raise InvalidInput("Invalid `until`: it must be in the future, within a year.")
+    if _may_match_threats(asked):
+        # The holder of a stolen key must not silence the alerts about it.
+        actor.key.require(Permission.AUDIT_READ)
     values = {**asked.model_dump(), "namespace": namespace, "who": str(actor)}
     with database.begin() as connection:
-        if connection.execute(COUNT_SILENCES).scalar_one() >= MOST_SILENCES:
-            raise Conflict(f"There are {MOST_SILENCES} silences already. Remove some with `minion alerts unsilence`.")
+        _refuse_too_many(connection, scope.namespace)
         added = dict(connection.execute(ADD_SILENCE, values).mappings().one())
         store.apply_silences(connection)
         log.record(connection, actor, "silence.create", added["id"], namespace=namespace, after=_facts(added))
@@ -264,6 +271,21 @@ def remove_silence(silence_id: UUID, database: Database, actor: Actor) -> None:
         log.record(
             connection, actor, "silence.delete", silence_id, namespace=row["namespace"], before=_facts(dict(row))
         )
+
+
+def _may_match_threats(asked: SilenceRequest) -> bool:
+    """Return whether a silence may match the alerts of threats, which have no agent and no capability."""
+    if asked.agent is not None or asked.capability is not None:
+        return False
+    return asked.rule is None or asked.rule == "*" or asked.rule.startswith("threat.")
+
+
+def _refuse_too_many(connection: Connection, within: str | None) -> None:
+    """Raise Conflict if there are too many silences, of the key's namespace or at all."""
+    count = connection.execute(COUNT_SILENCES, {"within": within}).one()
+    for number, most in ((count.all, MOST_SILENCES), (count.own, MOST_OF_NAMESPACE)):
+        if number >= most:
+            raise Conflict(f"There are {most} silences already. Remove some with `minion alerts unsilence`.")
 
 
 def _reach(key: Key) -> dict[str, Any]:

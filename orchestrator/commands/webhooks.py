@@ -62,7 +62,7 @@ def list_webhooks(as_json: bool = AS_JSON) -> None:
                 w["name"],
                 "yes" if w["enabled"] else f"NO {w['disabled_reason'] or ''}".rstrip(),
                 w["url"],
-                ", ".join(w["events"]),
+                ", ".join(w.get("events", [Event.TASKS])),  # an orchestrator of 0.2 has none
                 ", ".join(w["states"]) or "all",
                 ", ".join(w["agents"]) or "all",
                 ", ".join(f"{name}={value}" for name, value in w["labels"].items()) or "any",
@@ -82,18 +82,17 @@ def add(
     state: list[State] = typer.Option([], "--state", "-s", help="Only tasks that end in this state; may be repeated."),
     agent: list[str] = typer.Option([], "--agent", "-a", help="Only tasks of this agent; may be repeated."),
     label: list[str] = typer.Option([], "--label", "-l", metavar="NAME=VALUE", help="Only tasks with this label."),
-    event: list[Event] = typer.Option([Event.TASKS], "--event", "-e", help="What to report; may be repeated."),
+    event: list[Event] = typer.Option([], "--event", "-e", help="What to report: tasks (the default), alerts."),
     all_tasks: bool = typer.Option(False, "--all-tasks", help="Also the tasks that other tasks create."),
     as_json: bool = AS_JSON,
 ) -> None:
     """Add a webhook and show its secret, this once."""
-    filters = {
-        "events": event,
+    filters: dict[str, Any] = {
         "states": state,
         "agents": agent,
         "labels": labels_of(label),
         "roots_only": not all_tasks,
-    }
+    } | ({"events": event} if event else {})
     with connect() as client:
         _print_secret(client.add_webhook(name, url, **filters), as_json)
 

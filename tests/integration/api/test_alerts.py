@@ -117,9 +117,36 @@ def test_invalid_silence_is_refused(with_key: WithKey, change: dict[str, Any], s
     assert said in answer.text
 
 
+@pytest.mark.parametrize("matcher", [{"rule": "*"}, {"rule": "threat.*"}, {"subject": "threat.refusals"}])
+def test_silence_that_may_match_threats_needs_the_right_to_read_the_audit_log(
+    with_key: WithKey, ids: dict[str, str], matcher: dict[str, str]
+) -> None:
+    body = {"until": SOON.isoformat(), "reason": "quiet", **matcher}
+    operator = with_key("operator", namespace="ours")
+    refused = operator.post("/v1/silences", json=body)
+    assert refused.status_code == 403
+    assert "audit:read" in refused.text
+    assert operator.post("/v1/silences", json=body | {"rule": "*", "agent": "other"}).status_code == 201
+    admin = with_key("admin", namespace="ours")
+    assert admin.post("/v1/silences", json=body).status_code == 201
+    assert admin.get(f"/v1/alerts/{ids['threat']}").json()["state"] == "silenced"
+
+
+def test_silences_of_a_namespace_leave_room_for_those_of_others(with_key: WithKey, database: Engine) -> None:
+    with database.begin() as connection:
+        connection.execute(
+            text("INSERT INTO alert_silences (namespace, rule, until_at, reason, created_by) "
+                 "SELECT 'ours', 'unserved', now() + interval '1 hour', 'known', 'x' FROM generate_series(1, 100)")
+        )  # fmt: skip
+    body = {"rule": "unserved", "until": SOON.isoformat(), "reason": "known"}
+    full = with_key("operator", namespace="ours").post("/v1/silences", json=body)
+    assert (full.status_code, "There are 100 silences" in full.text) == (409, True)
+    assert with_key("operator", namespace="theirs").post("/v1/silences", json=body).status_code == 201
+
+
 def test_silence_of_a_bound_key_is_in_its_namespace(with_key: WithKey, ids: dict[str, str]) -> None:
     body = {"rule": "*", "until": SOON.isoformat(), "reason": "known"}
-    ours = with_key("operator", namespace="ours")
+    ours = with_key("admin", namespace="ours")
     assert ours.post("/v1/silences", json=body).json()["namespace"] == "ours"
     assert ours.post("/v1/silences", json=body | {"namespace": "theirs"}).status_code == 403
     whole = with_key("admin")
@@ -142,3 +169,22 @@ def test_commands(run_cli: Run, ids: dict[str, str]) -> None:
     assert run_cli("alerts", "unsilence", silence).code == 0
     assert "No silences" in run_cli("alerts", "silences").line
     assert "MINION_ALERT_URLS is not set" in run_cli("alerts", "test").line
+
+
+def test_webhook_commands_understand_an_orchestrator_of_the_previous_release(
+    run_cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: dict[str, Any] = {}
+
+    def add_webhook(client: Client, name: str, url: str, **fields: Any) -> dict[str, Any]:
+        sent.update(fields)
+        return {"name": name, "url": url, "secret": "whsec_x"}
+
+    known = {"name": "hook", "enabled": True, "url": "http://x", "states": [], "agents": [], "labels": {}}
+    monkeypatch.setattr(Client, "add_webhook", add_webhook)
+    monkeypatch.setattr(Client, "webhooks", lambda client: iter([known | {"roots_only": True, "pending": 0}]))
+    assert run_cli("webhooks", "add", "hook", "http://x").code == 0
+    assert "events" not in sent, "it refuses fields that it does not know"
+    assert "tasks" in run_cli("webhooks", "list").line
+    assert run_cli("webhooks", "add", "hook", "http://x", "--event", "alerts").code == 0
+    assert sent["events"] == ["alerts"]

@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 from orchestrator.alerts import addresses, notices, store
 from orchestrator.alerts.addresses import Address
 from orchestrator.alerts.notices import Pace
-from orchestrator.alerts.notifier import Notifier
+from orchestrator.alerts.notifier import Hook, Notifier, Outcome
 from orchestrator.alerts.store import Found
 from shared.errors import NotConfigured
 from shared.settings import Settings
@@ -222,6 +222,28 @@ def test_two_orchestrators_send_once(local: Settings, database: Engine) -> None:
         assert len(receiver.received) == 1
 
 
+def test_slow_receiver_that_another_orchestrator_took_gets_nothing_twice(
+    local: Settings, database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = []
+
+    def slow(hook: Hook, settings: Settings, notice: notices.Notice) -> Outcome:
+        sent.append(notice.rule)
+        with database.begin() as connection:
+            connection.execute(text("UPDATE alert_receivers SET next_at = now() + interval '3 minutes', attempts = 7"))
+        return Outcome()
+
+    with receiving() as receiver:
+        subscribe(database, receiver)
+        fire(database, "work", rule="unserved")
+        fire(database, "work", rule="pending_old")
+        monkeypatch.setattr(Hook, "send", slow)
+        run(Notifier(local, database, pace=NOW))
+    assert len(sent) == 1
+    with database.connect() as connection:
+        assert connection.scalar(text("SELECT attempts FROM alert_receivers")) == 7, "the other one settles"
+
+
 def test_acknowledged_and_silenced_alerts_are_quiet(local: Settings, database: Engine) -> None:
     with receiving() as receiver:
         subscribe(database, receiver)
@@ -260,7 +282,10 @@ def test_gone_endpoint_is_disabled(local: Settings, database: Engine) -> None:
 
 # --------------------------------------------------------------------------------------------------------- addresses
 
-HOSTILE = "x\r\nBcc: all@example.com\n<!channel> @here [click](http://evil.example/) `rm` <http://evil.example|ok>"
+HOSTILE = (
+    "x\r\nBcc: all@example.com\n<!channel> @here [click](http://evil.example/) `rm` <http://evil.example|ok> "
+    "www.evil.example"
+)
 
 
 def test_mail_and_chat_get_harmless_text(local: Settings, database: Engine) -> None:
@@ -285,6 +310,7 @@ def test_mail_and_chat_get_harmless_text(local: Settings, database: Engine) -> N
     for shown in (body, letter):
         assert "<!channel>" not in shown
         assert "http://evil" not in shown
+        assert "www.evil" not in shown
         assert "@here" not in shown
     assert "＠here" in body
     assert re.search(r"http://127\.0\.0\.1:\d+/v1/alerts/", body), "our own link is one"
@@ -312,6 +338,47 @@ def test_invalid_address_is_refused_without_showing_it(settings: Settings, datab
     many = settings.model_copy(update={"alert_urls": SecretStr(" ".join(f"json://h{n}" for n in range(21)))})
     with pytest.raises(NotConfigured, match="at most 20"):
         addresses.check(many)
+
+
+def test_several_addresses_without_a_space_between_are_refused(settings: Settings) -> None:
+    joined = settings.model_copy(update={"alert_urls": SecretStr("json://one.example/secret,xml://two.example")})
+    with pytest.raises(NotConfigured, match="begins with json:// is 2 addresses") as error:
+        addresses.check(joined)
+    assert "secret" not in str(error.value)
+
+
+def test_encoded_secrets_are_not_shown() -> None:
+    address = Address("mailtos://user:p%23a%2Fb%24c@mail.example.com?to=ops@example.com")
+    for written in ("p%23a%2Fb%24c", "p#a/b$c"):
+        assert written not in address._scrubbed(f"535 refused: {written}")
+
+
+def test_receiver_that_hangs_holds_up_neither_another_nor_the_end_of_the_process() -> None:
+    def pooled() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")}
+
+    before = pooled()
+    with socket.create_server(("127.0.0.1", 0)) as hangs, receiving(200) as chat:
+        slow = Address(f"mmost://127.0.0.1:{hangs.getsockname()[1]}/private-token-4711?rto=60")
+        failed: list[str | None] = []
+        sending = threading.Thread(target=lambda: failed.append(slow.send("title", "text")))
+        sending.start()
+        hanging, _ = hangs.accept()
+        assert Address(f"mmost://127.0.0.1:{chat.port}/private-token-4712").send("title", "text") is None
+        assert not failed
+        assert pooled() <= before
+        hanging.close()
+        sending.join()
+    assert failed[0]
+    assert "private" not in failed[0]
+
+
+def test_text_that_is_too_long_for_a_service_is_cut() -> None:
+    with receiving(200) as chat:
+        address = Address(f"mmost://127.0.0.1:{chat.port}/private-token-4711")
+        assert address.send("Minions: unserved, 20 firing", "x" * 9000) is None
+    [post] = chat.received
+    assert len(json.loads(post.body)["text"]) <= 4000
 
 
 def test_text_is_bounded() -> None:

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine, text
 from structlog.testing import capture_logs
 
-from orchestrator.alerts import store
+from orchestrator.alerts import history, store
 from orchestrator.alerts.detector import Signal
 from orchestrator.alerts.history import Hours
 from orchestrator.alerts.store import Found
@@ -255,6 +255,49 @@ def test_anomaly_over_the_rollups_is_one_alert_with_its_reason(settings: Setting
     before = [row["id"] for row in alerts(database, open_only=False)]
     judge_all(watch(settings, database))
     assert [row["id"] for row in alerts(database, open_only=False)] == before
+
+
+def figures(looking: AlertWatch) -> dict[Any, list[float]]:
+    return {name: list(each._levels[Signal.COST]._all) for name, each in looking._hours._subjects.items()}
+
+
+@pytest.mark.parametrize("broken", ["read", "kept"])
+def test_anomaly_is_found_although_the_database_failed_in_between(
+    settings: Settings, database: Engine, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    write_hours(database, range(2, WEEKS * 168))
+    write_hours(database, range(1, 2), slower=8.0)
+    looking = watch(settings, database)
+    place, name = (history, "_ages") if broken == "read" else (store, "sync")
+    works, calls = getattr(place, name), 0
+
+    def failing(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == (40 if broken == "read" else 1):
+            raise ConnectionError("gone")
+        return works(*arguments)
+
+    monkeypatch.setattr(place, name, failing)
+    with pytest.raises(ConnectionError):
+        judge_all(looking)
+    judge_all(looking)
+    assert [alert["rule"] for alert in alerts(database)] == ["anomaly.run"]
+    undisturbed = watch(settings, database)
+    judge_all(undisturbed)
+    assert figures(looking) == figures(undisturbed), "no hour was added twice"
+
+
+def test_figures_are_read_again_after_another_has_led(
+    settings: Settings, database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_hours(database, range(1, 200))
+    looking = watch(settings, database)
+    judge_all(looking)
+    monkeypatch.setattr(looking.leadership, "held", lambda: False)
+    looking.run_once()
+    assert not looking._hours._subjects
+    assert looking._behind
 
 
 def test_anomaly_ends_when_hours_are_as_usual(settings: Settings, database: Engine) -> None:
