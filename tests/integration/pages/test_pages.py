@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from sqlalchemy import Engine, event, text
 
 from minions import Client
+from orchestrator.pages import comparing
 from shared.access.roles import MASK
+from shared.tasks import queries
 from tests.integration.api.conftest import Api
 from tests.integration.conftest import InlineWorker, Tasks
 from tests.integration.pages.conftest import Open
@@ -169,6 +172,38 @@ def test_list_is_in_pages(logged_in: Open, client: Client, define: Any) -> None:
     older = re.search(r'rel="next" href="([^"]+)"', page)
     assert older
     assert browser.get(older[1].replace("&amp;", "&")).text.count("<tr data-item>") == 10
+
+
+def test_search_that_continues_does_not_name_a_foreign_task(
+    logged_in: Open, client: Client, define: Any, database: Engine
+) -> None:
+    define(NOOP, agent_definition("A"))
+    own = client.submit("A", {}, key="ours").id
+    foreign = [client.submit("A", {}, key="theirs").id for _ in range(3)]
+    browser = logged_in(tenant="ours")
+    with patch.object(queries, "MOST_SEARCHED", 2):
+        page = browser.get("/tasks").text
+        assert "Continue the search" in page
+        assert not [task for task in foreign if task in page]
+        for _ in range(3):
+            following = re.search(r'rel="next" href="([^"]+)"', page)
+            if own in page or following is None:
+                break
+            page = browser.get(following[1].replace("&amp;", "&")).text
+    assert own in page
+
+
+def test_comparison_says_that_it_is_not_complete(
+    logged_in: Open, act: Any, tasks: Tasks, inline_worker: InlineWorker
+) -> None:
+    task = tasks.submit(act(config={"max_attempts": 2}), {"do": "fail", "times": 5})
+    inline_worker.run_all()
+    browser = logged_in("author")
+    assert "outcome are equal" in browser.get(f"/tasks/{task}/diff/{task}").text
+    with patch.object(comparing, "MOST_STEPS", 1):
+        page = browser.get(f"/tasks/{task}/diff/{task}").text
+    assert "outcome are equal" not in page
+    assert f"minion diff {task} {task}" in page
 
 
 @pytest.fixture
