@@ -341,7 +341,6 @@ def _after(last: UUID) -> UUID:
     return UUID(int=last.int | (1 << 62) - 1)
 
 
-
 def count_up_to(connection: Connection, chosen: TaskFilter, most: int) -> int | None:
     """Count tasks by namespace, state and reason of a wait, but no more than `most`.
 

@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 
 from orchestrator.api.app import create_app
 from orchestrator.pages import site as pages
+from shared.errors import NotConfigured
 from shared.settings import Settings
 from tests.integration.api.conftest import serving
 from tests.support.browser import Browser, hidden
@@ -65,6 +66,13 @@ def test_installation_below_a_path(serve: Serve, settings: Settings, public: str
             if not each.startswith("data:") and "/live" not in each and "logout" not in each:
                 assert get(each).status_code in (200, 303), (path, each)
     assert get("/minions/openapi.json").json()["servers"] == [{"url": "/minions"}]
+
+
+@pytest.mark.parametrize("base", ["/tasks", "/v1/minions", "/docs", "/assets"])
+def test_base_path_like_an_address_of_ours_is_refused(settings: Settings, base: str) -> None:
+    app = create_app(settings.model_copy(update={"base_path": base}))
+    with pytest.raises(NotConfigured, match=f"addresses that begin with {base.removesuffix('/minions')}"):
+        pages.add_to(app)
 
 
 def test_login_over_http_on_a_private_network(serve: Serve, settings: Settings) -> None:
