@@ -203,7 +203,7 @@ def test_list_follows_what_happens(visit: Open, client: Client, define: Any) -> 
     visited.check()
 
 
-def test_subtasks_are_loaded_when_opened(
+def test_subtasks_are_loaded_when_opened_and_stay(
     visit: Open, client: Client, act: Any, define: Any, tasks: Tasks, inline_worker: InlineWorker
 ) -> None:
     act()
@@ -217,12 +217,17 @@ def test_subtasks_are_loaded_when_opened(
         }
     )
     task = tasks.submit("chain", {"do": "answer"})
-    inline_worker.run_all()
+    inline_worker.run_due()
     visited = visit("submitter")
     page = visited.go(f"/tasks/{task}")
     page.get_by_text("Show the sub-tasks").click()
     child = tasks.children(task)[0]["id"]
-    expect(page.locator("ul.tree").get_by_role("link", name=str(child)[:13])).to_be_visible()
+    listed = page.locator("ul.tree").get_by_role("link", name=str(child)[:13])
+    expect(listed).to_be_visible()
+    expect(page.locator("#live-state")).to_have_text("live")
+    inline_worker.run_all()
+    expect(page.locator("#heading")).to_contain_text("succeeded")
+    expect(listed).to_be_visible()
     visited.check()
 
 

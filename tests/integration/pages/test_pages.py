@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from minions import Client
-from orchestrator.pages import comparing
+from orchestrator.pages import comparing, task_page
 from shared.access.roles import MASK
 from shared.tasks import queries
 from tests.integration.api.conftest import Api
@@ -205,17 +205,18 @@ def test_search_that_continues_does_not_name_a_foreign_task(
     assert own in page
 
 
-def test_comparison_says_that_it_is_not_complete(
-    logged_in: Open, act: Any, tasks: Tasks, inline_worker: InlineWorker
-) -> None:
+def test_pages_say_what_they_leave_out(logged_in: Open, act: Any, tasks: Tasks, inline_worker: InlineWorker) -> None:
     task = tasks.submit(act(config={"max_attempts": 2}), {"do": "fail", "times": 5})
     inline_worker.run_all()
     browser = logged_in("author")
     assert "outcome are equal" in browser.get(f"/tasks/{task}/diff/{task}").text
+    assert "outcome are equal" not in logged_in("viewer").get(f"/tasks/{task}/diff/{task}").text, "it sees no payloads"
     with patch.object(comparing, "MOST_STEPS", 1):
         page = browser.get(f"/tasks/{task}/diff/{task}").text
     assert "outcome are equal" not in page
     assert f"minion diff {task} {task}" in page
+    with patch.object(task_page, "CLAIMS", 1):
+        assert "Only the first 1 claims." in browser.get(f"/tasks/{task}").text
 
 
 @pytest.fixture
