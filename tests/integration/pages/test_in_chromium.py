@@ -15,6 +15,7 @@ from sqlalchemy import Engine, text
 from minions import Client
 from orchestrator.observe.statistician import Statistician
 from shared.settings import get_settings
+from tests.integration.api.test_alerts import add
 from tests.integration.conftest import InlineWorker, Tasks
 from tests.integration.pages.conftest import Visit
 from tests.support.definitions import NOOP, agent_definition
@@ -49,7 +50,7 @@ def bookings(define: Any, approval: Any = True) -> None:
 def busy(
     act: Any, define: Any, client: Client, tasks: Tasks, inline_worker: InlineWorker, database: Engine
 ) -> dict[str, str]:
-    """An installation with tasks in several states, and a decision; ids by a name."""
+    """An installation with tasks in several states, a decision and an alert; ids by a name."""
     bookings(define)
     failed = tasks.submit(act(config={"max_attempts": 2}), {"do": "fail", "times": 9}, labels={"env": "prod"})
     done = tasks.submit("Act", {"do": "answer", "answer": "all is well"})
@@ -57,6 +58,7 @@ def busy(
     asked = tasks.submit("clerk", {"do": "answer", "amount": 30})
     inline_worker.run_due()
     Statistician(get_settings(), database).run_once()
+    add(database, "unserved", None)
     return {"failed": str(failed), "done": str(done), "asked": str(asked)}
 
 
