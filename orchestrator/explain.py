@@ -552,7 +552,9 @@ def _waiting_for_steps(case: _Case, waits: list[dict[str, Any]]) -> Explanation:
 
 
 def _plain(wait: dict[str, Any]) -> dict[str, Any]:
-    return {name: wait[name] for name in ("number", "kind", "name", "due_at", "child_id", "child_state")}
+    signal = (wait["input"] or {}).get("signal") if wait["kind"] == "wait" else None
+    shown = {name: wait[name] for name in ("number", "kind", "name", "due_at", "child_id", "child_state")}
+    return {**shown, "signal": signal}
 
 
 def _ended(case: _Case) -> Explanation:

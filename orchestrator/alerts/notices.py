@@ -176,8 +176,9 @@ def link_of(alert: UUID, base: str | None) -> str:
 
 
 def base_of(settings: Settings) -> str | None:
-    """Return the address that links begin with."""
-    return settings.login_url()
+    """Return the address that links begin with; None if the installation has none."""
+    url = settings.login_url()
+    return None if url is None else url + settings.base_path
 
 
 def harmless(text: str) -> str:

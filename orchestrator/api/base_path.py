@@ -6,9 +6,13 @@ adds it to an address that a browser or a caller sees.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextvars import ContextVar
+from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from shared.errors import NotConfigured
 
 _base: ContextVar[str] = ContextVar("base", default="")
 
@@ -16,6 +20,20 @@ _base: ContextVar[str] = ContextVar("base", default="")
 def link(path: str) -> str:
     """Return the address of a path of ours, for the answer to the current request."""
     return _base.get() + path
+
+
+def check_base_path(base: str, routes: Iterable[Any]) -> None:
+    """Refuse a base path that begins like an address of ours: behind a proxy that removes it, one is like the other.
+
+    Raises:
+        NotConfigured: it does.
+    """
+    first = base.split("/")[1:2]
+    if first and first[0] in {route.path.split("/")[1] for route in routes}:
+        raise NotConfigured(
+            f"Invalid MINION_BASE_PATH: the installation itself has addresses that begin with /{first[0]}. Choose "
+            "another path, such as /minions."
+        )
 
 
 class BasePath:

@@ -55,7 +55,9 @@ def to_login(request: Request) -> Response:
     login: Login = request.state.login
     if login_pages.came_from_elsewhere(request):
         return login_pages.continued(_own_address(request))
-    how = "/login/oidc" if login.renewable and request.app.state.provider is not None else "/login"
+    # A form must lead to no other site, so its browser is asked first.
+    renewable = login.renewable and request.app.state.provider is not None and request.method != "POST"
+    how = "/login/oidc" if renewable else "/login"
     return login_pages.see_other(f"{how}?return_to={quote(_own_address(request), safe='')}")
 
 

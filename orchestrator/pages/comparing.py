@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -16,30 +17,41 @@ from shared.access.scope import Scope
 from shared.tasks import queries
 
 MOST_STEPS = 200
-"""Longer journals are compared by `minion diff`."""
+"""Steps, and claims, of each task. `minion diff` compares all."""
 
 
-def comparison_of(connection: Connection, a: UUID, b: UUID, scope: Scope) -> Comparison:
-    """Return the differences between two tasks, with masked payloads where the reader may not see them.
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The differences between two tasks.
+
+    Attributes:
+        is_cut: one of them has more steps or claims than were compared.
+    """
+
+    found: Comparison
+    is_cut: bool
+
+
+def comparison_of(connection: Connection, a: UUID, b: UUID, scope: Scope) -> Compared:
+    """Compare two tasks, with masked payloads where the reader may not see them.
 
     Sub-tasks outside the scope are compared by their hash alone.
     """
-    return compare(_record(connection, a, scope), _record(connection, b, scope))
+    records, cuts = zip(*(_record(connection, task, scope) for task in (a, b)), strict=True)
+    return Compared(compare(*records), any(cuts))
 
 
-def _record(connection: Connection, task: UUID, scope: Scope) -> Record:
+def _record(connection: Connection, task: UUID, scope: Scope) -> tuple[Record, bool]:
+    """Return the beginning of a task's record, and whether there is more."""
     found = Task.model_validate(queries.get_task(connection, task)).model_dump(mode="json")
-    steps = [
-        Step.model_validate(step).model_dump(mode="json")
-        for step in queries.list_steps(connection, task, limit=MOST_STEPS).items
-    ]
-    executions = [
-        Execution.model_validate(each).model_dump(mode="json")
-        for each in queries.list_executions(connection, task, limit=MOST_STEPS).items
-    ]
+    journal = queries.list_steps(connection, task, limit=MOST_STEPS)
+    claims = queries.list_executions(connection, task, limit=MOST_STEPS)
+    steps = [Step.model_validate(step).model_dump(mode="json") for step in journal.items]
+    executions = [Execution.model_validate(each).model_dump(mode="json") for each in claims.items]
     below = [UUID(step["child_id"]) for step in steps if step["child_id"] and not step["copied_from"]]
     outcomes = {str(child): _outcome(connection, child) for child in below if is_reached(connection, child, scope)}
-    return Record(ClientTask.of(found), steps, executions, outcomes)
+    is_cut = journal.next is not None or claims.next is not None
+    return Record(ClientTask.of(found), steps, executions, outcomes), is_cut
 
 
 def _outcome(connection: Connection, task: UUID) -> dict[str, Any]:

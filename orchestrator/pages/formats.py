@@ -37,6 +37,11 @@ def as_json(value: Any) -> str:
     return ENCODER.encode(value)
 
 
+def as_text(value: Any) -> str:
+    """Return a text as it is, and other values as indented JSON."""
+    return value if isinstance(value, str) else as_json(value)
+
+
 def _beginning(value: Any) -> str:
     """Return the beginning of a value's JSON: encoding megabytes takes long."""
     parts, length = [], 0

@@ -19,10 +19,12 @@ from orchestrator.api.task_ids import TaskId, reached
 from orchestrator.api.task_models import TaskSummary
 from orchestrator.pages.access import Reading
 from orchestrator.pages.decision_form import decision_of
+from orchestrator.pages.formats import as_text
 from orchestrator.pages.moves import permitted
-from orchestrator.pages.rendering import Page, render
+from orchestrator.pages.rendering import Page, raw, render
 from shared.access.scope import Scope
 from shared.contracts.key_order import ordered
+from shared.errors import NotFound
 from shared.tasks import queries
 from shared.tasks.queries import TaskFilter
 from shared.tasks.states import State
@@ -93,6 +95,15 @@ def show_decision(task_id: TaskId, request: Request, database: Reading, key: Cal
     )
 
 
+@router.get("/inbox/{task_id}/raw")
+def show_proposed(task_id: TaskId, request: Request, database: Reading, key: Caller) -> Response:
+    """All that a decision is about, as it would run now."""
+    decision = decision_of(database, task_id, api.why(task_id, request, database, key), key)
+    if decision is None:
+        raise NotFound(f"Task {task_id} waits for no decision.")
+    return raw(as_text(decision.proposed))
+
+
 def waiting_for_people(scope: Scope) -> TaskFilter:
     """Return the filter for the tasks of a scope that wait for a decision."""
     return replace(reached(scope), states=(State.WAITING,), wait_reasons=PEOPLE)
@@ -105,8 +116,9 @@ def _decisions(connection: Connection, tasks: list[UUID]) -> dict[UUID, dict[str
 
 def _arguments(row: dict[str, Any]) -> Any:
     """Return the arguments that would run; None if they are large."""
-    if row["edited"] and row["approvals"]:
-        return ordered(row["approvals"]["arguments"], row["approvals"]["order"])
+    if row["edited"]:
+        edited = row["approvals"]
+        return ordered(edited["arguments"], edited["order"]) if edited else None
     if row["input"] is None:
         return None
     shown = ordered(row["input"], row["input_order"])

@@ -43,7 +43,7 @@ OVER = "event: over\ndata:\n\n"
 # What the server counts for itself: no table is read. A count may be ten seconds late.
 CHANGES = text(
     "SELECT sum(pg_stat_get_tuples_inserted(c) + pg_stat_get_tuples_updated(c) + pg_stat_get_tuples_deleted(c)) "
-    "FROM unnest('{task_status,pauses,statistics_state,workers}'::regclass[]) AS c"
+    "FROM unnest('{task_status,pauses,statistics_state,workers,alerts}'::regclass[]) AS c"
 )
 
 router = APIRouter(route_class=Page, include_in_schema=False)
@@ -56,6 +56,7 @@ class Streams:
         self._watching = watching
         self._open: Counter[UUID | None] = Counter()
         self._lists = 0
+        self._renewed_until = 0.0
         self._seen: Any = None
         self._version = 0
         self._wanted = asyncio.Event()
@@ -81,7 +82,7 @@ class Streams:
         try:
             yield
         finally:
-            self._open[key.login] -= 1
+            self._open -= Counter([key.login])  # and forget a login without streams
 
     def check(self, key: Key) -> None:
         """Check that a login may open another stream.
@@ -96,6 +97,18 @@ class Streams:
     def interval(self) -> float:
         """Seconds between two updates of a page, so that all pages together cost a bounded share."""
         return max(1.0, self._open.total() / RENEWALS_PER_SECOND)
+
+    def may_renew(self, now: float) -> bool:
+        """Return whether a page may renew itself now, and count it: after a quiet time, all would at once.
+
+        Args:
+            now: seconds on the event loop's clock.
+        """
+        self._renewed_until = max(self._renewed_until, now - 1)
+        if self._renewed_until >= now:
+            return False
+        self._renewed_until += 1 / RENEWALS_PER_SECOND
+        return True
 
     async def changes(self) -> AsyncIterator[bool]:
         """Yield once every second, and whether anything has changed since the last time."""
@@ -184,11 +197,13 @@ async def _of_task(request: Request, streams: Streams, task: UUID, after: int) -
         async for event in follower.events(CHECK_SECONDS):
             if not await is_still_valid(request):
                 return
+            if event is not None and event.final:
+                yield CHANGED
+                yield OVER
+                return
             # Streamed text is not part of the page.
             if (said := pace.next(event is not None and event.number is not None)) is not None:
                 yield said
-        yield CHANGED
-        yield OVER
 
 
 class _Pace:
@@ -203,7 +218,7 @@ class _Pace:
         """Return what to send now."""
         now = asyncio.get_running_loop().time()
         self._pending |= changed
-        if self._pending and now - self._said_at >= self._streams.interval:
+        if self._pending and now - self._said_at >= self._streams.interval and self._streams.may_renew(now):
             self._pending, self._said_at = False, now
             return CHANGED
         if now - self._said_at >= max(HEARTBEAT_SECONDS, self._streams.interval):

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
+from orchestrator.api import alerts
 from orchestrator.api import capabilities as api
 from orchestrator.api.auth import Caller
 from orchestrator.api.problems import STATEMENT_TIMEOUT
@@ -19,12 +20,12 @@ from orchestrator.observe.stats import Question
 from orchestrator.pages.access import Reading
 from orchestrator.pages.inbox import MOST_COUNTED, waiting_for_people
 from orchestrator.pages.rendering import Page, render
-from orchestrator.pages.rights import CAPABILITIES
+from orchestrator.pages.rights import ALERTS, CAPABILITIES
 from shared.access.actors import Key
-from shared.access.scope import DEFAULT_NAMESPACE
 from shared.tasks import queries
 
 HOURS = 24
+FIRING = alerts.AlertPage(state="firing", limit=20)
 ENDED_BADLY = ("failed", "expired")
 PICTURE = (240, 40)
 # The leader reads them every few seconds, for metrics too.
@@ -42,6 +43,7 @@ router = APIRouter(route_class=Page, include_in_schema=False)
 def show_overview(request: Request, database: Reading, key: Caller) -> Response:
     """The overview."""
     listed = _capabilities(request, database, key) if CAPABILITIES.permits(key) else []
+    firing = alerts.list_alerts(FIRING, request, database, key) if ALERTS.permits(key) else None
     with database.connect() as connection:
         past = _past(connection, key)
         decisions = queries.count_up_to(connection, waiting_for_people(key.scope), MOST_COUNTED + 1)
@@ -52,9 +54,9 @@ def show_overview(request: Request, database: Reading, key: Caller) -> Response:
         "overview.html",
         capabilities=listed,
         oldest=oldest,
+        alerts=firing,
         decisions=decisions,
         most_counted=MOST_COUNTED,
-        namespace=key.scope.namespace or DEFAULT_NAMESPACE,
         live="/overview/live",
         **past,
     )

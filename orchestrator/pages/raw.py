@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Response
 from orchestrator.api.task_ids import TaskId
 from orchestrator.api.task_models import Step, Task
 from orchestrator.pages.access import Reading
-from orchestrator.pages.formats import as_json
+from orchestrator.pages.formats import as_text
 from orchestrator.pages.rendering import Page, raw
 from shared.errors import NotFound
 from shared.tasks import queries
@@ -43,4 +43,4 @@ def show_of_step(
 def _raw(value: Any, missing: str) -> Response:
     if value is None:
         raise NotFound(missing)
-    return raw(value if isinstance(value, str) else as_json(value))
+    return raw(as_text(value))

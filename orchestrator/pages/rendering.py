@@ -25,7 +25,9 @@ from orchestrator.api.problems import RETRY_AFTER_SECONDS, STATEMENT_TIMEOUT, co
 from orchestrator.pages import formats
 from orchestrator.pages.access import LoggedOut, reader_of, to_login
 from shared.access.roles import Permission
+from shared.access.scope import DEFAULT_NAMESPACE
 from shared.errors import InvalidInput, MinionError, NotFound, Unauthorized, Unavailable, requirement
+from shared.tasks.task_query import written_query
 
 log = structlog.get_logger(__name__)
 
@@ -112,6 +114,12 @@ def asset_address(name: str) -> str:
     return link(f"/assets/{name}?v={hashlib.sha256(_assets()[name]).hexdigest()[:12]}")
 
 
+def tasks_where(namespace: str = DEFAULT_NAMESPACE, **terms: str) -> str:
+    """Return the address of the list of the tasks of a namespace that match all terms."""
+    others = {} if namespace == DEFAULT_NAMESPACE else {"namespace": namespace}
+    return link(f"/tasks?q={quote(written_query({**terms, **others}), safe='')}")
+
+
 @cache
 def _assets() -> dict[str, bytes]:
     folder = files(__package__) / "assets"
@@ -130,6 +138,7 @@ def _environment() -> Environment:
     made.filters |= formats.FILTERS
     made.filters["quoted"] = lambda value: quote(str(value), safe="")
     made.globals["between"] = formats.between
+    made.globals["tasks_where"] = tasks_where
     return made
 
 

@@ -10,6 +10,7 @@ from orchestrator.api.rights import Rule
 TASK = "/tasks/{task_id}"
 SEE = API["GET /v1/tasks/{task_id}"]
 CAPABILITIES = API["GET /v1/capabilities"]
+ALERTS = API["GET /v1/alerts"]
 
 RULES: Mapping[str, Rule] = {
     "GET /overview": API["GET /v1/stats"],
@@ -33,5 +34,6 @@ RULES: Mapping[str, Rule] = {
     "GET /inbox": API["GET /v1/tasks"],
     "GET /inbox/live": API["GET /v1/tasks"],
     "GET /inbox/{task_id}": API["GET /v1/tasks/{task_id}/why"],
+    "GET /inbox/{task_id}/raw": API["GET /v1/tasks/{task_id}/why"],
 }
 """By method and path, as the routes have them."""

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, FastAPI, Response
 
 from orchestrator.api import rights
 from orchestrator.api.app import limited_engine
+from orchestrator.api.base_path import check_base_path
 from orchestrator.api.login.pages import see_other
 from orchestrator.pages import acts, inbox, live, overview, raw, rendering, task_list, task_page
 from orchestrator.pages.access import authorize
@@ -38,6 +39,7 @@ def add_to(app: FastAPI) -> None:
 
     Raises:
         RuntimeError: a page has no rule in `orchestrator.pages.rights`, or a rule has no page.
+        NotConfigured: the base path is the beginning of an address.
     """
     state = app.state
     state.pages_engine = autocommit(limited_engine(state.settings, POOL_SIZE, STATEMENT_TIMEOUT, *PLANNING))
@@ -52,6 +54,7 @@ def add_to(app: FastAPI) -> None:
     for module in PAGES:
         app.include_router(module.router, dependencies=[Depends(authorize)])
     state.routes += [*home.routes, *rendering.router.routes, *routes]
+    check_base_path(state.settings.base_path, state.routes)
     _live_with(app)
 
 

@@ -16,7 +16,7 @@ from orchestrator.api.task_ids import TaskId, TaskRef, check_reached, reached, t
 from orchestrator.api.task_models import Execution, Step, Task, TaskSummary
 from orchestrator.explain import explain
 from orchestrator.pages.access import Reading
-from orchestrator.pages.comparing import comparison_of
+from orchestrator.pages.comparing import MOST_STEPS, comparison_of
 from orchestrator.pages.conversation import turns_of
 from orchestrator.pages.decision_form import decision_of
 from orchestrator.pages.moves import permitted
@@ -57,6 +57,7 @@ def show_task(
     """One task."""
     lease = request.app.state.settings.lease_seconds
     with database.connect() as connection:
+        seen = last_event(connection, task_id)  # before the rest: the stream tells of all that is newer
         row = queries.get_task(connection, task_id)
         why = explain(connection, task_id, lease=lease, reader=api.reader_of(key), known=row).as_dict()
         facts = _facts(connection, row, query.after)
@@ -72,7 +73,7 @@ def show_task(
         decision=decision_of(database, task_id, why, key),
         snippets=snippets_of(request, task),
         done=query.done,
-        live=None if ended else f"/tasks/{task_id}/live?after={facts['last_event']}",
+        live=None if ended else f"/tasks/{task_id}/live?after={seen[0] if seen else 0}",
         after=query.after,
     )
 
@@ -135,8 +136,16 @@ def show_diff(
     with database.connect() as connection:
         other = task_id_of(connection, other_id, key.scope)
         check_reached(connection, other, key.scope)
-        found = comparison_of(connection, task_id, other, key.scope)
-    return render(request, "diff.html", found=found, a=task_id, b=other)
+        compared = comparison_of(connection, task_id, other, key.scope)
+    return render(
+        request,
+        "diff.html",
+        found=compared.found,
+        is_cut=compared.is_cut,
+        most=MOST_STEPS,
+        a=task_id,
+        b=other,
+    )
 
 
 def _facts(connection: Connection, row: dict[str, Any], after: int) -> dict[str, Any]:
@@ -146,15 +155,14 @@ def _facts(connection: Connection, row: dict[str, Any], after: int) -> dict[str,
     executions = [Execution.model_validate(each).model_dump() for each in claims.items]
     usages = queries.usages_of(connection, [task_id])
     task = Task.model_validate(row).model_dump()
-    last = last_event(connection, task_id)
     return {
         "task": task,
         "steps": steps.items,
         "next": steps.next,
         "executions": executions,
+        "more_claims": claims.next is not None,
         "usage": usages.get(task_id, {"input_tokens": 0, "output_tokens": 0, "cost_microdollars": 0}),
         "picture": timeline(task, executions, steps.items),
-        "last_event": last[0] if last else 0,
         "talks": any(step["kind"] == "model_call" for step in steps.items),
         "has_subtasks": any(step["kind"] == "subtask" for step in steps.items),
     }

@@ -333,7 +333,12 @@ def search_tasks(connection: Connection, chosen: TaskFilter, *, limit: int, befo
         return Found(page.items, page.next)
     last = _bind_types(f"SELECT id FROM ({searched} OFFSET :searched LIMIT 1) AS last", values)  # noqa: S608
     until = connection.scalar(last, {**values, "searched": MOST_SEARCHED - 1})
-    return Found(page.items, until and str(until), is_cut=until is not None)
+    return Found(page.items, until and str(_after(until)), is_cut=until is not None)
+
+
+def _after(last: UUID) -> UUID:
+    """Return a cursor behind the last task of a search, without its id: the reader may not be allowed to know it."""
+    return UUID(int=last.int | (1 << 62) - 1)
 
 
 def count_up_to(connection: Connection, chosen: TaskFilter, most: int) -> int | None:

@@ -6,7 +6,7 @@ Terms are separated by spaces, and a task must match all of them. A value with s
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from typing import Any
@@ -17,6 +17,7 @@ from shared.tasks.states import State
 
 LONGEST = 1000
 TERM = re.compile(r'\s*(?:([A-Za-z_]+):("(?:[^"\\]|\\.)*"|[^\s"]+)|(\S+))')
+PLAIN = re.compile(r'[^\s"]+')
 DURATION = re.compile(r"([0-9]{1,6})([smhd])")
 TASK_ID = re.compile(r"[0-9a-f]{8}[0-9a-f-]{0,28}", re.IGNORECASE)
 MOST_DAYS = 36_500
@@ -49,6 +50,11 @@ def parse_query(written: str, now: datetime | None = None) -> Fields:
             raise InvalidInput(_about_bare(bare))
         _add(fields, name.lower(), _unquoted(value), now or datetime.now(UTC))
     return fields
+
+
+def written_query(terms: Mapping[str, str]) -> str:
+    """Return the query that has these terms, by name. The opposite of `parse_query`."""
+    return " ".join(f"{name}:{_quoted(value)}" for name, value in terms.items())
 
 
 def task_id_in(written: str) -> str | None:
@@ -125,6 +131,11 @@ TERMS: dict[str, tuple[str, Callable[[str, datetime], Any]]] = {
     "is": ("unreplayed", _unreplayed),
 }
 """The terms: the filter that each sets, and how its value is read."""
+
+
+def _quoted(value: str) -> str:
+    escaped = re.sub(r'(["\\])', r"\\\1", value)
+    return value if PLAIN.fullmatch(value) else f'"{escaped}"'
 
 
 def _unquoted(value: str) -> str:

@@ -76,7 +76,8 @@ function isInUse(part) {
     field.type === "checkbox" ? field.checked !== field.defaultChecked
     : field.tagName === "SELECT" ? [...field.options].some((option) => option.selected !== option.defaultSelected)
     : field.type !== "hidden" && field.value !== field.defaultValue);
-  return typed || part.contains(document.activeElement);
+  const unfolded = part.querySelector("details[data-src][open]") !== null; // what it has loaded would be lost
+  return typed || unfolded || part.contains(document.activeElement);
 }
 
 // "3 min ago" is not a change.

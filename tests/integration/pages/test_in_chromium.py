@@ -15,6 +15,7 @@ from sqlalchemy import Engine, text
 from minions import Client
 from orchestrator.observe.statistician import Statistician
 from shared.settings import get_settings
+from tests.integration.api.test_alerts import add
 from tests.integration.conftest import InlineWorker, Tasks
 from tests.integration.pages.conftest import Visit
 from tests.support.definitions import NOOP, agent_definition
@@ -49,7 +50,7 @@ def bookings(define: Any, approval: Any = True) -> None:
 def busy(
     act: Any, define: Any, client: Client, tasks: Tasks, inline_worker: InlineWorker, database: Engine
 ) -> dict[str, str]:
-    """An installation with tasks in several states, and a decision; ids by a name."""
+    """An installation with tasks in several states, a decision and an alert; ids by a name."""
     bookings(define)
     failed = tasks.submit(act(config={"max_attempts": 2}), {"do": "fail", "times": 9}, labels={"env": "prod"})
     done = tasks.submit("Act", {"do": "answer", "answer": "all is well"})
@@ -57,6 +58,7 @@ def busy(
     asked = tasks.submit("clerk", {"do": "answer", "amount": 30})
     inline_worker.run_due()
     Statistician(get_settings(), database).run_once()
+    add(database, "unserved", None)
     return {"failed": str(failed), "done": str(done), "asked": str(asked)}
 
 
@@ -203,7 +205,7 @@ def test_list_follows_what_happens(visit: Open, client: Client, define: Any) -> 
     visited.check()
 
 
-def test_subtasks_are_loaded_when_opened(
+def test_subtasks_are_loaded_when_opened_and_stay(
     visit: Open, client: Client, act: Any, define: Any, tasks: Tasks, inline_worker: InlineWorker
 ) -> None:
     act()
@@ -217,12 +219,19 @@ def test_subtasks_are_loaded_when_opened(
         }
     )
     task = tasks.submit("chain", {"do": "answer"})
-    inline_worker.run_all()
+    inline_worker.run_due()
     visited = visit("submitter")
     page = visited.go(f"/tasks/{task}")
     page.get_by_text("Show the sub-tasks").click()
     child = tasks.children(task)[0]["id"]
-    expect(page.locator("ul.tree").get_by_role("link", name=str(child)[:13])).to_be_visible()
+    listed = page.locator("ul.tree").get_by_role("link", name=str(child)[:13])
+    expect(listed).to_be_visible()
+    page.locator("ul.tree").evaluate("tree => { tree.same = true }")
+    page.locator("#heading").click()  # and nothing in the tree has the focus
+    expect(page.locator("#live-state")).to_have_text("live")
+    inline_worker.run_all()
+    expect(page.locator("#heading")).to_contain_text("succeeded")
+    assert page.locator("ul.tree").evaluate("tree => tree.same"), "what was opened was not loaded again"
     visited.check()
 
 

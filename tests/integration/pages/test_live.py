@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,9 +12,13 @@ import httpx2
 from sqlalchemy import Engine, text
 
 from minions import Client
+from orchestrator.api.app import create_app, release
 from orchestrator.pages import live
+from orchestrator.pages import site as pages
 from orchestrator.pages.live import CHANGED, OVER, Streams
-from tests.integration.api.conftest import Api
+from shared.settings import Settings
+from shared.tasks import queries
+from tests.integration.api.conftest import Api, serving
 from tests.integration.conftest import InlineWorker, Tasks
 from tests.integration.pages.conftest import Open
 from tests.support.browser import Browser
@@ -106,3 +111,46 @@ def _idle_minutes(database: Engine) -> float:
         return float(
             connection.scalar(text("SELECT max(extract(epoch FROM now() - last_used_at)) / 60 FROM login_sessions"))
         )
+
+
+def test_pages_that_wait_for_their_turn_do_not_renew_themselves_together(site: Api) -> None:
+    streams: Any = Streams(site.app.state.watching)
+    renewed = [sum(streams.may_renew(now) for _ in range(100)) for now in (1000.0, 1000.5, 1001.0, 1100.0)]
+    assert renewed[0] == renewed[3] == live.RENEWALS_PER_SECOND
+    assert sum(renewed[1:3]) <= live.RENEWALS_PER_SECOND + 1
+
+
+def test_end_of_the_server_is_not_the_end_of_the_task(
+    site: Api, logged_in: Open, act: Any, tasks: Tasks, settings: Settings
+) -> None:
+    task = tasks.submit(act(), {"do": "answer"})
+    browser = logged_in()
+    app = create_app(settings)
+    pages.add_to(app)
+    with serving(app) as port:
+        there = Api(app, f"http://127.0.0.1:{port}", port, site.key)
+        with streaming(there, browser, f"/tasks/{task}/live") as (answer, events):
+            assert answer.status_code == 200
+            assert next(events) == event_of(CHANGED)
+            release(app)
+            assert event_of(OVER) not in list(events), "the page connects again"
+
+
+def test_page_is_live_from_before_what_it_shows(logged_in: Open, client: Client, define: Any) -> None:
+    """A change while the page is made is one that the stream tells of."""
+    define(NOOP, agent_definition("A"))
+    task = client.submit("A", {}).id
+    browser = logged_in()
+    read = queries.get_task
+
+    def with_a_change(connection: Any, each: Any) -> Any:
+        row = read(connection, each)
+        if row["state"] == "pending":
+            client.cancel(task)
+        return row
+
+    with patch.object(queries, "get_task", with_a_change):
+        page = browser.get(f"/tasks/{task}").text
+    stream = re.search(r'data-stream="([^"]+)"', page)
+    assert stream
+    assert browser.request("HEAD", stream[1]).status_code == 200

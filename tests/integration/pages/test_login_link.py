@@ -29,6 +29,7 @@ def test_link_logs_in_once(site: Api, client: Client, database: Engine, capsys: 
     browser, other = Browser(site.url, site.url), Browser(site.url, site.url)
     entered = browser.get(link(code))
     assert (entered.status_code, entered.headers["location"]) == (303, "/overview")
+    assert browser.get(link(code)).headers["location"] == "/overview", "a second click in the same browser"
     assert browser.get("/overview").status_code == 200
     again = other.get(link(code))
     assert again.status_code == 401
@@ -40,6 +41,13 @@ def test_link_logs_in_once(site: Api, client: Client, database: Engine, capsys: 
     written = everything_written(database, capsys)
     assert code not in written
     assert browser.cookies["minion_session"][0] not in written
+
+
+def test_looking_at_a_link_does_not_use_it_up(site: Api, client: Client) -> None:
+    code, browser = new_code(site.key.encode()), Browser(site.url, site.url)
+    looked = browser.request("HEAD", link(code))
+    assert (looked.status_code, browser.cookies) == (200, {})
+    assert browser.get(link(code)).status_code == 303
 
 
 @pytest.mark.parametrize("code", ["", "x", "1234567890-" + "a" * 22 + "-" + "0" * 64])

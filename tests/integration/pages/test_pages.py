@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from sqlalchemy import Engine, event, text
 
 from minions import Client
+from orchestrator.pages import comparing, task_page
 from shared.access.roles import MASK
+from shared.tasks import queries
 from tests.integration.api.conftest import Api
-from tests.integration.conftest import InlineWorker, Tasks
+from tests.integration.api.test_alerts import add
+from tests.integration.api.test_boundaries import define_in
+from tests.integration.conftest import ACT, InlineWorker, Tasks
 from tests.integration.pages.conftest import Open
+from tests.integration.tasks.test_signals import suspend
 from tests.support.browser import Browser, hidden
 from tests.support.definitions import NOOP, agent_definition
+from tests.support.lifecycle_driver import LifecycleDriver
+
+ALERTS: dict[str, tuple[str, str | None, str]] = {
+    "ours": ("unserved", "ours", "firing"),
+    "theirs": ("anomaly.run", "theirs", "firing"),
+    "over": ("pending_old", "ours", "resolved"),
+    "threat": ("threat.refusals", "ours", "firing"),
+}
 
 
 def test_page_without_login_leads_to_it_and_back(site: Api, client: Client) -> None:
@@ -171,6 +186,39 @@ def test_list_is_in_pages(logged_in: Open, client: Client, define: Any) -> None:
     assert browser.get(older[1].replace("&amp;", "&")).text.count("<tr data-item>") == 10
 
 
+def test_search_that_continues_does_not_name_a_foreign_task(
+    logged_in: Open, client: Client, define: Any, database: Engine
+) -> None:
+    define(NOOP, agent_definition("A"))
+    own = client.submit("A", {}, key="ours").id
+    foreign = [client.submit("A", {}, key="theirs").id for _ in range(3)]
+    browser = logged_in(tenant="ours")
+    with patch.object(queries, "MOST_SEARCHED", 2):
+        page = browser.get("/tasks").text
+        assert "Continue the search" in page
+        assert not [task for task in foreign if task in page]
+        for _ in range(3):
+            following = re.search(r'rel="next" href="([^"]+)"', page)
+            if own in page or following is None:
+                break
+            page = browser.get(following[1].replace("&amp;", "&")).text
+    assert own in page
+
+
+def test_pages_say_what_they_leave_out(logged_in: Open, act: Any, tasks: Tasks, inline_worker: InlineWorker) -> None:
+    task = tasks.submit(act(config={"max_attempts": 2}), {"do": "fail", "times": 5})
+    inline_worker.run_all()
+    browser = logged_in("author")
+    assert "outcome are equal" in browser.get(f"/tasks/{task}/diff/{task}").text
+    assert "outcome are equal" not in logged_in("viewer").get(f"/tasks/{task}/diff/{task}").text, "it sees no payloads"
+    with patch.object(comparing, "MOST_STEPS", 1):
+        page = browser.get(f"/tasks/{task}/diff/{task}").text
+    assert "outcome are equal" not in page
+    assert f"minion diff {task} {task}" in page
+    with patch.object(task_page, "CLAIMS", 1):
+        assert "Only the first 1 claims." in browser.get(f"/tasks/{task}").text
+
+
 @pytest.fixture
 def hasty(site: Api) -> Iterator[None]:
     """Statements of pages may take no time at all."""
@@ -250,3 +298,67 @@ def test_reader_without_the_right_sees_no_form(logged_in: Open, asked: str) -> N
         assert "book" in page
         assert "/decide" not in page
         assert "answer&#34;" not in page, "the arguments are masked"
+
+
+def test_edited_arguments_are_what_an_approver_sees(
+    logged_in: Open, client: Client, define: Any, tasks: Tasks, inline_worker: InlineWorker
+) -> None:
+    """However large they are: never those that were proposed first."""
+    define(
+        {**ACT, "effect": "idempotent", "approval": {"people": 2}, "input_schema": {"type": "object"}},
+        {"kind": "agent", "name": "clerk", "type": "function", "tool": "act", "config": {"capabilities": ["work"]}},
+    )
+    task = tasks.submit("clerk", {"do": "answer", "answer": "proposed"})
+    inline_worker.run_due()
+    first, second = logged_in("approver"), logged_in("approver")
+    form = hidden(first.get(f"/inbox/{task}").text)
+    for edited in ("edited", "edited " * 1000, "edited " * 5000 + "the end"):
+        arguments = json.dumps({"do": "answer", "answer": edited})
+        sent = first.post(f"/tasks/{task}/decide", {**form, "verdict": "edit", "arguments": arguments})
+        assert sent.status_code == 303
+        form = hidden(first.get(f"/inbox/{task}").text)
+        for path in ("/inbox", f"/inbox/{task}", f"/tasks/{task}"):
+            shown = second.get(path).text.partition("Contents</h2>")[0]
+            assert "edited" in shown or "arguments are large" in shown, path
+            assert "&#34;proposed&#34;" not in shown, path
+        assert json.loads(second.get(f"/inbox/{task}/raw").text) == json.loads(arguments)
+    assert logged_in("viewer").get(f"/inbox/{task}/raw").text == MASK
+    client.cancel(str(task))
+    assert second.get(f"/inbox/{task}/raw").status_code == 404
+
+
+def test_timer_is_no_signal(logged_in: Open, define: Any, database: Engine) -> None:
+    define(NOOP, agent_definition("A"))
+    driver = LifecycleDriver(database)
+    task = driver.run()
+    waits = [{"name": name, "signal": name == "go", "seconds": 3600.0} for name in ("go", "timer")]
+    suspend(driver, task, *waits)
+    page = logged_in("operator").get(f"/tasks/{task}").text
+    assert "Send the signal <bdi>go</bdi>" in page
+    assert "Send the signal <bdi>timer</bdi>" not in page
+
+
+def test_links_to_lists_find_the_task(logged_in: Open, client: Client, database: Engine) -> None:
+    define_in(database, "theirs", NOOP, agent_definition("A"))
+    for namespace, conversation in (("theirs", 'say "hi" \\o/'), ("default", "a b")):
+        define_in(database, namespace, NOOP, agent_definition("A"))
+        task = client.submit("A", {}, namespace=namespace, conversation_id=conversation).id
+        browser = logged_in("admin")
+        links = re.findall(r'href="(/tasks\?q=[^"]+)"', browser.get(f"/tasks/{task}").text)
+        assert len(links) == 3
+        for link in links:
+            found = browser.get(link)
+            assert found.status_code == 200, link
+            assert task in found.text or "replay_of" in link, link
+        assert all(namespace == "default" or "namespace%3Atheirs" in link for link in links)
+
+
+def test_overview_has_the_alerts_of_its_reader(logged_in: Open, client: Client, database: Engine) -> None:
+    shown = {name: add(database, *row) for name, row in ALERTS.items()}
+    for bounds, expected in (({}, {"ours", "theirs"}), ({"namespace": "ours"}, {"ours"}), ({"tenant": "t"}, set())):
+        page = logged_in("viewer", **bounds).get("/overview").text
+        assert {name for name, alert in shown.items() if f"/v1/alerts/{alert}" in page} == expected, bounds
+        assert ("Alerts</h2>" in page) == bool(expected)
+    assert "\\u001b[31mtheirs" in logged_in("viewer").get("/overview").text
+    assert "namespace%3Atheirs" in logged_in("viewer").get("/overview").text
+    assert shown["threat"] in logged_in("admin").get("/overview").text

@@ -12,8 +12,10 @@ from sqlalchemy import Engine
 
 from orchestrator.api.app import create_app
 from orchestrator.pages import site as pages
+from shared.errors import NotConfigured
 from shared.settings import Settings
 from tests.integration.api.conftest import serving
+from tests.integration.api.test_alerts import add
 from tests.support.browser import Browser, hidden
 
 Serve = Callable[..., Browser]
@@ -35,7 +37,9 @@ def serve(settings: Settings, database: Engine) -> Iterator[Serve]:
 
 @pytest.mark.parametrize("public", ["https://example.com", "http://127.0.0.1:8700"])
 @pytest.mark.parametrize("is_removed", [True, False], ids=["proxy removes the path", "proxy keeps the path"])
-def test_installation_below_a_path(serve: Serve, settings: Settings, public: str, is_removed: bool) -> None:
+def test_installation_below_a_path(
+    serve: Serve, settings: Settings, database: Engine, public: str, is_removed: bool
+) -> None:
     browser = serve(public, base_path="/minions")
     if is_removed:
         browser.site += "/minions"  # what the browser asks for, and the server does not hear
@@ -64,7 +68,17 @@ def test_installation_below_a_path(serve: Serve, settings: Settings, public: str
             assert each.startswith(("/minions/", "data:")), (path, each)
             if not each.startswith("data:") and "/live" not in each and "logout" not in each:
                 assert get(each).status_code in (200, 303), (path, each)
+    alert = add(database, "dead_letters", None)
+    assert get(f"/minions/v1/alerts/{alert}").json()["link"] == f"{public}/minions/v1/alerts/{alert}"
+    assert f'href="/minions/v1/alerts/{alert}"' in get("/minions/overview").text
     assert get("/minions/openapi.json").json()["servers"] == [{"url": "/minions"}]
+
+
+@pytest.mark.parametrize("base", ["/tasks", "/v1/minions", "/docs", "/assets"])
+def test_base_path_like_an_address_of_ours_is_refused(settings: Settings, base: str) -> None:
+    app = create_app(settings.model_copy(update={"base_path": base}))
+    with pytest.raises(NotConfigured, match=f"addresses that begin with {base.removesuffix('/minions')}"):
+        pages.add_to(app)
 
 
 def test_login_over_http_on_a_private_network(serve: Serve, settings: Settings) -> None:

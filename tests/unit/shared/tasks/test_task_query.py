@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from shared.errors import InvalidInput
-from shared.tasks.task_query import LONGEST, TERMS, parse_query, task_id_in
+from shared.tasks.task_query import LONGEST, TERMS, parse_query, task_id_in, written_query
 
 NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
 
@@ -82,3 +82,8 @@ def test_id_alone_is_a_task(written: str) -> None:
 @pytest.mark.parametrize("written", ["01a228a", "agent:01a228a7", "deadbeef cafe", "g1a228a7", ""])
 def test_other_text_is_no_task(written: str) -> None:
     assert task_id_in(written) is None
+
+
+@given(some.text(max_size=200))
+def test_written_query_has_the_same_terms(value: str) -> None:
+    assert parse_query(written_query({"agent": value, "key": value})) == {"agent": value, "key": value}
