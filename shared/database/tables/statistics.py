@@ -116,8 +116,8 @@ class TracingState(Base):
     """The state of the export of traces, one row: ends of all transactions below a number are exported.
 
     `exported_at`: when the number was last moved. `since`: after a restore, the `exported_at` of the other server; what
-    had ended by then is not exported. `cluster`: see `StatisticsState`. `seen_at`: when an orchestrator that exports last said so. The counts are of
-    spans: accepted by the endpoint, refused by it, and deleted before they were exported.
+    had ended by then is not exported. `cluster`: see `StatisticsState`. `seen_at`: when an orchestrator that exports
+    last said so. The counts are of spans: accepted by the endpoint, refused by it, deleted before they were exported.
     """
 
     __tablename__ = "tracing_state"

@@ -18,7 +18,6 @@ COUNTED = text("SELECT COALESCE(sum(count), 0)::integer FROM statistics WHERE ki
 USE_NUMBERS = text("DO $$ BEGIN FOR n IN 1..20000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$")
 
 
-
 @contextmanager
 def another_server(dump: Path, *names: str) -> Iterator[list[LifecycleDriver]]:
     """Restore a dump into databases of a server whose transactions have lower numbers."""
