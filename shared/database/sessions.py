@@ -12,7 +12,6 @@ from uuid import uuid4
 
 import psycopg
 from sqlalchemy import make_url
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from shared.database.connections import configure_session, wait_for
 from shared.errors import NotConfigured
@@ -35,7 +34,8 @@ def open_session(settings: Settings, purpose: str, **values: str | int) -> psyco
         psycopg.Error: the database is unavailable.
     """
     # As the engine does: libpq would not understand all that SQLAlchemy accepts in an address.
-    _, arguments = PGDialect_psycopg().create_connect_args(make_url(settings.require_database_url()))
+    url = make_url(settings.require_database_url())
+    _, arguments = url.get_dialect()().create_connect_args(url)
     ours: dict[str, Any] = {
         "autocommit": True,
         "connect_timeout": 5,
