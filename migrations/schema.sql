@@ -750,6 +750,8 @@ CREATE TABLE statistics_state (
     id smallint DEFAULT '1'::smallint NOT NULL,
     counted_below bigint DEFAULT '0'::bigint NOT NULL,
     counted_at timestamp with time zone DEFAULT now() NOT NULL,
+    moved_at timestamp with time zone DEFAULT now() NOT NULL,
+    cluster bigint,
     marked_below bigint DEFAULT '0'::bigint NOT NULL,
     marked_at timestamp with time zone DEFAULT now() NOT NULL,
     gauges jsonb,
@@ -1057,6 +1059,7 @@ CREATE TABLE tracing_state (
     exported_below bigint NOT NULL,
     exported_at timestamp with time zone DEFAULT now() NOT NULL,
     since timestamp with time zone,
+    cluster bigint,
     seen_at timestamp with time zone DEFAULT now() NOT NULL,
     exported bigint DEFAULT '0'::bigint NOT NULL,
     refused bigint DEFAULT '0'::bigint NOT NULL,
@@ -1783,6 +1786,15 @@ CREATE FUNCTION minion_close_execution(t uuid, c integer, how text, result jsonb
         cost_microdollars = COALESCE((result->>'cost_microdollars')::bigint, 0)
     WHERE task_id = t AND claim = c AND outcome = 'running'
 $$;
+
+CREATE FUNCTION minion_cluster() RETURNS bigint
+    LANGUAGE plpgsql STABLE
+    AS $$
+BEGIN
+    RETURN (SELECT system_identifier FROM pg_control_system());
+EXCEPTION WHEN insufficient_privilege OR undefined_function OR feature_not_supported THEN
+    RETURN NULL;
+END $$;
 
 CREATE FUNCTION minion_count_down(t uuid, over integer) RETURNS boolean
     LANGUAGE plpgsql

@@ -96,6 +96,8 @@ def keep_statistics() -> None:
         sa.Column("id", sa.SmallInteger(), server_default="1", nullable=False),
         sa.Column("counted_below", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("counted_at", moment, server_default=sa.text("now()"), nullable=False),
+        sa.Column("moved_at", moment, server_default=sa.text("now()"), nullable=False),
+        sa.Column("cluster", sa.BigInteger(), nullable=True),
         sa.Column("marked_below", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("marked_at", moment, server_default=sa.text("now()"), nullable=False),
         sa.Column("gauges", postgresql.JSONB(none_as_null=True), nullable=True),

@@ -21,6 +21,7 @@ def upgrade() -> None:
         sa.Column("exported_below", sa.BigInteger(), nullable=False),
         sa.Column("exported_at", moment, server_default=sa.text("now()"), nullable=False),
         sa.Column("since", moment, nullable=True),
+        sa.Column("cluster", sa.BigInteger(), nullable=True),
         sa.Column("seen_at", moment, server_default=sa.text("now()"), nullable=False),
         *(
             sa.Column(name, sa.BigInteger(), server_default="0", nullable=False)

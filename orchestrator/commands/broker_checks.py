@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import redis
+
 from orchestrator.commands.findings import Finding, judged
 from shared.notifications import make_redis
 from shared.settings import Settings
@@ -16,13 +18,17 @@ OLDEST_MAJOR = 7
 def broker(settings: Settings) -> Iterator[Finding]:
     """Check the broker."""
     with make_redis() as connection:
-        facts: Any = connection.info()
-        aside = set_aside.counts(connection)
+        yield from _set_aside(set_aside.counts(connection))
+        try:
+            facts: Any = connection.info()
+        except redis.ResponseError as error:
+            advice = "nothing else is known of it: permit INFO to the user of REDIS_URL"
+            yield Finding("broker", "warning", f"it answers, but not to INFO: {error}", advice)
+            return
     yield _version(facts)
     yield from _mode(facts)
     yield _memory(facts)
     yield from _disk(facts)
-    yield from _set_aside(aside)
 
 
 def _version(facts: dict[str, Any]) -> Finding:

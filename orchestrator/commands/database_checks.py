@@ -15,29 +15,30 @@ from shared.settings import Settings
 
 OLDEST_MAJOR = 15
 # See "What it needs" in docs/production.md.
-ORCHESTRATOR_CONNECTIONS = 31
+ORCHESTRATOR_CONNECTIONS = 33
 LANE_CONNECTIONS = 8
 # Seconds.
 MOST_SKEW = 2.0
 SHORT = 60.0
 
-# Without SQLAlchemy's own settings: a new session has the server's, the database's and the role's.
-SETTINGS = text(
-    "SELECT name, reset_val FROM pg_settings WHERE name IN ('server_version', 'server_encoding', 'fsync', "
-    "'full_page_writes', 'autovacuum', 'archive_mode')"
-)
+SERVER = ("server_version", "server_version_num", "server_encoding", "fsync", "full_page_writes", "autovacuum")
+SETTINGS = text("SELECT " + ", ".join(f"current_setting('{name}') AS {name}" for name in (*SERVER, "archive_mode")))
 SESSION = text(
     "SELECT current_setting('synchronous_commit') AS synchronous_commit, "
     "EXTRACT(epoch FROM current_setting('statement_timeout')::interval)::float8 AS statement_timeout, "
     "pg_is_in_recovery() OR current_setting('default_transaction_read_only')::boolean AS read_only"
 )
+# The tightest limit: the server's, the database's or the role's. A role may not know what the sessions of others do.
 CONNECTIONS = text(
     """
-    SELECT LEAST(current_setting('max_connections')::integer
-                     - current_setting('superuser_reserved_connections')::integer,
-                 NULLIF(d.datconnlimit, -1), NULLIF(r.rolconnlimit, -1)) AS most,
-           (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS used
-        FROM pg_database d, pg_roles r WHERE d.datname = current_database() AND r.rolname = current_user
+    SELECT l.most, l.used FROM pg_database d, pg_roles r, LATERAL (VALUES
+            (current_setting('max_connections')::integer - current_setting('superuser_reserved_connections')::integer
+                 - COALESCE(current_setting('reserved_connections', true)::integer, 0),
+             (SELECT sum(numbackends)::integer FROM pg_stat_database)),
+            (d.datconnlimit, (SELECT numbackends FROM pg_stat_database WHERE datid = d.oid)),
+            (r.rolconnlimit, (SELECT count(*)::integer FROM pg_stat_activity WHERE usesysid = r.oid))) AS l (most, used)
+        WHERE d.datname = current_database() AND r.rolname = current_user AND l.most >= 0
+        ORDER BY l.most - GREATEST(l.used, :needed) LIMIT 1
     """
 )
 WORKERS = text("SELECT COALESCE(sum(slots + 1 + :lane), 0)::integer FROM workers WHERE status = 'online'")
@@ -50,7 +51,7 @@ def database(settings: Settings) -> Iterator[Finding]:
     if check_pooler(settings):
         yield Finding("pooler", "ok", "in session mode")
     with get_engine().connect() as connection:
-        facts = {row.name: row.reset_val for row in connection.execute(SETTINGS)}
+        facts: dict[str, str] = dict(connection.execute(SETTINGS).one()._mapping)
         yield _version(facts)
         if facts["server_encoding"] != "UTF8":
             yield Finding("encoding", "failed", facts["server_encoding"], "recreate the database with ENCODING 'UTF8'")
@@ -67,9 +68,9 @@ def database(settings: Settings) -> Iterator[Finding]:
 
 
 def _version(facts: Mapping[str, str]) -> Finding:
-    version = facts["server_version"]
-    recent = int(version.split(".")[0].split()[0]) >= OLDEST_MAJOR
-    return judged("database", f"PostgreSQL {version}", failed="" if recent else f"needs {OLDEST_MAJOR} or later")
+    recent = int(facts["server_version_num"]) >= OLDEST_MAJOR * 10_000
+    found = f"PostgreSQL {facts['server_version']}"
+    return judged("database", found, failed="" if recent else f"needs {OLDEST_MAJOR} or later")
 
 
 def _session(connection: Connection) -> Iterator[Finding]:
@@ -98,8 +99,8 @@ def _autovacuum(facts: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def _connections(connection: Connection) -> Finding:
-    most, used = connection.execute(CONNECTIONS).one()
     needed = ORCHESTRATOR_CONNECTIONS + int(connection.scalar(WORKERS, {"lane": LANE_CONNECTIONS}) or 0)
+    most, used = connection.execute(CONNECTIONS, {"needed": needed}).one()
     found = f"{used} of {most} used; an orchestrator and the workers online need up to {needed}"
     advice = (
         f"processes cannot connect at the peak: raise max_connections (or the limit of the database or the role) "

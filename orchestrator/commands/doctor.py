@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from orchestrator.commands.output import AS_JSON, print_json, print_table
 from shared.errors import MinionError
 from shared.settings import Settings, get_settings, secret_variables
 
+Check = Callable[[Settings], Iterator[Finding]]
+PATIENCE = 30.0
+"""Seconds that a check may take."""
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -24,7 +29,7 @@ def register(app: typer.Typer) -> None:
 def doctor(as_json: bool = AS_JSON) -> None:
     """Check this machine and what it is configured to use."""
     settings = get_settings()
-    findings = [finding for check in CHECKS for finding in _safely(check, settings)]
+    findings = [finding for check in CHECKS for finding in _in_time(check, settings)]
     if as_json:
         print_json([vars(finding) for finding in findings])
     else:
@@ -34,14 +39,29 @@ def doctor(as_json: bool = AS_JSON) -> None:
         raise typer.Exit(1)
 
 
-def _safely(check: Callable[[Settings], Iterator[Finding]], settings: Settings) -> list[Finding]:
-    name = check.__name__.strip("_")
+def _in_time(check: Check, settings: Settings) -> list[Finding]:
+    """Return what a check finds, within a time: a frozen server, or a lock, must not stop the other checks."""
+    found: list[Finding] = []
+    checking = threading.Thread(target=lambda: found.extend(_safely(check, settings)), daemon=True)
+    checking.start()
+    checking.join(PATIENCE)
+    if checking.is_alive():
+        advice = "what it asks is frozen, overloaded or locked: look at it, or try again"
+        return [*found, Finding(_name(check), "failed", f"no answer within {PATIENCE:g} s", advice)]
+    return found
+
+
+def _safely(check: Check, settings: Settings) -> Iterator[Finding]:
     try:
-        return list(check(settings))
+        yield from check(settings)
     except MinionError as error:
-        return [Finding(name, "failed", error.message)]
+        yield Finding(_name(check), "failed", error.message)
     except Exception as error:
-        return [Finding(name, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")]
+        yield Finding(_name(check), "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+
+
+def _name(check: Check) -> str:
+    return check.__name__.strip("_")
 
 
 def _python(settings: Settings) -> Iterator[Finding]:
@@ -140,7 +160,7 @@ def _sentry(settings: Settings) -> Finding:
     return Finding("sentry", "ok", "on")
 
 
-CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
+CHECKS: tuple[Check, ...] = (
     _python,
     _secrets,
     _database,

@@ -30,13 +30,14 @@ NO_BOUND = 2**62
 WAIT_FOR_OTHERS = text("LOCK TABLE statistics_state IN SHARE ROW EXCLUSIVE MODE")
 SETTINGS = text("SELECT set_config('jit', 'off', true), set_config('enable_seqscan', 'off', true)")
 BEGIN_STATE = text(
-    "INSERT INTO statistics_state (marked_below) VALUES (pg_snapshot_xmax(pg_current_snapshot())::text::bigint) "
-    "ON CONFLICT DO NOTHING"
+    "INSERT INTO statistics_state (marked_below, cluster) "
+    "VALUES (pg_snapshot_xmax(pg_current_snapshot())::text::bigint, minion_cluster()) ON CONFLICT DO NOTHING"
 )
 # All transactions below `horizon` have ended; none at `next` or above has begun.
 STATE = text(
     """
-    SELECT counted_below, counted_at, marked_below, marked_at, now() AS moment,
+    SELECT counted_below, counted_at, marked_below, marked_at, moved_at, now() AS moment,
+           COALESCE(cluster <> minion_cluster(), false) AS elsewhere,
            pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS horizon,
            pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next
         FROM statistics_state
@@ -47,7 +48,7 @@ UNTIL = text(f"SELECT min(ended_in) FROM ({' UNION ALL '.join(map(NTH.format, MA
 MOVE = text(
     """
     UPDATE statistics_state SET counted_below = :high, counted_at = :counted_at, marked_below = :marked_below,
-                                marked_at = :marked_at
+                                marked_at = :marked_at, moved_at = clock_timestamp(), cluster = minion_cluster()
     """
 )
 FORGET_RETRIED = text("DELETE FROM retried_steps WHERE ended_in < :high")
@@ -106,7 +107,7 @@ def _count(connection: Connection, places: Places) -> Progress:
     if state is None:
         connection.execute(BEGIN_STATE)
         state = connection.execute(STATE).one()
-    if state.counted_below > state.next:
+    if state.elsewhere or state.counted_below > state.next:
         return _continue_elsewhere(connection, places, state)
     high = _until(connection, state)
     places.follow(state.counted_below, high)
@@ -169,21 +170,25 @@ def _known(connection: Connection, key: Key) -> Iterator[Key]:
 
 
 def _continue_elsewhere(connection: Connection, places: Places, state: Row[Any]) -> Progress:
-    """Continue in another cluster, into which a dump was restored: its transactions have lower numbers.
+    """Continue in another cluster, into which a dump was restored: its transactions have other numbers.
 
-    What had ended and was not counted before the dump has the old numbers. What has ended here since has low ones, and
-    a later time than everything that was counted. The old marks are removed: they would be reached again some day.
+    Below the position are ends that were counted before the dump, and those of this cluster, which are later. At the
+    position and above it, nothing is counted: what had ended before the dump, or here. The next pass counts from the
+    horizon, so marks of the other cluster are removed above it, once they are counted.
     """
     log.warning("statistics_restored", counted_below=state.counted_below, transaction=state.next)
-    places.follow(state.counted_below, state.horizon)
-    _add(connection, places, low=state.counted_below, high=NO_BOUND)
-    _add(connection, places, low=0, high=state.horizon, since=state.counted_at)
+    below, horizon, following = int(state.counted_below), int(state.horizon), int(state.next)
+    places.follow(below, horizon)
+    _add(connection, places, low=max(below, following), high=NO_BOUND)
+    _add(connection, places, low=below, high=horizon)
+    _add(connection, places, low=0, high=min(below, horizon), since=state.moved_at)
+    counted = "ended_in >= :horizon AND ended_in < :below AND {moment} <= :moved_at"
     for table, moment in MARKED.items():
         change = "DELETE FROM retried_steps" if table == "retried_steps" else f"UPDATE {table} SET ended_in = NULL"  # noqa: S608
         connection.execute(
-            text(f"{change} WHERE ended_in >= :next OR (ended_in >= :horizon AND {moment} <= :counted_at)"),
-            {"next": state.next, "horizon": state.horizon, "counted_at": state.counted_at},
+            text(f"{change} WHERE ended_in >= :next OR ({counted.format(moment=moment)})"),
+            {"next": following, "horizon": horizon, "below": below, "moved_at": state.moved_at},
         )
-    values = {"high": state.horizon, "counted_at": state.moment, "marked_below": state.next, "marked_at": state.moment}
+    values = {"high": horizon, "counted_at": state.moment, "marked_below": following, "marked_at": state.moment}
     connection.execute(MOVE, values)
     return Progress(complete=True, age=0.0)

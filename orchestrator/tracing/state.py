@@ -34,25 +34,29 @@ NOBODY_HOURS = 1
 STATE = text(
     f"""
     SELECT low, since, horizon, next, first, nth, seen_at < now() - interval '1 minute' AS unseen,
+           low > next OR COALESCE((SELECT cluster <> minion_cluster() FROM tracing_state), false) AS elsewhere,
            seen_at < now() - interval '{OFF_DAYS} days' AS off
         FROM minion_traces_due(:most)
     """  # noqa: S608
 )
 BEGIN = text(
     """
-    INSERT INTO tracing_state AS s (exported_below) VALUES (pg_snapshot_xmin(pg_current_snapshot())::text::bigint)
-        ON CONFLICT (id) DO UPDATE SET exported_below = EXCLUDED.exported_below, exported_at = now(), seen_at = now()
+    INSERT INTO tracing_state AS s (exported_below, cluster)
+        VALUES (pg_snapshot_xmin(pg_current_snapshot())::text::bigint, minion_cluster())
+        ON CONFLICT (id) DO UPDATE SET exported_below = EXCLUDED.exported_below, exported_at = now(), seen_at = now(),
+                                       cluster = EXCLUDED.cluster
             WHERE s.seen_at < now() - :off * interval '1 day'
     """
 )
 ELSEWHERE = text(
-    "UPDATE tracing_state SET exported_below = 0, since = exported_at, seen_at = now() WHERE exported_below = :low"
+    "UPDATE tracing_state SET exported_below = 0, since = exported_at, cluster = minion_cluster(), seen_at = now() "
+    "WHERE exported_below = :low"
 )
 SEEN = text("UPDATE tracing_state SET seen_at = now()")
 MOVE = text(
     """
     UPDATE tracing_state SET exported_below = :high, exported_at = now(), seen_at = now(),
-                             exported = exported + :exported, refused = refused + :refused
+                             cluster = minion_cluster(), exported = exported + :exported, refused = refused + :refused
         WHERE exported_below = :low
     """
 )
@@ -118,8 +122,8 @@ def next_range(engine: Engine, *, continues: bool = False) -> Range | None:
             connection.execute(BEGIN, {"off": OFF_DAYS})
             log.info("tracing_begins", off_for_days=state and OFF_DAYS)
             return None
-        if state["low"] > state["next"]:
-            # A dump was restored into another server, whose transactions have lower numbers.
+        if state["elsewhere"]:
+            # A dump was restored into another server, whose transactions have other numbers.
             connection.execute(ELSEWHERE, {"low": state["low"]})
             log.warning("tracing_restored", exported_below=state["low"], transaction=state["next"])
             return None

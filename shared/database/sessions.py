@@ -33,14 +33,16 @@ def open_session(settings: Settings, purpose: str, **values: str | int) -> psyco
         NotConfigured: there is no database address.
         psycopg.Error: the database is unavailable.
     """
-    url = make_url(settings.require_database_url()).set(drivername="postgresql")
-    connection = psycopg.connect(
-        url.render_as_string(hide_password=False),
-        autocommit=True,
-        connect_timeout=5,
-        application_name=f"minions {purpose}",
-        tcp_user_timeout=int(settings.lease_seconds * 1000),
-    )
+    # As the engine does: libpq would not understand all that SQLAlchemy accepts in an address.
+    url = make_url(settings.require_database_url())
+    _, arguments = url.get_dialect()().create_connect_args(url)
+    ours: dict[str, Any] = {
+        "autocommit": True,
+        "connect_timeout": 5,
+        "application_name": f"minions {purpose}",
+        "tcp_user_timeout": int(settings.lease_seconds * 1000),
+    }
+    connection = psycopg.connect(**{**arguments, **ours})
     if values:
         configure_session(connection, values)
     return connection
@@ -89,7 +91,11 @@ def _keeps_session(connection: psycopg.Connection[Any], settings: Settings) -> b
             if _process(other) == process:
                 return False
             other.execute("SELECT pg_notify(%s, '')", (channel,))
-        return any(connection.notifies(timeout=NOTIFICATION_PATIENCE, stop_after=1))
+        if any(connection.notifies(timeout=NOTIFICATION_PATIENCE, stop_after=1)):
+            return True
+        # A server that has stalled sends it before its next answer.
+        connection.execute("SELECT 1")
+        return any(connection.notifies(timeout=0, stop_after=1))
     finally:
         # The pooler may keep the session for others.
         connection.execute(f"UNLISTEN {channel}".encode())

@@ -257,7 +257,24 @@ def test_safe_imports_and_sandbox_faults_are_documented():
 
 
 OVERRIDES = [block for block in blocks("yaml") if block.values[0].startswith("services:")]
-DEFINED = [block for block in blocks("yaml") if block not in OVERRIDES]
+PATCHES = [block for block in blocks("yaml") if block.values[0].startswith("patches:")]
+DEFINED = [block for block in blocks("yaml") if block not in OVERRIDES + PATCHES]
+
+
+@pytest.mark.parametrize("body", PATCHES)
+def test_patches_in_the_text_find_their_place(body: str):
+    files = [file.read_text() for file in (ROOT / "deploy/kubernetes").rglob("*.yaml")]
+    resources = [each for file in files for each in yaml.safe_load_all(file)]
+    for patch in yaml.safe_load(body)["patches"]:
+        target = patch["target"]
+        [found] = [
+            each for each in resources if (each["kind"], each.get("metadata", {}).get("name")) == tuple(target.values())
+        ]
+        for change in yaml.safe_load(patch["patch"]):
+            place = found
+            for step in change["path"].removesuffix("/-").split("/")[1:]:
+                place = place[int(step) if isinstance(place, list) else step]
+            assert isinstance(place, list)
 
 
 @pytest.mark.parametrize("body", DEFINED)

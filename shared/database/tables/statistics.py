@@ -94,7 +94,8 @@ class StatisticsState(Base):
     """The state of counting, one row: ends of all transactions below a number are counted; and the latest gauges.
 
     All that had ended at `counted_at` is counted. At `marked_at` all transactions had numbers below `marked_below`:
-    when those are counted, `counted_at` moves there.
+    when those are counted, `counted_at` moves there. All that is counted had ended at `moved_at`. `cluster`: whose
+    transactions have these numbers, null if it is unknown.
     """
 
     __tablename__ = "statistics_state"
@@ -103,6 +104,8 @@ class StatisticsState(Base):
     id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, server_default="1", autoincrement=False)
     counted_below: Mapped[int] = mapped_column(BigInteger, server_default="0")
     counted_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    moved_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    cluster: Mapped[int | None] = mapped_column(BigInteger)
     marked_below: Mapped[int] = mapped_column(BigInteger, server_default="0")
     marked_at: Mapped[datetime] = mapped_column(server_default=NOW)
     gauges: Mapped[dict[str, Any] | None]
@@ -113,8 +116,8 @@ class TracingState(Base):
     """The state of the export of traces, one row: ends of all transactions below a number are exported.
 
     `exported_at`: when the number was last moved. `since`: after a restore, the `exported_at` of the other server; what
-    had ended by then is not exported. `seen_at`: when an orchestrator that exports last said so. The counts are of
-    spans: accepted by the endpoint, refused by it, and deleted before they were exported.
+    had ended by then is not exported. `cluster`: see `StatisticsState`. `seen_at`: when an orchestrator that exports
+    last said so. The counts are of spans: accepted by the endpoint, refused by it, deleted before they were exported.
     """
 
     __tablename__ = "tracing_state"
@@ -124,6 +127,7 @@ class TracingState(Base):
     exported_below: Mapped[int] = mapped_column(BigInteger)
     exported_at: Mapped[datetime] = mapped_column(server_default=NOW)
     since: Mapped[datetime | None]
+    cluster: Mapped[int | None] = mapped_column(BigInteger)
     seen_at: Mapped[datetime] = mapped_column(server_default=NOW)
     exported: Mapped[int] = amount()
     refused: Mapped[int] = amount()

@@ -20,6 +20,14 @@ BEGIN
     RETURN NULL;
 END $$;
 
+-- The cluster whose transactions have these numbers; null if this role may not know. A restored dump is in another one.
+CREATE OR REPLACE FUNCTION minion_cluster() RETURNS bigint LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN (SELECT system_identifier FROM pg_control_system());
+EXCEPTION WHEN insufficient_privilege OR undefined_function OR feature_not_supported THEN
+    RETURN NULL;
+END $$;
+
 -- A number of a step's usage, which any worker may have written; 0 if there is none.
 CREATE OR REPLACE FUNCTION minion_used(usage jsonb, name text) RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT CASE jsonb_typeof(usage->name) WHEN 'number' THEN LEAST(GREATEST((usage->name)::numeric, 0), 1e12)::bigint

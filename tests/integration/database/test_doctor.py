@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, text
 
-from orchestrator.commands import database_checks
-from orchestrator.commands.database_checks import database as check
+from orchestrator.commands import database_checks, doctor
+from orchestrator.commands.broker_checks import broker
 from orchestrator.commands.doctor import _secrets
 from orchestrator.commands.findings import Finding
-from shared.errors import NotConfigured
+from shared.notifications import make_redis
 from shared.settings import Settings
 from tests.conftest import forget_process_state
 
@@ -22,11 +21,7 @@ Configure = Callable[[str], dict[str, Finding]]
 
 
 def findings(settings: Settings) -> dict[str, Finding]:
-    found = []
-    with suppress(NotConfigured):  # a database without our schema
-        for each in check(settings):
-            found.append(each)
-    return {each.what: each for each in found}
+    return {each.what: each for each in doctor._in_time(database_checks.database, settings)}
 
 
 @pytest.fixture
@@ -68,6 +63,48 @@ def test_setting_that_harms_is_reported(configured: Configure, setting: str, wha
     assert finding.advice
 
 
+def test_database_without_our_schema_is_checked_too(configured: Configure) -> None:
+    found = configured("timezone = 'UTC'")
+    assert found["durability"].verdict == "warning"
+    assert found["database"].found == "The database has no schema yet. Run `minion migrate`."
+
+
+def test_lock_ends_only_the_check_that_it_stops(
+    database: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "PATIENCE", 1.0)
+    with database.connect() as connection, connection.begin():
+        connection.execute(text("LOCK TABLE workers"))
+        found = doctor._in_time(database_checks.database, settings)
+    assert found[-1].found == "no answer within 1 s"
+    assert {each.verdict for each in found[:-1]} <= {"ok", "warning"}
+
+
+def test_limit_of_the_role_is_compared_with_its_own_connections(database: Engine) -> None:
+    with database.connect() as connection, connection.begin() as transaction:
+        connection.execute(text("ALTER ROLE CURRENT_USER CONNECTION LIMIT 20"))
+        finding = database_checks._connections(connection)
+        transaction.rollback()
+    assert finding.verdict == "warning"
+    assert " of 20 used" in finding.found
+
+
+def test_broker_that_refuses_info_is_a_warning(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, place = settings.require_redis_url().rpartition("@")
+    with make_redis() as connection:
+        connection.acl_setuser("curious", enabled=True, passwords=["+secret"], keys=["*"], commands=["+@all", "-info"])
+        try:
+            monkeypatch.setenv("REDIS_URL", f"unix://curious:secret@{place}")
+            forget_process_state()
+            [finding] = broker(Settings())
+        finally:
+            connection.acl_deluser("curious")
+            monkeypatch.undo()
+            forget_process_state()
+    assert finding.verdict == "warning"
+    assert "INFO" in finding.found
+
+
 def test_too_few_connections_are_reported(database: Engine, settings: Settings) -> None:
     with database.begin() as connection:
         connection.execute(
@@ -78,7 +115,7 @@ def test_too_few_connections_are_reported(database: Engine, settings: Settings) 
         )
     finding = findings(settings)["connections"]
     assert finding.verdict == "warning"
-    assert "need up to 1040" in finding.found
+    assert "need up to 1042" in finding.found
     assert "raise max_connections" in finding.advice
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import Engine
+from sqlalchemy import Engine, make_url
 
 from shared.database import sessions
 from shared.database.sessions import check_pooler, open_session
@@ -55,6 +59,27 @@ def test_session_without_notifications_is_recognised(
         assert not sessions._keeps_session(
             connection, settings.model_copy(update={"database_url": SecretStr(elsewhere)})
         )
+
+
+def test_server_that_stalls_is_not_taken_for_a_pooler(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "NOTIFICATION_PATIENCE", 0.1)
+    with open_session(settings, "test") as connection:
+        process = connection.info.backend_pid
+
+        def open_while_it_stalls(*arguments: Any) -> psycopg.Connection[Any]:
+            os.kill(process, signal.SIGSTOP)
+            threading.Timer(0.5, os.kill, (process, signal.SIGCONT)).start()
+            return open_session(*arguments)
+
+        monkeypatch.setattr(sessions, "open_session", open_while_it_stalls)
+        assert sessions._keeps_session(connection, settings)
+
+
+def test_options_of_the_address_arrive_in_dedicated_sessions(settings: Settings) -> None:
+    url = make_url(settings.require_database_url())
+    address = url.update_query_dict({"options": "-c search_path=public,pg_temp"}).render_as_string(hide_password=False)
+    with open_session(settings.model_copy(update={"database_url": SecretStr(address)}), "test") as connection:
+        assert connection.execute("SHOW search_path").fetchone() == ("public,pg_temp",)
 
 
 @with_pgbouncer
