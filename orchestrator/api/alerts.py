@@ -261,7 +261,7 @@ def add_silence(sent: body.SmallBody, database: Database, actor: Actor) -> dict[
 
 @router.delete("/silences/{silence_id}", status_code=204, response_class=Response, responses=problems.documented(404))
 def remove_silence(silence_id: UUID, database: Database, actor: Actor) -> None:
-    """Ends a silence. Alerts that still fire are notified."""
+    """Ends a silence. Alerts that still fire are sent and repeated again."""
     values = {"id": silence_id, "within": actor.key.scope.namespace}
     with database.begin() as connection:
         row = connection.execute(REMOVE_SILENCE, values).mappings().one_or_none()

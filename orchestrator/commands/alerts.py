@@ -122,7 +122,7 @@ def silences(as_json: bool = AS_JSON) -> None:
 
 @app.command()
 def unsilence(silence: str = typer.Argument(help="The silence's id."), actor: str | None = ACTOR) -> None:
-    """End a silence. Alerts that still fire are notified."""
+    """End a silence. Alerts that still fire are sent and repeated again."""
     with connect(actor) as client:
         client.remove_silence(silence)
     console.print(f"{silence} is ended.")
