@@ -189,9 +189,13 @@ def test_silence_holds_an_alert_until_it_ends(database: Engine) -> None:
 # --------------------------------------------------------------------------------------------------------- anomalies
 
 
+HOUR = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+"""The tests judge the hours before this one, also if the next one begins meanwhile."""
+
+
 def bucket(number: int) -> datetime:
     """The hour that many hours ago; 1 is the last complete one."""
-    return datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=number)
+    return HOUR - timedelta(hours=number)
 
 
 def histogram(count: int, seconds: float) -> list[int]:
@@ -226,7 +230,7 @@ def write_hours(
     with database.begin() as connection:
         connection.execute(INSERT, rows)
         connection.execute(text("INSERT INTO statistics_state DEFAULT VALUES ON CONFLICT (id) DO NOTHING"))
-        connection.execute(text("UPDATE statistics_state SET counted_at = now()"))
+        connection.execute(text("UPDATE statistics_state SET counted_at = :hour"), {"hour": HOUR})
         connection.execute(
             text("INSERT INTO watched_hours (bucket, samples) VALUES (:bucket, 1) ON CONFLICT DO NOTHING"),
             [{"bucket": bucket(number)} for number in hours],
