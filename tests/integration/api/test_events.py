@@ -659,7 +659,7 @@ def test_the_commands(
     assert (told[0]["task_id"], told[0]["id"]) == (str(failed), 4)
 
     submitting = threads.submit(CliRunner().invoke, command, ["submit", "Act", '{"answer": 2}', "--follow"])
-    wait_until(lambda: "pending" in tasks.count(), "the task is submitted")
+    wait_until(lambda: {"pending", "queued"} & {*tasks.count()}, "the task is submitted")
     inline_worker.run_all()
     submitted = submitting.result(10)
     # The minion's log, in the same process, is in it too.
