@@ -39,6 +39,8 @@ def finish(database: Engine, state: State = State.SUCCEEDED, **result: Any) -> N
         claimed = lifecycle.claim(connection, task.task_id, task.claim, id)  # type: ignore[arg-type]
         assert claimed
         assert lifecycle.finish(connection, task.task_id, claimed["claim"], state, result) == state
+        # A task that is submitted later must not find a free slot: it would be queued at once.
+        connection.execute(text("UPDATE workers SET status = 'stopped'"))
 
 
 def test_submit_and_get(client: Client) -> None:
