@@ -17,6 +17,7 @@ from sqlalchemy import Engine, text
 
 import orchestrator
 from orchestrator.loops.loop import Loop
+from orchestrator.service import make_loops
 from shared.broker import make_app, publish
 from shared.database.connections import transaction
 from shared.notifications import make_redis
@@ -49,10 +50,14 @@ def status_of(engine: Engine, process: Process) -> str:
         return str(connection.scalar(text("SELECT status FROM workers WHERE pid = :pid"), {"pid": process.pid}))
 
 
-def test_every_loop_is_started() -> None:
+def test_every_loop_is_started(short_leases: Settings) -> None:
     for module in pkgutil.walk_packages(orchestrator.__path__, "orchestrator."):
         import_module(module.name)
-    assert {thread.name for thread in threading.enumerate()} >= {loop.name for loop in concrete(Loop)}
+    traced = short_leases.model_copy(update={"otel_exporter_otlp_endpoint": "http://127.0.0.1:1"})
+    assert {type(loop) for loop in make_loops(traced)} == {*concrete(Loop)}
+    started = {loop.name for loop in make_loops(short_leases)}
+    assert {loop.name for loop in concrete(Loop)} - started == {"tracer"}, "it is for installations with an endpoint"
+    assert {thread.name for thread in threading.enumerate()} >= started
 
 
 def concrete(kind: type[Loop]) -> Iterator[type[Loop]]:
