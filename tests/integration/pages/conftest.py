@@ -102,7 +102,7 @@ class Visit:
         assert self.errors == []
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Chromium]:
     """A real Chromium of this machine."""
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
