@@ -591,7 +591,7 @@ def test_programs_of_the_host_inherit_no_channel() -> None:
     with Sandbox() as sandbox:
         assert works(sandbox)
         assert isinstance(sandbox._server, ForkServer)
-        children = list(sandbox._server._parked)
-        assert children
+        server = sandbox._server
+        children = wait_until(lambda: list(server._parked), "a child waits for the next call")
         assert not any(os.get_inheritable(child.pidfd) for child in children)
         assert not any(child.channel.get_inheritable() for child in children)
