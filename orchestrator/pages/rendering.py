@@ -24,6 +24,7 @@ from orchestrator.api.login import pages as login_pages
 from orchestrator.api.problems import RETRY_AFTER_SECONDS, STATEMENT_TIMEOUT, count_refusal, is_unavailable
 from orchestrator.pages import formats
 from orchestrator.pages.access import LoggedOut, reader_of, to_login
+from orchestrator.pages.navigation import MAIN, MORE, reachable
 from shared.access.roles import Permission
 from shared.access.scope import DEFAULT_NAMESPACE
 from shared.errors import InvalidInput, MinionError, NotFound, Unauthorized, Unavailable, requirement
@@ -77,6 +78,8 @@ def render(request: Request, template: str, status: int = 200, **values: Any) ->
         "may": lambda permission: reader is not None and reader.may(Permission(permission)),
         "csrf_token": auth.csrf_token_of(request) if reader is not None else "",
         "path": request.url.path,
+        "places": reachable(MAIN, reader),
+        "more_places": reachable(MORE, reader),
         "asset": asset_address,
         "live": None,
         **values,
