@@ -110,6 +110,9 @@ def make_engine(settings: Settings, *, pool_size: int = 5, pre_ping: bool = True
 
     @event.listens_for(engine, "handle_error")
     def _translate(context: Any) -> None:
+        if behind_time_limit(context.original_exception):
+            # Without a rollback, an ORM session would never return its connection to the pool.
+            context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
         translated = expected_error(context.original_exception)
         if translated is not None:
             raise translated from None
@@ -218,7 +221,7 @@ def forget_engine() -> None:
 def close_engine() -> None:
     """Close the process's connections, unless other tasks use them too; the next use opens new ones."""
     if _shares.by_many:
-        return  # `statement` and the pool have dropped the one in which a limit struck.
+        return  # The engine has dropped the one in which a limit struck.
     _drop(close=True)
 
 
@@ -238,17 +241,9 @@ def transaction() -> Iterator[Connection]:
 
 @contextmanager
 def statement() -> Iterator[Connection]:
-    """Yield a connection in autocommit mode: one round trip a statement instead of three.
-
-    A time limit that strikes in the middle of a statement leaves a connection that cannot be used again.
-    """
+    """Yield a connection in autocommit mode: one round trip a statement instead of three."""
     with _statement_engine().connect() as connection:
-        try:
-            yield connection
-        except Exception as error:
-            if behind_time_limit(error):
-                connection.invalidate()
-            raise
+        yield connection
 
 
 def expected_error(error: BaseException | None) -> errors.MinionError | None:
@@ -280,8 +275,8 @@ def is_transient(error: BaseException) -> bool:
 def behind_time_limit(error: BaseException | None) -> bool:
     """Return whether a soft time limit caused an error.
 
-    A limit that strikes inside the driver leaves a connection that cannot even roll back, and the failed rollback is
-    the error that surfaces. One that strikes inside Pydantic surfaces as a fault of the model.
+    One that strikes inside the driver may surface as an error of the database, and one inside Pydantic as a fault of
+    the model.
     """
     seen: set[int] = set()
     rest = [error]

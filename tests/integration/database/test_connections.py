@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import Engine, text
+from celery.exceptions import SoftTimeLimitExceeded
+from sqlalchemy import Engine, QueuePool, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
 
 from shared.database import connections
 from shared.database.connections import (
@@ -96,3 +99,25 @@ def test_connections_that_many_tasks_share_stay_open(database: Engine, monkeypat
     forget_engine()
     assert len(first) <= 6
     assert second <= first
+
+
+def test_session_hit_by_a_time_limit_returns_its_connection(settings: Settings, database: Engine) -> None:
+    """The session's own rollback would fail, and keep the connection until the garbage collector finds it."""
+    engine = make_engine(settings, pool_size=1)
+
+    def strike(*_: object) -> None:
+        raise SoftTimeLimitExceeded
+
+    before = signal.signal(signal.SIGALRM, strike)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(SoftTimeLimitExceeded) as raised, Session(engine) as session:
+            session.execute(text("SELECT pg_sleep(10)"))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert isinstance(engine.pool, QueuePool)
+    assert raised.value.__traceback__ is not None  # it refers to the session, as the record of a failure does
+    assert engine.pool.checkedout() == 0
+    with Session(engine) as session:
+        assert session.scalar(text("SELECT 1")) == 1
+    engine.dispose()
