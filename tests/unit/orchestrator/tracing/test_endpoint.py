@@ -53,6 +53,24 @@ def test_traces_are_off_without_an_address() -> None:
 
 
 @pytest.mark.parametrize(
+    ("disabled", "exporter", "on"),
+    [
+        ("true", "", False),
+        ("TRUE", "otlp", False),
+        ("false", "none", False),
+        ("", "console", False),
+        ("1", "", True),
+        ("", "console, otlp", True),
+    ],
+)
+def test_traces_are_off_where_opentelemetry_is(disabled: str, exporter: str, on: bool) -> None:
+    settings = Settings(
+        otel_exporter_otlp_endpoint="http://x", otel_sdk_disabled=disabled, otel_traces_exporter=exporter
+    )
+    assert (settings.traces_endpoint() is not None) == on
+
+
+@pytest.mark.parametrize(
     ("fields", "said"),
     [
         ({"otel_exporter_otlp_endpoint": "collector:4317"}, "OTEL_EXPORTER_OTLP_ENDPOINT is not valid"),
