@@ -951,6 +951,7 @@ CREATE INDEX task_status_held_idx ON task_status USING btree (wait_reason, task_
 CREATE INDEX task_status_in_flight_idx ON task_status USING btree (capability, namespace, key, agent_name) WHERE (state = ANY (ARRAY['queued'::text, 'running'::text]));
 CREATE INDEX task_status_line_idx ON task_status USING btree (capability, namespace, key, agent_name, rank, task_id) WHERE (state = 'pending'::text);
 CREATE INDEX task_status_parked_idx ON task_status USING btree (namespace, conversation_id, task_id) WHERE ((state = 'pending'::text) AND (rank = '9000000000000000000'::bigint));
+CREATE INDEX task_status_people_idx ON task_status USING btree (task_id) WHERE ((state = 'waiting'::text) AND (wait_reason = ANY (ARRAY['approval'::text, 'answer'::text])));
 CREATE INDEX task_status_queued_idx ON task_status USING btree (capability, queued_at) WHERE (state = 'queued'::text);
 CREATE INDEX task_status_state_idx ON task_status USING btree (state, task_id);
 CREATE INDEX task_status_turn_idx ON task_status USING btree (namespace, conversation_id, ((claim = 0)), task_id) WHERE ((conversation_id IS NOT NULL) AND (state = ANY (ARRAY['pending'::text, 'queued'::text, 'running'::text, 'waiting'::text])));

@@ -27,11 +27,9 @@ from shared.contracts.key_order import ordered
 from shared.errors import NotFound
 from shared.tasks import queries
 from shared.tasks.queries import TaskFilter
-from shared.tasks.states import State
 
 ROWS = 50
 MOST_COUNTED = 10_000
-PEOPLE = ("approval", "answer")
 LONGEST_INPUT = 4000
 # The step that each task waits for, as `orchestrator.explain` finds it; large arguments are on the decision's page.
 DECISIONS = text(
@@ -106,7 +104,7 @@ def show_proposed(task_id: TaskId, request: Request, database: Reading, key: Cal
 
 def waiting_for_people(scope: Scope) -> TaskFilter:
     """Return the filter for the tasks of a scope that wait for a decision."""
-    return replace(reached(scope), states=(State.WAITING,), wait_reasons=PEOPLE)
+    return replace(reached(scope), for_people=True)
 
 
 def _decisions(connection: Connection, tasks: list[UUID]) -> dict[UUID, dict[str, Any]]:

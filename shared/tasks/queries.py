@@ -67,7 +67,8 @@ CONDITIONS = {
     "created_before": "t.id < :created_before AND s.task_id < :created_before",
     "before": "t.id < :before AND s.task_id < :before",
     "after": "t.id > :after AND s.task_id > :after",
-    "wait_reasons": "s.wait_reason = ANY(:wait_reasons)",
+    # A parameter would hide the reasons from the planner, which then could not use their index.
+    "for_people": "s.state = 'waiting' AND s.wait_reason IN ('approval', 'answer')",
     "only_agents": "t.agent_name = ANY(:only_agents)",
     "only_capabilities": f"{CAPABILITY} = ANY(:only_capabilities)",
     "tenant": "t.key = :tenant",
@@ -75,7 +76,6 @@ CONDITIONS = {
 }
 TYPES: dict[str, Any] = {
     "states": ARRAY(TEXT),
-    "wait_reasons": ARRAY(TEXT),
     "labels": JSONB,
     "created_after": PgUUID,
     "created_before": PgUUID,
@@ -100,7 +100,7 @@ COUNTED = {
     "namespace": "s.namespace = :namespace",
     "state": CONDITIONS["state"],
     "states": CONDITIONS["states"],
-    "wait_reasons": CONDITIONS["wait_reasons"],
+    "for_people": CONDITIONS["for_people"],
 }
 
 OVERVIEW = text(
@@ -168,8 +168,8 @@ class Page:
 class TaskFilter:
     """Criteria for tasks; a field that is not set allows all. All `labels` must match; `created_before` is exclusive.
 
-    `unreplayed`: no other task is their replay. `own_failure`: they did not fail because of a task below them. The
-    fields from `only_agents` on are the bounds of a key.
+    `for_people`: they wait for a person. `unreplayed`: no other task is their replay. `own_failure`: they did not fail
+    because of a task below them. The fields from `only_agents` on are the bounds of a key.
     """
 
     namespace: str | None = "default"
@@ -186,7 +186,7 @@ class TaskFilter:
     created_before: datetime | None = None
     error_fingerprint: str | None = None
     function_version_id: UUID | None = None
-    wait_reasons: tuple[str, ...] = ()
+    for_people: bool | None = None
     unreplayed: bool | None = None
     own_failure: bool | None = None
     only_agents: tuple[str, ...] = ()

@@ -207,6 +207,11 @@ class TaskStatus(Base):
             "task_id",
             postgresql_where=text("wait_reason IN ('stopped', 'standing_budget')"),
         ),
+        Index(
+            "task_status_people_idx",
+            "task_id",
+            postgresql_where=text("state = 'waiting' AND wait_reason IN ('approval', 'answer')"),
+        ),
         # Dispatch reads past the dead entries of tasks that have left their queue: vacuum soon.
         {
             "postgresql_with": {

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import Connection, Engine, TextClause, text
 
 from benchmarks.filling import fill_pending, fill_succeeded
+from orchestrator.alerts.conditions import APPROVAL_OLD
 from orchestrator.dispatcher import BACKLOG, LOOK, NEXT_HOLD, Dispatcher
 from orchestrator.maintenance.expirer import OVERDUE
 from orchestrator.maintenance.lost_workers import ORPHANED
@@ -17,7 +18,8 @@ from orchestrator.preparer import STILL_UNPREPARED, UNPREPARED
 from shared.broker import make_app
 from shared.database.connections import autocommit
 from shared.settings import Settings
-from shared.tasks import budgets, cached_results, lifecycle, standing_budgets
+from shared.tasks import budgets, cached_results, lifecycle, queries, standing_budgets
+from shared.tasks.queries import TaskFilter
 from shared.tasks.states import State
 from tests.support.lifecycle_driver import LifecycleDriver
 from tests.support.plans import every_node, plans_of, rows_read
@@ -88,6 +90,7 @@ def written(connection: Connection, driver: LifecycleDriver, task: UUID) -> None
     assert lifecycle.write_steps(connection, task, 1, [step]) is not None
 
 
+FOR_PEOPLE = TaskFilter(for_people=True)
 QUEUED = text("SELECT task_id FROM task_status WHERE state = 'queued'")
 
 HOT: dict[str, Call] = {
@@ -110,6 +113,9 @@ HOT: dict[str, Call] = {
     "orphaned": lambda c, d, t: c.execute(ORPHANED, {"lease": 10.0, "most": 100}),
     "unprepared": lambda c, d, t: c.execute(UNPREPARED, {"most": 500}),
     "still unprepared": lambda c, d, t: c.execute(STILL_UNPREPARED, {"tasks": [t]}),
+    "inbox": lambda c, d, t: queries.list_oldest(c, FOR_PEOPLE, limit=50),
+    "count of the inbox": lambda c, d, t: queries.count_up_to(c, FOR_PEOPLE, 10_000),
+    "old approvals": lambda c, d, t: c.execute(APPROVAL_OLD, {"approval_seconds": 1, "most": 100}),
     "cached result": lambda c, d, t: cached_results.look(c, "key-1", seconds=3600),
 }
 OF_DISPATCHER: dict[str, Call] = {
