@@ -124,8 +124,8 @@ class Settings(BaseSettings):
     anthropic_base_url: str | None = Field(None, validation_alias="ANTHROPIC_BASE_URL")
 
     # OpenTelemetry's own variables; where a platform sets them for all its services, traces need nothing else.
-    otel_sdk_disabled: str = Field("", validation_alias="OTEL_SDK_DISABLED")
-    otel_traces_exporter: str = Field("", validation_alias="OTEL_TRACES_EXPORTER")
+    otel_sdk_disabled: str | None = Field(None, validation_alias="OTEL_SDK_DISABLED")
+    otel_traces_exporter: str | None = Field(None, validation_alias="OTEL_TRACES_EXPORTER")
     otel_exporter_otlp_endpoint: str | None = Field(None, validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT")
     otel_exporter_otlp_traces_endpoint: str | None = Field(None, validation_alias="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     otel_exporter_otlp_headers: SecretStr | None = Field(None, validation_alias="OTEL_EXPORTER_OTLP_HEADERS")
@@ -417,8 +417,8 @@ class Settings(BaseSettings):
 
         `OTEL_SDK_DISABLED=true` and an `OTEL_TRACES_EXPORTER` without `otlp`, such as `none`, turn them off.
         """
-        exporters = {name.strip() for name in self.otel_traces_exporter.split(",")} - {""}
-        if self.otel_sdk_disabled.lower() == "true" or (exporters and "otlp" not in exporters):
+        exporters = {name.strip() for name in (self.otel_traces_exporter or "").split(",")} - {""}
+        if (self.otel_sdk_disabled or "").lower() == "true" or (exporters and "otlp" not in exporters):
             return None
         base = self.otel_exporter_otlp_endpoint
         return self.otel_exporter_otlp_traces_endpoint or (f"{base.rstrip('/')}/v1/traces" if base else None)
