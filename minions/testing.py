@@ -12,7 +12,8 @@
 
 It supports streams and plain replies, token counting, errors, and streams that are slow or break off. Requests that the
 API itself refuses (blank texts, errors of tools without a text, misplaced system messages, too many cache marks, tools
-whose schema is not that of an object) get a 400. From the command line:
+whose schema is not that of an object, schemas that cannot constrain a model, forced tools beside thinking) get a 400.
+From the command line:
 
     python -m minions.testing replies.json --port 8787
 """
@@ -38,6 +39,11 @@ USAGE = {"input_tokens": 10, "output_tokens": 5, "cache_read_input_tokens": 100}
 PIECES = 3
 PROPERTY = r"[a-zA-Z0-9_.-]{1,64}"
 MAX_CACHE_MARKS = 4
+# Keywords that a constrained answer must not have.
+UNCONSTRAINABLE = frozenset(
+    {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "maxItems"}
+    | {"uniqueItems", "patternProperties", "propertyNames", "if", "not", "oneOf", "dependentRequired", "prefixItems"}
+)
 # Models that accept no `system` messages.
 WITHOUT_SYSTEM_MESSAGES = r"claude-([123]\b|instant|opus-4-[0-7]\b|opus-4-2025|(sonnet|haiku)-(4|5(?!-\d{1,2}\b))).*"
 
@@ -275,6 +281,15 @@ def _fault(body: dict[str, Any]) -> str | None:
         # (The API's own tools have no schema.)
         if "input_schema" in tool and (fault := _schema_fault(tool["input_schema"])):
             return f"tools.{number}.custom.input_schema{fault}"
+        if tool.get("strict") and (fault := _grammar_fault(tool["input_schema"])):
+            return f"tools.{number}.custom: {fault}"
+    if fault := _choice_fault(body):
+        return fault
+    form = (body.get("output_config") or {}).get("format")
+    if form and (fault := _grammar_fault(form["schema"])):
+        return f"output_config.format.schema: {fault}"
+    if not all(text.strip() for text in body.get("stop_sequences", ())):
+        return "stop_sequences: each stop sequence must contain non-whitespace"
     if "messages" not in body:
         return "messages: Field required"
     for number, message in enumerate(body["messages"]):
@@ -329,6 +344,35 @@ def _schema_fault(schema: dict[str, Any]) -> str | None:
     if not all(re.fullmatch(PROPERTY, name) for name in schema.get("properties", ())):
         return f".properties: Property keys should match pattern '^{PROPERTY}$'"
     return None
+
+
+def _choice_fault(body: dict[str, Any]) -> str | None:
+    choice = body.get("tool_choice")
+    if choice is None:
+        return None
+    names = [tool.get("name") for tool in body.get("tools", ())]
+    if not names:
+        return "tool_choice: may only be specified while providing tools"
+    if choice["type"] == "tool" and choice.get("name") not in names:
+        return f"Tool '{choice.get('name')}' not found in provided tools"
+    thinks = body.get("thinking", {}).get("type") in ("enabled", "adaptive")
+    if thinks and choice["type"] in ("any", "tool"):
+        return "Thinking may not be enabled when tool_choice forces tool use."
+    return None
+
+
+def _grammar_fault(schema: Any) -> str | None:
+    """Return the error text for a schema to which the API cannot constrain the model."""
+    if not isinstance(schema, dict):
+        return "boolean schemas are not supported"
+    kind = schema.get("type")
+    if kind == "object" and schema.get("additionalProperties") is not False:
+        return "For 'object' type, 'additionalProperties' must be explicitly set to false"
+    if banned := sorted(schema.keys() & UNCONSTRAINABLE):
+        return f"For '{kind}' type, property '{banned[0]}' is not supported"
+    below = [*schema.get("properties", {}).values(), *schema.get("$defs", {}).values()]
+    below += [*schema.get("anyOf", ()), *([schema["items"]] if "items" in schema else ())]
+    return next(filter(None, map(_grammar_fault, below)), None)
 
 
 def _texts(content: str | list[dict[str, Any]]) -> list[str]:

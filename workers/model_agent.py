@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from itertools import dropwhile, takewhile
 from typing import Any
@@ -12,6 +13,7 @@ from shared.contracts.key_order import as_in_jsonb
 from shared.contracts.requests import AIMessage, Message
 from shared.contracts.sampling import settings_to_send
 from shared.contracts.strict_json import JsonValue, parse, stable, whole
+from shared.contracts.turn_settings import UserId
 from shared.errors import InvalidInput, InvalidOutput, ModelError
 from shared.settings import get_settings
 from shared.tasks.queries import content_of
@@ -33,10 +35,10 @@ PAUSES = frozenset({"pause_turn", "compaction"})
 WHOLE = frozenset({"end_turn", "stop_sequence", "tool_use"}) | PAUSES
 """Stop reasons of usable answers. Any other one may come with a partial answer."""
 THOUGHTS = frozenset({"thinking", "redacted_thinking"})
-FORM = 2
+FORM = 3
 """Format in which turns are sent. In form 1, which is that of 0.2, a tool's text is sent as JSON, keys are sorted, and
-all system messages come first. A task continues in the form in which it began, because a model's thoughts are bound to
-the exact words before them.
+all system messages come first. Up to form 2, no answer is constrained to the output schema. A task continues in the
+form in which it began, because a model's thoughts are bound to the exact words before them.
 """
 
 
@@ -52,7 +54,7 @@ class ModelAgent(BaseAgent):
         self.calls = ToolCalls({tool.name: tool for tool in tools}, task, journal, self.arranged)
         self.specs = tuple(
             # The API requires the type `object`, which a model's input has anyway.
-            ToolSpec(tool.name, tool.description, {"type": "object", **(tool.input_schema or {})})
+            ToolSpec(tool.name, tool.description, {"type": "object", **(tool.input_schema or {})}, tool.strict)
             for tool in tools
         )
 
@@ -72,8 +74,8 @@ class ModelAgent(BaseAgent):
         self.journal.joins = True
         messages = [*before, *new]
         repairs = 0
-        for _ in range(self.definition.config.max_turns):
-            reply = self._turn(model, messages, new, value)
+        for turn in range(self.definition.config.max_turns):
+            reply = self._turn(model, messages, new, value, is_first=turn == 0)
             messages += _as_message(reply)
             calls = [block for block in reply["content"] if block["type"] == "tool_use"]
             if not calls:
@@ -126,10 +128,11 @@ class ModelAgent(BaseAgent):
         return said
 
     def _turn(
-        self, model: str, messages: list[dict[str, Any]], new: list[dict[str, Any]], value: JsonValue
+        self, model: str, messages: list[dict[str, Any]], new: list[dict[str, Any]], value: JsonValue, *, is_first: bool
     ) -> dict[str, Any]:
         """Make one model call. The journal keeps what is new: the task itself holds the system messages."""
         config = self.definition.config
+        choice = config.tool_choice
         request = ModelRequest(
             model=model,
             system=self._system(),
@@ -141,6 +144,12 @@ class ModelAgent(BaseAgent):
             sampling=settings_to_send(config.sampling()),
             thinking=config.thinking,
             effort=config.effort,
+            tool_choice=choice if choice and (is_first or not choice.first_turn_only) else None,
+            stop_sequences=tuple(config.stop_sequences),
+            service_tier=config.service_tier,
+            user_id=_user_id(config.user_id, self.task),
+            betas=tuple(config.betas),
+            constrained=self.form > 2,
             namespace=self.task.namespace,
             results_as_json=self.form == 1,
         )
@@ -203,6 +212,13 @@ def _form(journal: Journal) -> int:
     outputs = (step.get("output") for step in journal.known.values() if step["kind"] == "model_call")
     first = next((output for output in outputs if isinstance(output, dict) and "content" in output), None)
     return FORM if first is None else first.get("form", 1)
+
+
+def _user_id(how: UserId | None, task: ClaimedTask) -> str | None:
+    """Return the tenant key as the provider receives it; None if there is none, or the agent does not send it."""
+    if how is None or task.key is None:
+        return None
+    return task.key if how == "tenant" else hashlib.sha256(f"{task.namespace}\0{task.key}".encode()).hexdigest()
 
 
 def _is_system(message: Message) -> bool:

@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from shared.contracts import sampling
+from shared.contracts import sampling, turn_settings
 from shared.contracts.approval_policy import Approval, ApprovalPolicy
 from shared.contracts.durations import Duration
 from shared.contracts.json_schema import check_dialect, check_keywords, check_schema
@@ -26,6 +26,7 @@ from shared.contracts.key_order import KeyOrder, order_of, ordered
 from shared.contracts.requests import Budget
 from shared.contracts.strict_json import check, digest
 from shared.contracts.strict_model import Strict, faults_of
+from shared.contracts.turn_settings import Beta, ServiceTier, StopSequence, ToolChoice, UserId
 from shared.errors import InvalidDefinition, InvalidInput, MinionError
 from shared.outbound import checked_url
 
@@ -68,6 +69,7 @@ class AgentConfig(Strict):
     Attributes:
         LATER: fields that the first release did not know. They are stored only if they differ from their defaults,
             so that its minions can read the others, and checksums do not change.
+        OF_MODELS: fields beside sampling that only a model can honour.
     """
 
     LATER: ClassVar[tuple[str, ...]] = (
@@ -82,7 +84,10 @@ class AgentConfig(Strict):
         "budget",
         "router_model",
         "history_tokens",
+        "top_k",
+        *turn_settings.NAMES,
     )
+    OF_MODELS: ClassVar[tuple[str, ...]] = ("thinking", "effort", *turn_settings.NAMES)
 
     capabilities: list[Capability] = Field(default_factory=lambda: [DEFAULT_CAPABILITY], min_length=1, max_length=20)
     max_chain_depth: int = Field(5, ge=1, le=50)
@@ -91,6 +96,7 @@ class AgentConfig(Strict):
     on_child_failure: Literal["fail", "collect"] = "fail"
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
+    top_k: int | None = Field(None, ge=1, le=1_000_000)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     max_tokens: int = Field(4096, ge=1, le=1_000_000)
@@ -108,6 +114,11 @@ class AgentConfig(Strict):
     thinking: Literal["adaptive", "disabled"] | Annotated[int, Field(ge=1024, le=1_000_000)] | None = None
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
     max_parallel: int = Field(1000, ge=1, le=10_000)
+    tool_choice: ToolChoice | None = None
+    stop_sequences: list[StopSequence] = Field(default_factory=list, max_length=100)
+    service_tier: ServiceTier | None = None
+    user_id: UserId | None = None
+    betas: list[Beta] = Field(default_factory=list, max_length=20)
     budget: Budget | None = None
     history_tokens: int = Field(50_000, ge=500, le=1_000_000)
 
@@ -152,7 +163,9 @@ class AgentConfig(Strict):
         if isinstance(self.thinking, int) and self.thinking >= self.max_tokens:
             raise ValueError("max_tokens includes the thinking: it must be more than `thinking`")
         if self.thinking not in (None, "disabled") and sampling.settings_to_send(self.sampling()):
-            raise ValueError("a model that thinks must not have temperature or top_p")
+            raise ValueError("a model that thinks must not have temperature, top_p or top_k")
+        if self.thinking not in (None, "disabled") and self.tool_choice is not None and self.tool_choice.forces:
+            raise ValueError("a model that thinks must not be forced to call a tool by tool_choice")
         return self
 
     def sampling(self) -> dict[str, float | None]:
@@ -280,6 +293,16 @@ class AgentDefinition(Definition):
                 "`function` and `tool` are for type: function"
             )
         sampling.check(self.model, self.config.sampling(), where=f"agent {self.name!r}")
+        set_here = [name for name in turn_settings.NAMES if getattr(self.config, name)]
+        if self.model == sampling.OFFLINE and set_here:
+            raise ValueError(f"the model 'offline' cannot honour {', '.join(set_here)}")
+        if (choice := self.config.tool_choice) is None:
+            return
+        names = [reference.partition("@")[0] for reference in self.tools]
+        if not names:
+            raise ValueError("tool_choice must come with `tools`")
+        if choice.name is not None and choice.name not in names:
+            raise ValueError(f"tool_choice names {choice.name!r}, which is not one of the agent's tools")
 
     def _check_function_agent(self) -> None:
         chosen = [name for name in ("function", "tool", "relations") if getattr(self, name)]
@@ -293,8 +316,8 @@ class AgentDefinition(Definition):
         sent = sampling.settings_to_send(self.config.sampling())
         if sent:
             raise ValueError(f"type: function has no model that could honour {', '.join(sent)}")
-        if self.config.thinking is not None or self.config.effort is not None:
-            raise ValueError("type: function has no model that could think")
+        if chosen := [name for name in AgentConfig.OF_MODELS if getattr(self.config, name)]:
+            raise ValueError(f"type: function has no model that could honour {', '.join(chosen)}")
 
     @classmethod
     def from_arguments(cls, **arguments: Any) -> AgentDefinition:
@@ -385,10 +408,11 @@ class ToolDefinition(Definition):
     approval: Approval = False
     approval_timeout: float | None = Field(None, gt=0, le=31_622_400)
     cache: Duration | None = None
+    strict: bool = False
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_defaults(self, serialize(self), ("http", "approval", "approval_timeout", "cache"))
+        return _without_defaults(self, serialize(self), ("http", "approval", "approval_timeout", "cache", "strict"))
 
     @property
     def approval_policy(self) -> ApprovalPolicy | None:

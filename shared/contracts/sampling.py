@@ -1,11 +1,11 @@
 """Sampling settings that each model accepts.
 
-A neutral value (temperature 1, top_p 1, penalties 0) is accepted by every model and never sent. Any other value that
-the model does not accept is refused when the agent is stored, never dropped silently.
+A neutral value (temperature 1, top_p 1, no top_k, penalties 0) is accepted by every model and never sent. Any other
+value that the model does not accept is refused when the agent is stored, never dropped silently.
 
-Claude models accept `temperature` (at most 1) or `top_p` (not both) up to Opus 4.6, Sonnet 4.6 and Haiku 4.5; later
-ones refuse both ("`temperature` is deprecated for this model", HTTP 400), and no Claude model knows the penalties.
-A model with an unknown name is treated like the latest.
+Claude models accept `top_k`, and `temperature` (at most 1) or `top_p` (not both), up to Opus 4.6, Sonnet 4.6 and Haiku
+4.5; later ones refuse them ("`temperature` is deprecated for this model", HTTP 400), and no Claude model knows the
+penalties. A model with an unknown name is treated like the latest.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 
 from shared.errors import InvalidDefinition
 
-NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "top_k": None}
 LAST_WITH_SAMPLING = {"opus": (4, 6), "sonnet": (4, 6), "haiku": (4, 5)}
 
 AUTO = "auto"
@@ -37,10 +37,15 @@ def check(model: str, settings: dict[str, float | None], *, where: str) -> None:
     if refused:
         raise InvalidDefinition(
             f"{where}: the model {model!r} cannot honour {', '.join(f'{name}={chosen[name]:g}' for name in refused)}. "
-            f"Leave it out, or set the neutral value ({', '.join(f'{n}: {NEUTRAL[n]:g}' for n in refused)}).",
+            f"{_advice(refused)}",
         )
     if {"temperature", "top_p"} <= chosen.keys():
         raise InvalidDefinition(f"{where}: the model {model!r} accepts temperature or top_p, not both.")
+
+
+def _advice(refused: list[str]) -> str:
+    neutral = ", ".join(f"{name}: {NEUTRAL[name]:g}" for name in refused if NEUTRAL[name] is not None)
+    return f"Leave it out, or set the neutral value ({neutral})." if neutral else "Leave it out."
 
 
 def _honours(model: str, name: str, value: float) -> bool:
@@ -48,7 +53,7 @@ def _honours(model: str, name: str, value: float) -> bool:
         return False
     if model == OFFLINE:
         return name == "temperature" and value == 0
-    return _takes_sampling(model) and value <= 1
+    return _takes_sampling(model) and (value <= 1 or name == "top_k")
 
 
 def _takes_sampling(model: str) -> bool:

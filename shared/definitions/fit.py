@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 
 from shared.contracts.approval_policy import ApprovalPolicy
+from shared.contracts.constrained import can_be_constrained, unconstrainable
 from shared.contracts.documents import AgentDefinition
 from shared.contracts.json_schema import Pair, Schema, misfits
+from shared.contracts.sampling import AUTO
 
 # The rules of the Messages API for the input schema of a tool.
 NOT_AT_THE_TOP = ("$ref", "oneOf", "anyOf", "allOf")
@@ -40,6 +42,20 @@ def model_misfit(wanted: Schema | bool | None) -> str | None:
     for name in wanted.get("properties", {}):
         if not PROPERTY.fullmatch(name):
             return f"its property {name[:100]!r} must have a name of 1 to 64 letters, digits, dots, _ and -"
+    return None
+
+
+def strict_misfit(wanted: Schema | bool | None, model: str) -> str | None:
+    """Return the reason why a model cannot be constrained to a tool's input schema, or None if it can.
+
+    The model that `auto` selects is not known yet. If that cannot be constrained, the tool is sent without `strict`.
+    """
+    if not isinstance(wanted, dict) or not wanted:
+        return "it has no input schema"
+    if fault := unconstrainable({"type": "object", **wanted}):
+        return f"a model cannot be constrained to its input schema: {fault}"
+    if model != AUTO and not can_be_constrained(model):
+        return f"the model {model!r} is not known to support that"
     return None
 
 

@@ -39,7 +39,7 @@ from shared.database.tables import (
     Tool,
     ToolVersion,
 )
-from shared.definitions.fit import chain_misfits, condition_misfits, model_misfit
+from shared.definitions.fit import chain_misfits, condition_misfits, model_misfit, strict_misfit
 from shared.definitions.known_models import unknown_models
 from shared.errors import InvalidDefinition
 from shared.functions.worker_packages import WorkerPackages
@@ -185,11 +185,11 @@ class DefinitionStore:
         version = self._store(definition, definition.checksum(**resolved), because, values)
         if version is not None:
             if definition.type == "agent":
-                self._check_tool_schemas(place, tools)
+                self._check_tool_schemas(place, str(definition.model), tools)
             self._check_preloaded_packages(place, version, tools)
             self._link(version, definition, [tool.id for tool in tools])
 
-    def _check_tool_schemas(self, place: str, tools: Sequence[ToolVersion]) -> None:
+    def _check_tool_schemas(self, place: str, model: str, tools: Sequence[ToolVersion]) -> None:
         for position, tool in enumerate(tools):
             schema = tool.definition.get("input_schema")
             if not schema and tool.function_version_id:
@@ -199,6 +199,8 @@ class DefinitionStore:
                     f"{place}, tools.{position}: models do not accept the input schema of the tool {tool.name!r}: "
                     f"{fault}."
                 )
+            if tool.definition.get("strict") and (fault := strict_misfit(schema, model)):
+                raise InvalidDefinition(f"{place}, tools.{position}: the tool {tool.name!r} cannot be strict: {fault}.")
 
     def _check_preloaded_packages(self, place: str, agent: AgentVersion, tools: Sequence[ToolVersion]) -> None:
         """Check that live workers of the agent's capability can import the packages that its functions import."""

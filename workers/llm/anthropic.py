@@ -18,6 +18,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from genai_prices.data_snapshot import get_snapshot
 
 from shared.contracts.strict_json import check
+from shared.contracts.turn_settings import ToolChoice
 from shared.errors import InvalidInput, ModelError, ModelUnavailable
 from shared.retry_after import retry_after
 from shared.secret_store import HIDDEN
@@ -27,6 +28,7 @@ from workers.llm.base import INVALID_JSON, Block, ModelReply, ModelRequest
 from workers.llm.clients import Clients
 from workers.llm.limits import ModelLimits
 from workers.llm.stream import StreamError, Unreadable, assemble, error_in
+from workers.llm.structured import forget_format, format_of, tool_of
 from workers.llm.usage import spent
 from workers.llm.wire import CACHED, messages_of
 from workers.outcomes import Postponed
@@ -153,6 +155,16 @@ class AnthropicClient:
 
     def complete(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
         """Make one turn. See `ModelClient`."""
+        try:
+            return self._complete(request, on_text)
+        except ModelError as error:
+            if not forget_format(request, error):
+                raise
+            # It was free. The answer is checked against the schema in any case.
+            log.warning("answer_not_constrained", model=request.model, why=error.message)
+            return self._complete(request, on_text)
+
+    def _complete(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
         tokens = request.estimated_tokens()
         _limits().admit(request.model, tokens, request.max_tokens, request.namespace, request.rates())
         _ask_for_leave(request)
@@ -160,7 +172,7 @@ class AnthropicClient:
             with (
                 _clients().lend() as client,
                 client.messages.with_streaming_response.create(
-                    **_arguments(request), max_tokens=request.max_tokens, stream=True
+                    **_arguments(request), **_of_answer(request), max_tokens=request.max_tokens, stream=True
                 ) as response,
             ):
                 message = _receive(response.http_response, on_text)
@@ -198,22 +210,40 @@ def _arguments(request: ModelRequest) -> dict[str, Any]:
     if request.system:
         arguments["system"] = [{"type": "text", "text": request.system, **CACHED}]
     if request.tools:
-        arguments["tools"] = [
-            {"name": tool.name, "description": tool.description, "input_schema": tool.input_schema}
-            for tool in request.tools
-        ]
+        arguments["tools"] = [tool_of(tool, request.model) for tool in request.tools]
+    if request.tool_choice is not None:
+        arguments["tool_choice"] = _tool_choice(request.tool_choice)
     if request.thinking is not None:
         arguments["thinking"] = (
             {"type": "enabled", "budget_tokens": request.thinking}
             if isinstance(request.thinking, int)
             else {"type": request.thinking}
         )
-    if request.effort is not None:
-        arguments["output_config"] = {"effort": request.effort}
+    output_config = {"effort": request.effort, "format": format_of(request)}
+    if any(output_config.values()):
+        arguments["output_config"] = {name: value for name, value in output_config.items() if value is not None}
+    if request.betas:
+        arguments["extra_headers"] = {"anthropic-beta": ",".join(request.betas)}
     if request.sampling:
         # No longer arguments of `create` since SDK 2; the models that still accept them read them from the body.
         arguments["extra_body"] = request.sampling
     return arguments
+
+
+def _of_answer(request: ModelRequest) -> dict[str, Any]:
+    """Arguments of calls, which a count of tokens does not take."""
+    given = {
+        "stop_sequences": list(request.stop_sequences),
+        "service_tier": request.service_tier,
+        "metadata": request.user_id and {"user_id": request.user_id},
+    }
+    return {name: value for name, value in given.items() if value}
+
+
+def _tool_choice(choice: ToolChoice) -> dict[str, Any]:
+    named = {"name": choice.name} if choice.name else {}
+    alone = {} if choice.parallel else {"disable_parallel_tool_use": True}
+    return {"type": choice.type, **named, **alone}
 
 
 def _receive(response: httpx2.Response, on_text: Callable[[str], None]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from shared.contracts.strict_json import JsonValue, whole
+from shared.contracts.turn_settings import ServiceTier, ToolChoice
 from shared.storable import LONE_SURROGATE, storable
 from shared.tasks.throttles import ModelRate
 
@@ -24,11 +25,16 @@ BYTES_A_TOKEN = 3.0
 
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
-    """A tool as the model sees it."""
+    """A tool as the model sees it.
+
+    Attributes:
+        strict: the model can write only input that matches the schema.
+    """
 
     name: str
     description: str
     input_schema: dict[str, Any]
+    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,12 @@ class ModelRequest:
         sampling: only settings that differ from neutral.
         thinking: `adaptive`, `disabled`, or the maximum number of tokens to think with; None: the model's default.
         effort: how much effort the model puts into its answer; None: the model's default.
+        tool_choice: which tools this turn may or must call; None: the model decides.
+        stop_sequences: texts at which the model ends its answer.
+        service_tier: `auto` or `standard_only`; None: the provider's default.
+        user_id: identifies the provider's end user; None: none is sent.
+        betas: features of the provider that are not on by default.
+        constrained: the model can write only answers that match `output_schema`, if it and the schema permit that.
         namespace: of the task, whose limits apply.
         results_as_json: send a tool's text as JSON, as 0.2 did.
         before_sending: called before each request; raises Postponed if no request may be sent now.
@@ -58,6 +70,12 @@ class ModelRequest:
     sampling: dict[str, float] = field(default_factory=dict)
     thinking: str | int | None = None
     effort: str | None = None
+    tool_choice: ToolChoice | None = None
+    stop_sequences: tuple[str, ...] = ()
+    service_tier: ServiceTier | None = None
+    user_id: str | None = None
+    betas: tuple[str, ...] = ()
+    constrained: bool = False
     namespace: str = "default"
     results_as_json: bool = False
     before_sending: Callable[[], None] = field(default=lambda: None, compare=False)

@@ -23,6 +23,7 @@ class ApprovedTool:
         self.name = tool.name
         self.description = tool.description
         self.input_schema = tool.input_schema
+        self.strict = tool.strict
         self.effect = tool.effect
         self.steps = 1 + tool.steps
 

@@ -16,11 +16,13 @@ class Tool(Protocol):
     Attributes:
         effect: `pure`, `idempotent` or `unsafe`; calls of the first two may run in parallel with others.
         steps: number of journal steps per call.
+        strict: a model can write only input that matches the schema.
     """
 
     name: str
     description: str
     input_schema: dict[str, Any] | None
+    strict: bool
     effect: str
     steps: int
 

@@ -73,6 +73,7 @@ class BuiltinTool:
         self.name = definition.name
         self.description = definition.description
         self.input_schema: dict[str, Any] | None = definition.input_schema
+        self.strict = definition.strict
         self.effect = str(definition.effect)
         self.steps = 1
 

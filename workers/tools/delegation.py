@@ -21,6 +21,7 @@ class AgentTool:
         self.name = definition.name
         self.description = definition.description
         self.input_schema: dict[str, Any] | None = definition.input_schema
+        self.strict = definition.strict
         # The other agent's effects are in its own journal.
         self.effect = "pure"
         self.steps = 1

@@ -46,6 +46,7 @@ class HttpTool:
         self.name = definition.name
         self.description = definition.description
         self.input_schema: dict[str, Any] | None = definition.input_schema
+        self.strict = definition.strict
         self.effect = str(definition.effect)
         self.steps = 1
 

@@ -1,0 +1,58 @@
+"""Answers and tool inputs that the API constrains to a schema while the model writes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from anthropic import transform_schema
+
+from shared.contracts.constrained import can_be_constrained, unconstrainable
+from shared.contracts.strict_json import digest
+from shared.errors import ModelError
+from workers.llm.base import ModelRequest, ToolSpec
+
+BAD_REQUEST = 400
+MOST_REFUSED = 1000
+_refused: OrderedDict[str, None] = OrderedDict()
+"""Digests of output schemas that the API has refused, the latest last."""
+
+
+def format_of(request: ModelRequest) -> dict[str, Any] | None:
+    """Return the format of the answer; None if the model or the schema does not permit one.
+
+    The prompt asks for the schema in any case, and the answer is checked against it.
+    """
+    schema = request.output_schema
+    if schema is None or not request.constrained or not can_be_constrained(request.model):
+        return None
+    if unconstrainable(schema) is not None or _name_of(request) in _refused:
+        return None
+    return {"type": "json_schema", "schema": transform_schema(schema)}
+
+
+def tool_of(tool: ToolSpec, model: str) -> dict[str, Any]:
+    """Return a tool in the form of the API."""
+    sent = {"name": tool.name, "description": tool.description, "input_schema": tool.input_schema}
+    if not tool.strict or not can_be_constrained(model):
+        return sent
+    return {**sent, "input_schema": transform_schema(tool.input_schema), "strict": True}
+
+
+def forget_format(request: ModelRequest, error: ModelError) -> bool:
+    """Send this schema no more as a format if that is what the API refuses; return whether it is.
+
+    Some limits of the API are known only to it, such as the size of the grammar that a schema becomes.
+    """
+    if error.detail.get("http_status") != BAD_REQUEST or format_of(request) is None:
+        return False
+    if not any(word in error.message for word in ("output_config", "schema", "grammar")):
+        return False
+    _refused[_name_of(request)] = None
+    while len(_refused) > MOST_REFUSED:
+        _refused.popitem(last=False)
+    return True
+
+
+def _name_of(request: ModelRequest) -> str:
+    return digest([request.model, request.output_schema])
