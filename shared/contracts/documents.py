@@ -23,7 +23,7 @@ from shared.contracts.approval_policy import Approval, ApprovalPolicy
 from shared.contracts.durations import Duration
 from shared.contracts.json_schema import check_dialect, check_keywords, check_schema
 from shared.contracts.key_order import KeyOrder, order_of, ordered
-from shared.contracts.requests import Budget
+from shared.contracts.requests import Budget, Lane
 from shared.contracts.strict_json import check, digest
 from shared.contracts.strict_model import Strict, faults_of
 from shared.errors import InvalidDefinition, InvalidInput, MinionError
@@ -82,6 +82,7 @@ class AgentConfig(Strict):
         "budget",
         "router_model",
         "history_tokens",
+        "lane",
     )
 
     capabilities: list[Capability] = Field(default_factory=lambda: [DEFAULT_CAPABILITY], min_length=1, max_length=20)
@@ -110,6 +111,7 @@ class AgentConfig(Strict):
     max_parallel: int = Field(1000, ge=1, le=10_000)
     budget: Budget | None = None
     history_tokens: int = Field(50_000, ge=500, le=1_000_000)
+    lane: Lane = "direct"
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -280,6 +282,8 @@ class AgentDefinition(Definition):
                 "`function` and `tool` are for type: function"
             )
         sampling.check(self.model, self.config.sampling(), where=f"agent {self.name!r}")
+        if self.model == sampling.OFFLINE and self.config.lane == "batch":
+            raise ValueError("the offline planner answers at once: `lane: batch` must come with a language model")
 
     def _check_function_agent(self) -> None:
         chosen = [name for name in ("function", "tool", "relations") if getattr(self, name)]
@@ -295,6 +299,8 @@ class AgentDefinition(Definition):
             raise ValueError(f"type: function has no model that could honour {', '.join(sent)}")
         if self.config.thinking is not None or self.config.effort is not None:
             raise ValueError("type: function has no model that could think")
+        if self.config.lane != "direct" and self.config.router_model is None:
+            raise ValueError("type: function has no model whose calls could wait for a batch: remove `lane`")
 
     @classmethod
     def from_arguments(cls, **arguments: Any) -> AgentDefinition:
