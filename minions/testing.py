@@ -330,11 +330,11 @@ def _handler(api: MessagesApi) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
 
         def do_POST(self) -> None:
-            size = int(self.headers["content-length"])
+            size = int(self.headers.get("content-length", 0))
             sent = self.rfile.read(size)
             if len(sent) < size:
                 return
-            body = json.loads(sent)
+            body = json.loads(sent or b"{}")
             headers = {name.lower(): value for name, value in self.headers.items()}
             with suppress(BrokenPipeError, ConnectionResetError):
                 self._answer(headers, body)
