@@ -193,6 +193,14 @@ class MessagesApi:
                 ]
                 batch.ended_at = datetime.now(UTC)
 
+    def show_batch(self, batch: Batch) -> Reply:
+        """Return a batch as the API shows it to a request for it. Override it for custom behaviour."""
+        return batch.as_json()
+
+    def results_of(self, batch: Batch) -> Iterator[Reply]:
+        """Yield the lines of a batch's results. Override it for custom behaviour."""
+        yield from batch.results
+
     def _lines(self, request: dict[str, Any], cancelled: bool) -> list[Reply]:
         """Return the lines of a request in the results of its batch: one, none or two."""
         name, body = request["custom_id"], request["params"]
@@ -309,11 +317,12 @@ def _handler(api: MessagesApi) -> type[BaseHTTPRequestHandler]:
             elif name not in api.batches:
                 self._send(404, error(404, "not_found_error", f"{name} not found"))
             elif what != "results":
-                self._send(200, api.batches[name].as_json())
+                self._send(200, api.show_batch(api.batches[name]))
             else:
-                lines = b"".join(json.dumps(line).encode() + b"\n" for line in api.batches[name].results)
-                self._begin(200, {}, {"content-type": "application/x-jsonl", "content-length": str(len(lines))})
-                self.wfile.write(lines)
+                self._begin(200, {}, {"content-type": "application/x-jsonl", "transfer-encoding": "chunked"})
+                for line in api.results_of(api.batches[name]):
+                    self._write_chunk(json.dumps(line).encode() + b"\n")
+                self.wfile.write(b"0\r\n\r\n")
 
         def _create_batch(self, body: dict[str, Any]) -> None:
             if fault := _batch_fault(body):
@@ -378,6 +387,10 @@ def _handler(api: MessagesApi) -> type[BaseHTTPRequestHandler]:
                 self.send_header(name, value)
             self.end_headers()
 
+        def _write_chunk(self, data: bytes) -> None:
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+            self.wfile.flush()
+
         def _stream(self, reply: Reply) -> None:
             self._begin(200, reply, {"content-type": "text/event-stream", "transfer-encoding": "chunked"})
             for number, (name, data) in enumerate(_directed(reply)):
@@ -385,9 +398,7 @@ def _handler(api: MessagesApi) -> type[BaseHTTPRequestHandler]:
                     self.close_connection = True
                     return
                 time.sleep(reply.get("pause", 0.0))
-                event = f"event: {name}\ndata: {json.dumps({'type': name, **data})}\n\n".encode()
-                self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
-                self.wfile.flush()
+                self._write_chunk(f"event: {name}\ndata: {json.dumps({'type': name, **data})}\n\n".encode())
             self.wfile.write(b"0\r\n\r\n")
 
         def log_message(self, format: str, *args: Any) -> None:
