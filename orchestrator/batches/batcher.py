@@ -9,6 +9,7 @@ that is not there `batch_lost_seconds` later is created again, so no call is pai
 from __future__ import annotations
 
 import json
+import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -100,17 +101,26 @@ class Batcher(Loop):
     def _create_next(self, api: BatchesApi) -> bool:
         """Create a batch of waiting calls. Return False if there is none to create now."""
         most, age = self.settings.batch_calls, self.settings.batch_seconds
+        began = time.monotonic()
         with self.statements.connect() as connection:
             batch = batches.gather(connection, most=most, largest=LARGEST_BYTES, age=age)
             calls = batches.calls_of(connection, batch) if batch is not None else []
         if batch is None:
             return False
-        self._create(api, batch, calls)
+        self._create(api, batch, calls, until=began + self.settings.batch_lost_seconds / 2)
         return True
 
-    def _create(self, api: BatchesApi, batch: UUID, calls: list[SentCall]) -> None:
+    def _create(self, api: BatchesApi, batch: UUID, calls: list[SentCall], *, until: float) -> None:
+        """Create a batch.
+
+        Args:
+            until: by the monotonic clock. Another orchestrator may soon take it for lost: a process that slept must not
+                send it.
+        """
         requests = [{"custom_id": call.custom_id, "params": json.loads(call.body)} for call in calls]
         try:
+            if time.monotonic() > until:
+                raise Refused("The orchestrator slept before it sent the batch")
             batch_id = api.create(requests)
         except Refused as refused:
             self._give_back(batch, calls, refused)

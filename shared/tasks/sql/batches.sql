@@ -109,7 +109,8 @@ BEGIN
     UPDATE message_batches SET batch_id = api_id, submitted_at = now(), due_at = now(), error = NULL
         WHERE id = b AND batch_id IS NULL;
     IF NOT FOUND THEN
-        RETURN false;
+        -- Another orchestrator may have found it.
+        RETURN EXISTS (SELECT 1 FROM message_batches m WHERE m.batch_id = api_id);
     END IF;
     UPDATE steps s SET usage = jsonb_build_object('batch', api_id) FROM batch_calls c
         WHERE c.batch = b AND c.result IS NULL AND s.task_id = c.task_id AND s.number = c.step AND s.status = 'started';

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -10,6 +11,7 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.orm import Session
 
 from minions import testing
 from minions.testing import MessagesApi
@@ -18,12 +20,16 @@ from orchestrator.explain import Explanation, explain
 from shared.contracts.documents import parse_definition
 from shared.contracts.requests import Budget, TaskRequest
 from shared.database.connections import transaction
+from shared.definitions.apply import store_definitions
+from shared.definitions.files import load
 from shared.errors import InvalidDefinition, InvalidInput
 from shared.settings import Settings
 from shared.tasks import lifecycle, standing_budgets, stops, throttles
 from tests.integration.agents.conftest import DefineAgent
 from tests.integration.conftest import InlineWorker, Tasks
+from tests.support.processes import ROOT
 
+EXAMPLE = ROOT / "examples" / "tickets"
 MODEL = "claude-sonnet-5-5"
 FOREIGN = {"model": MODEL, "max_tokens": 10, "messages": [{"role": "user", "content": "Not ours."}]}
 HURRY = text("UPDATE batch_calls SET due_at = now()")
@@ -546,3 +552,26 @@ def test_worker_that_dies_before_it_suspends_the_task_leaves_the_call(site: Site
     assert site.finish(task)["state"] == "succeeded"
     assert len(messages_api.requests) == 1
     assert len(site.tasks.executions(task)) >= 2
+
+
+# ------------------------------------------------------------------------------------------------------ the example
+
+
+def test_example_sends_tickets_through_two_batches(
+    batching: Callable[..., Site], messages_api: MessagesApi, tasks: Tasks, inline_worker: InlineWorker
+) -> None:
+    site = batching(batch_poll_seconds=0.001)
+    messages_api.script = json.loads((EXAMPLE / "replies.json").read_text())
+    with Session(site.engine) as session:
+        store_definitions(session, load(EXAMPLE / "tickets.yaml"))
+    with transaction() as connection:
+        connection.execute(text("UPDATE workers SET capabilities = capabilities || '{tickets}'"))
+    given = [{"account": account, "text": "The export is empty."} for account in range(10)]
+    submitted = tasks.submit_all([TaskRequest(agent="ticket-desk", input=each) for each in given])
+    site.worker.run_due()
+    assert tasks.count() == {"waiting": 10}
+    ended = [site.finish(task) for task in submitted]
+    assert {(task["state"], task["output"]["urgency"]) for task in ended} == {("succeeded", "high")}
+    assert [len(batch.requests) for batch in messages_api.batches.values()] == [10, 10]
+    steps = [step for task in submitted for step in tasks.steps(task)]
+    assert [step["kind"] for step in steps] == ["model_call", "function_call", "model_call"] * 10
