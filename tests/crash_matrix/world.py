@@ -1,9 +1,9 @@
 """The tasks of the matrix: their agents and tools, and a model and a web service that both record their requests.
 
 The agent `lead` takes six model turns: a function, two builtin tools and an HTTP tool together; two unsafe tools and
-a pure one; a sub-agent (`helper`, two turns in the batch lane and a tool); three agents without a model, whose tasks are
-one pack; a tool that a person must approve; the answer. The model decides by the contents of the conversation, never by
-the number of requests: a repeated request gets the same reply.
+a pure one; a sub-agent (`helper`, two turns in the batch lane and a tool); three agents without a model, whose tasks
+are one pack; a tool that a person must approve; the answer. The model decides by the contents of the conversation,
+never by the number of requests: a repeated request gets the same reply.
 """
 
 from __future__ import annotations
