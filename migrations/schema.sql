@@ -237,6 +237,36 @@ CREATE INDEX audit_log_unsealed_idx ON audit_log USING btree (id) WHERE ("positi
 CREATE TRIGGER audit_log_kept BEFORE DELETE OR UPDATE ON audit_log FOR EACH ROW EXECUTE FUNCTION minion_keep_audit_row();
 CREATE TRIGGER audit_log_not_emptied BEFORE TRUNCATE ON audit_log FOR EACH STATEMENT EXECUTE FUNCTION minion_keep_audit();
 
+CREATE TABLE batch_calls (
+    task_id uuid NOT NULL,
+    step integer NOT NULL,
+    claim integer NOT NULL,
+    attempt smallint DEFAULT '1'::smallint NOT NULL,
+    custom_id text NOT NULL,
+    model text NOT NULL,
+    body text,
+    bytes integer NOT NULL,
+    batch uuid,
+    together integer,
+    result text,
+    usage jsonb,
+    error text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    due_at timestamp with time zone DEFAULT now() NOT NULL,
+    answered_at timestamp with time zone,
+    CONSTRAINT batch_calls_body_check CHECK (((result IS NOT NULL) OR (body IS NOT NULL)))
+);
+ALTER TABLE ONLY batch_calls
+    ADD CONSTRAINT batch_calls_custom_id_key UNIQUE (custom_id);
+ALTER TABLE ONLY batch_calls
+    ADD CONSTRAINT batch_calls_pkey PRIMARY KEY (task_id, step);
+CREATE INDEX batch_calls_batch_idx ON batch_calls USING btree (batch) WHERE (batch IS NOT NULL);
+CREATE INDEX batch_calls_unsent_idx ON batch_calls USING btree (created_at) WHERE ((batch IS NULL) AND (result IS NULL));
+ALTER TABLE ONLY batch_calls
+    ADD CONSTRAINT batch_calls_batch_fkey FOREIGN KEY (batch) REFERENCES message_batches(id) ON DELETE SET NULL;
+ALTER TABLE ONLY batch_calls
+    ADD CONSTRAINT batch_calls_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
+
 CREATE TABLE budgets (
     task_id uuid NOT NULL,
     tokens bigint,
@@ -469,6 +499,23 @@ CREATE UNIQUE INDEX login_sessions_hash_idx ON login_sessions USING btree (hash)
 CREATE INDEX login_sessions_user_name_idx ON login_sessions USING btree (user_name);
 ALTER TABLE ONLY login_sessions
     ADD CONSTRAINT login_sessions_key_id_fkey FOREIGN KEY (key_id) REFERENCES api_keys(id) ON DELETE CASCADE;
+
+CREATE TABLE message_batches (
+    id uuid DEFAULT minion_uuidv7() NOT NULL,
+    model text NOT NULL,
+    batch_id text,
+    calls integer DEFAULT 0 NOT NULL,
+    error text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    submitted_at timestamp with time zone,
+    due_at timestamp with time zone DEFAULT now() NOT NULL,
+    ended_at timestamp with time zone
+);
+ALTER TABLE ONLY message_batches
+    ADD CONSTRAINT message_batches_batch_id_key UNIQUE (batch_id);
+ALTER TABLE ONLY message_batches
+    ADD CONSTRAINT message_batches_pkey PRIMARY KEY (id);
+CREATE INDEX message_batches_open_idx ON message_batches USING btree (due_at) WHERE (ended_at IS NULL);
 
 CREATE TABLE messages (
     id uuid DEFAULT minion_uuidv7() NOT NULL,
@@ -994,6 +1041,7 @@ CREATE TABLE tasks (
     effect_origin uuid,
     input_order jsonb,
     submitter_keys text[],
+    lane text,
     CONSTRAINT tasks_depth_check CHECK ((depth >= 0)),
     CONSTRAINT tasks_labels_check CHECK ((jsonb_typeof(labels) = 'object'::text)),
     CONSTRAINT tasks_parent_check CHECK (((parent_id IS NULL) = (parent_step IS NULL))),
@@ -1290,6 +1338,33 @@ CREATE FUNCTION minion_alert(budget uuid, starts timestamp with time zone, reach
         ON CONFLICT DO NOTHING
 $$;
 
+CREATE FUNCTION minion_answer_call(b uuid, name text, answer text, used jsonb, usage_of_step jsonb) RETURNS boolean
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    call batch_calls;
+BEGIN
+    SELECT * INTO call FROM batch_calls WHERE custom_id = name AND batch = b AND result IS NULL;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM 1 FROM task_status WHERE task_id = call.task_id FOR NO KEY UPDATE;
+    UPDATE batch_calls SET result = answer, answered_at = now(), usage = usage_of_step, body = NULL, error = NULL
+        WHERE custom_id = name AND batch = b AND result IS NULL;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM minion_settle_step(call.task_id, call.claim, used || jsonb_build_object('step', call.step));
+    UPDATE task_status SET state = 'pending', wait_reason = NULL, updated_at = now()
+        WHERE task_id = call.task_id AND state = 'waiting' AND wait_reason = 'batch';
+    IF FOUND THEN
+        PERFORM minion_notify_pending();
+    END IF;
+    RETURN true;
+END $$;
+
 CREATE FUNCTION minion_approval_policy(s steps) RETURNS jsonb
     LANGUAGE sql STABLE
     AS $$
@@ -1340,6 +1415,81 @@ BEGIN
     RETURN state_now;
 END $$;
 
+CREATE FUNCTION minion_await_batch(t uuid, c integer, result jsonb) RETURNS text
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    state_now text := minion_stop_running(t, c, result);
+BEGIN
+    IF state_now IS DISTINCT FROM 'running' THEN
+        RETURN state_now;
+    ELSIF EXISTS (SELECT 1 FROM batch_calls b WHERE b.task_id = t AND b.result IS NULL) THEN
+        UPDATE task_status SET state = 'waiting', worker_id = NULL, wait_reason = 'batch', updated_at = now()
+            WHERE task_id = t;
+        RETURN 'waiting';
+    END IF;
+    UPDATE task_status SET state = 'pending', worker_id = NULL, updated_at = now() WHERE task_id = t;
+    PERFORM minion_notify_pending();
+    RETURN 'pending';
+END $$;
+
+CREATE FUNCTION minion_batch_created(b uuid, api_id text) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    UPDATE message_batches SET batch_id = api_id, submitted_at = now(), due_at = now(), error = NULL
+        WHERE id = b AND batch_id IS NULL;
+    IF NOT FOUND THEN
+        -- Another orchestrator may have found it.
+        RETURN EXISTS (SELECT 1 FROM message_batches m WHERE m.batch_id = api_id);
+    END IF;
+    UPDATE steps s SET usage = jsonb_build_object('batch', api_id) FROM batch_calls c
+        WHERE c.batch = b AND c.result IS NULL AND s.task_id = c.task_id AND s.number = c.step AND s.status = 'started';
+    RETURN true;
+END $$;
+
+CREATE FUNCTION minion_batch_refused(b uuid, why text, delay interval, most integer) RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    freed integer;
+BEGIN
+    PERFORM 1 FROM message_batches WHERE id = b AND batch_id IS NULL FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN 0;
+    END IF;
+    UPDATE batch_calls SET batch = NULL, error = why, due_at = now() + delay, together = COALESCE(most, together)
+        WHERE batch = b AND result IS NULL;
+    GET DIAGNOSTICS freed = ROW_COUNT;
+    DELETE FROM message_batches WHERE id = b;
+    RETURN freed;
+END $$;
+
+CREATE FUNCTION minion_begin_batched(t uuid, c integer, journal jsonb, reserve jsonb, call jsonb) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    flags jsonb := minion_spend(t, c, journal, reserve, NULL);
+    number integer := call->>'step';
+    name text := minion_custom_id(t, number, c, 1);
+BEGIN
+    IF flags IS NULL OR flags ?| '{breach,stopped,unreserved}' OR flags->'cancel' = 'true' THEN
+        RETURN flags;
+    END IF;
+    INSERT INTO batch_calls (task_id, step, claim, custom_id, model, body, bytes)
+        VALUES (t, number, c, name, call->>'model', call->>'body', octet_length(call->>'body'))
+        ON CONFLICT (task_id, step) DO UPDATE SET
+            claim = c, custom_id = name, attempt = 1, model = EXCLUDED.model, body = EXCLUDED.body, bytes = EXCLUDED.bytes,
+            batch = NULL, together = NULL, result = NULL, answered_at = NULL, usage = NULL, error = NULL,
+            created_at = now(), due_at = now()
+            WHERE batch_calls.claim <> c;
+    RETURN flags;
+END $$;
+
 CREATE FUNCTION minion_breach(ids uuid[], asked jsonb) RETURNS jsonb
     LANGUAGE plpgsql
     AS $$
@@ -1365,8 +1515,9 @@ BEGIN
     END IF;
     SELECT COALESCE(sum(CASE tight.what WHEN 'tokens' THEN r.tokens WHEN 'dollars' THEN r.microdollars / 1000000.0 END), 0)
         INTO held FROM reservations r
-        JOIN task_status s ON s.task_id = r.task_id AND s.state = 'running' AND s.claim = r.claim
-        WHERE r.budget_task_id = tight.task_id AND r.settled_at IS NULL;
+        JOIN task_status s ON s.task_id = r.task_id
+        WHERE r.budget_task_id = tight.task_id AND r.settled_at IS NULL
+          AND (s.state = 'running' AND s.claim = r.claim OR minion_is_batched(r.task_id, r.step, r.claim));
     RETURN jsonb_build_object(
         'budget', tight.task_id, 'agent', tight.agent_name, 'what', tight.what, 'limit', trim_scale(tight.most),
         'spent', trim_scale(round(tight.spent - held, 6)), 'reserved', trim_scale(held),
@@ -1411,8 +1562,9 @@ CREATE FUNCTION minion_budget_of(t uuid) RETURNS jsonb
         LEFT JOIN task_outcomes o ON o.task_id = b.task_id
         CROSS JOIN LATERAL (
             SELECT COALESCE(sum(r.tokens), 0) AS tokens, COALESCE(sum(r.microdollars), 0) AS microdollars
-                FROM reservations r JOIN task_status s ON s.task_id = r.task_id AND s.state = 'running' AND s.claim = r.claim
-                WHERE r.budget_task_id = b.task_id AND r.settled_at IS NULL) h
+                FROM reservations r JOIN task_status s ON s.task_id = r.task_id
+                WHERE r.budget_task_id = b.task_id AND r.settled_at IS NULL
+                  AND (s.state = 'running' AND s.claim = r.claim OR minion_is_batched(r.task_id, r.step, r.claim))) h
         WHERE b.task_id = t
 $$;
 
@@ -1644,6 +1796,10 @@ BEGIN
     ELSIF (request->>'deadline')::timestamptz NOT BETWEEN '1970-01-01 00:00:00+00' AND '9999-01-01 00:00:00+00' THEN
         RAISE EXCEPTION 'deadline must be a time between the years 1970 and 9999.' USING ERRCODE = 'MN007';
     END IF;
+    IF request->>'lane' NOT IN ('direct', 'batch', 'auto') THEN
+        RAISE EXCEPTION 'lane is %; it must be direct, batch or auto.', quote_literal(left(request->>'lane', 100))
+            USING ERRCODE = 'MN007';
+    END IF;
     IF labels IS NOT NULL THEN
         IF jsonb_typeof(labels) <> 'object' OR octet_length(labels::text) > 65536
                 OR jsonb_path_exists(labels, 'strict $.* ? (@.type() != "string")') THEN
@@ -1817,6 +1973,12 @@ BEGIN
     END IF;
     RETURN COALESCE(now_at = 'pending', false);
 END $$;
+
+CREATE FUNCTION minion_custom_id(t uuid, step integer, c integer, attempt integer) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT concat_ws('_', replace(t::text, '-', ''), step, c, attempt)
+$$;
 
 CREATE FUNCTION minion_decide(t uuid, step_number integer, verdict text, content jsonb, reason text, who text) RETURNS text
     LANGUAGE sql
@@ -2163,6 +2325,42 @@ CREATE FUNCTION minion_functions() RETURNS integer
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$SELECT 1$$;
 
+CREATE FUNCTION minion_gather_calls(most integer, largest bigint, age interval) RETURNS uuid
+    LANGUAGE plpgsql
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    ripe record;
+    new_batch uuid;
+    gathered integer;
+BEGIN
+    SELECT b.model, b.together INTO ripe FROM minion_sendable_calls() b GROUP BY b.model, b.together
+        HAVING b.together IS NOT NULL OR count(*) >= most OR sum(b.bytes) >= largest OR min(b.created_at) <= now() - age
+        ORDER BY min(b.created_at) LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO message_batches (model) VALUES (ripe.model) RETURNING id INTO new_batch;
+    WITH oldest AS (
+        SELECT b.task_id, b.step, b.bytes, b.created_at FROM minion_sendable_calls() b
+            WHERE b.model = ripe.model AND b.together IS NOT DISTINCT FROM ripe.together
+            ORDER BY b.created_at, b.task_id LIMIT LEAST(most, ripe.together)
+    ), chosen AS (
+        SELECT o.*, sum(o.bytes) OVER line AS total, row_number() OVER line AS nth FROM oldest o
+            WINDOW line AS (ORDER BY o.created_at, o.task_id)
+    )
+    UPDATE batch_calls b SET batch = new_batch, error = NULL FROM chosen c
+        WHERE b.task_id = c.task_id AND b.step = c.step AND b.batch IS NULL AND (c.total <= largest OR c.nth = 1);
+    GET DIAGNOSTICS gathered = ROW_COUNT;
+    IF gathered = 0 THEN
+        -- Another orchestrator was faster.
+        DELETE FROM message_batches WHERE id = new_batch;
+        RETURN NULL;
+    END IF;
+    UPDATE message_batches SET calls = gathered WHERE id = new_batch;
+    RETURN new_batch;
+END $$;
+
 CREATE FUNCTION minion_heal_clock() RETURNS integer
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
@@ -2277,10 +2475,12 @@ BEGIN
             SELECT s.task_id FROM task_status s
                 WHERE s.state = 'waiting' AND s.task_id > first AND s.task_id <= until
                   AND s.updated_at < now() - interval '10 s'
-                  AND s.wait_reason IN ('subtask', 'signal', 'timer', 'approval')
-                  AND NOT EXISTS (SELECT 1 FROM steps w WHERE w.task_id = s.task_id AND w.status = 'started'
-                                    AND w.kind IN ('subtask', 'wait')
-                                    AND w.task_id > first AND w.task_id <= until)
+                  AND (s.wait_reason IN ('subtask', 'signal', 'timer', 'approval')
+                       AND NOT EXISTS (SELECT 1 FROM steps w WHERE w.task_id = s.task_id AND w.status = 'started'
+                                         AND w.kind IN ('subtask', 'wait')
+                                         AND w.task_id > first AND w.task_id <= until)
+                       OR s.wait_reason = 'batch'
+                       AND NOT EXISTS (SELECT 1 FROM batch_calls b WHERE b.task_id = s.task_id AND b.result IS NULL))
                 FOR NO KEY UPDATE OF s SKIP LOCKED);
     GET DIAGNOSTICS woken = ROW_COUNT;
     IF woken > 0 THEN
@@ -2432,6 +2632,7 @@ BEGIN
     ), made AS MATERIALIZED (
         SELECT a.*, t.version_id, t.agent_name, p.id AS parent_id, p.root_id, p.depth, p.submitted_by, p.traceparent,
                p.priority AS parent_priority, p.rank AS parent_rank, p.budget_ids, o.origin_id,
+               COALESCE(a.request->>'lane', p.lane, o.lane) AS lane,
                COALESCE(a.n > k.first, false) AS follows,
                -- The preparer looks into messages further than PostgreSQL does.
                CASE WHEN a.request->>'validated' = t.version_id::text OR t.input_schema IS NULL AND a.messages IS NULL
@@ -2459,19 +2660,20 @@ BEGIN
                 SELECT t.*, COALESCE(t.effect_origin, t.origin_id) AS effects, s.priority, s.rank
                     FROM tasks t JOIN task_status s ON s.task_id = t.id WHERE t.id = a.parent LIMIT 1) AS p ON true
             LEFT JOIN LATERAL (
-                SELECT origin_id, effect_origin, submitter_keys FROM tasks WHERE id = a.replayed LIMIT 1) AS o ON true
+                SELECT origin_id, effect_origin, submitter_keys, lane FROM tasks WHERE id = a.replayed LIMIT 1) AS o ON true
             ORDER BY a.n
     ), stored AS (
         INSERT INTO tasks (id, namespace, agent_name, agent_version_id, capability, input, input_order, messages,
                            parent_id, parent_step, root_id, depth, replay_of, origin_id, effect_origin,
-                           conversation_id, key, labels, submitted_by, traceparent, deadline, budget_ids, submitter_keys)
+                           conversation_id, key, labels, submitted_by, traceparent, deadline, budget_ids, submitter_keys,
+                           lane)
             SELECT id, ns, agent_name, version_id, request->>'capability',
                    CASE WHEN request ? 'input' THEN request->'input' END,
                    NULLIF(request->'input_order', 'null'::jsonb), messages,
                    parent_id, (request->>'parent_step')::integer, COALESCE(root_id, id), COALESCE(depth + 1, 0), replayed,
                    COALESCE(origin_id, id), effects, request->>'conversation_id', key, labels,
                    COALESCE(request->>'submitted_by', submitted_by), COALESCE(request->>'traceparent', traceparent),
-                   deadline, CASE WHEN budget IS NULL THEN budget_ids ELSE budget_ids || id END, submitter_keys
+                   deadline, CASE WHEN budget IS NULL THEN budget_ids ELSE budget_ids || id END, submitter_keys, lane
                 FROM made
     ), statuses AS (
         INSERT INTO task_status (task_id, state, capability, priority, due_at, deadline, namespace, agent_name, key,
@@ -2495,6 +2697,13 @@ BEGIN
     END IF;
     RETURN QUERY SELECT h.holder, h.holder = h.id FROM unnest(ids, holders) AS h (id, holder);
 END $_$;
+
+CREATE FUNCTION minion_is_batched(t uuid, number integer, c integer) RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT EXISTS (SELECT 1 FROM batch_calls b
+                       WHERE b.task_id = t AND b.step = number AND b.claim = c AND b.result IS NULL)
+$$;
 
 CREATE FUNCTION minion_journal(t uuid) RETURNS jsonb
     LANGUAGE sql STABLE
@@ -3322,6 +3531,16 @@ BEGIN
     input_schema := NULLIF(found.input_schema, 'null'::jsonb);
 END $$;
 
+CREATE FUNCTION minion_return_call(b uuid, name text, why text, delay interval) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    UPDATE batch_calls SET batch = NULL, attempt = attempt + 1, error = why, due_at = now() + delay,
+                           custom_id = minion_custom_id(task_id, step, claim, attempt + 1)
+        WHERE custom_id = name AND batch = b AND result IS NULL;
+    RETURN FOUND;
+END $$;
+
 CREATE FUNCTION minion_route(t uuid, version uuid, queue text) RETURNS boolean
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
@@ -3399,6 +3618,15 @@ BEGIN
     END IF;
     RETURN head.status;
 END $$;
+
+CREATE FUNCTION minion_sendable_calls() RETURNS SETOF batch_calls
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT b.* FROM batch_calls b JOIN task_status s ON s.task_id = b.task_id
+        WHERE b.batch IS NULL AND b.result IS NULL AND b.due_at <= now()
+          AND s.state NOT IN ('succeeded', 'failed', 'cancelled', 'expired')
+          AND (NOT EXISTS (SELECT 1 FROM stops) OR minion_stop_of(s.namespace, s.agent_name, s.key) IS NULL)
+$$;
 
 CREATE FUNCTION minion_session_bounds() RETURNS jsonb
     LANGUAGE plpgsql STABLE
@@ -3622,6 +3850,7 @@ BEGIN
     FOR lost IN
         SELECT DISTINCT r.budget_id, r.period_start FROM standing_reservations r WHERE NOT EXISTS (
                 SELECT 1 FROM task_status s WHERE s.task_id = r.task_id AND s.claim = r.claim AND s.state = 'running')
+              AND NOT minion_is_batched(r.task_id, r.step, r.claim)
             ORDER BY 1, 2
     LOOP
         PERFORM 1 FROM standing_usage u
@@ -3632,6 +3861,7 @@ BEGIN
                 WHERE r.budget_id = lost.budget_id AND r.period_start = lost.period_start AND NOT EXISTS (
                     SELECT 1 FROM task_status s
                         WHERE s.task_id = r.task_id AND s.claim = r.claim AND s.state = 'running')
+                  AND NOT minion_is_batched(r.task_id, r.step, r.claim)
                 RETURNING *
         )
         SELECT COALESCE(sum(tokens), 0)::bigint AS tokens, COALESCE(sum(microdollars), 0)::bigint AS microdollars
@@ -3980,6 +4210,46 @@ BEGIN
             output = jsonb_build_object('signal', signal, 'payload', taken.payload, 'sent_at', taken.created_at)
         WHERE task_id = t AND number = wait_step;
     RETURN true;
+END $$;
+
+CREATE FUNCTION minion_tidy_calls(most integer) RETURNS integer
+    LANGUAGE plpgsql
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    over record;
+    tidied integer := 0;
+BEGIN
+    FOR over IN
+        SELECT b.task_id, b.step, b.claim, b.result, b.usage, b.batch, s.status FROM batch_calls b
+            JOIN steps s ON s.task_id = b.task_id AND s.number = b.step
+            LEFT JOIN task_outcomes o ON o.task_id = b.task_id
+            WHERE s.status <> 'started' AND b.result IS NOT NULL
+               OR o.task_id IS NOT NULL AND (b.batch IS NULL OR b.result IS NOT NULL)
+            ORDER BY b.task_id LIMIT most
+    LOOP
+        PERFORM 1 FROM task_status WHERE task_id = over.task_id FOR NO KEY UPDATE;
+        -- It may have been put into a batch, or have begun again, since.
+        DELETE FROM batch_calls b WHERE b.task_id = over.task_id AND b.step = over.step AND b.claim = over.claim
+            AND b.batch IS NOT DISTINCT FROM over.batch AND (b.result IS NULL) = (over.result IS NULL);
+        CONTINUE WHEN NOT FOUND;
+        tidied := tidied + 1;
+        IF over.result IS NULL THEN
+            PERFORM minion_settle_step(over.task_id, over.claim,
+                jsonb_build_object('step', over.step, 'tokens', 0, 'microdollars', 0));
+        ELSE
+            UPDATE steps SET status = 'failed', finished_at = now(), usage = over.usage - 'cost_microdollars',
+                    cost_microdollars = COALESCE((over.usage->>'cost_microdollars')::bigint, 0),
+                    error = '{"type": "cancelled", "message": "The answer came when the task had ended."}'
+                WHERE task_id = over.task_id AND number = over.step AND status = 'started';
+            UPDATE executions SET input_tokens = input_tokens + minion_used(over.usage, 'input_tokens'),
+                    output_tokens = output_tokens + minion_used(over.usage, 'output_tokens'),
+                    cost_microdollars = cost_microdollars + minion_used(over.usage, 'cost_microdollars')
+                WHERE FOUND AND task_id = over.task_id AND claim = over.claim;
+        END IF;
+    END LOOP;
+    DELETE FROM message_batches m WHERE m.ended_at < now() - interval '30 days';
+    RETURN tidied;
 END $$;
 
 CREATE FUNCTION minion_traces_due(most integer) RETURNS TABLE(low bigint, since timestamp with time zone, seen_at timestamp with time zone, horizon bigint, next bigint, first bigint, nth bigint)

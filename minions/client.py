@@ -102,6 +102,7 @@ class Client(Operations, Alerts, Keys, Audit):
         unique_key: str | None = None,
         unique_while: str | None = None,
         budget: Mapping[str, Any] | None = None,
+        lane: str | None = None,
         wait: float = 0.0,
     ) -> Task:
         """Submit one task.
@@ -122,6 +123,8 @@ class Client(Operations, Alerts, Keys, Audit):
                 default).
             budget: limits for it and everything below it: `{"dollars": 0.5, "tokens": …, "steps": …, "seconds": …,
                 "on_breach": "ask" or "fail"}`.
+            lane: how its model calls are made: `direct`, `batch` (within 24 hours, at half the price) or `auto` (by its
+                deadline); by default as its agent says.
             wait: seconds to wait for the end of the task, up to 60. A task that ends within them is returned with its
                 output, by one request in place of two: `submit("triage", {…}, wait=30).result()`.
 
@@ -145,6 +148,7 @@ class Client(Operations, Alerts, Keys, Audit):
             unique_key=unique_key,
             unique_while=unique_while,
             budget=budget,
+            lane=lane,
         )
         if not isinstance(input, _NotGiven):
             request["input"] = input

@@ -13,7 +13,8 @@
 It supports streams and plain replies, token counting, errors, and streams that are slow or break off. Requests that the
 API itself refuses (blank texts, errors of tools without a text, misplaced system messages, too many cache marks, tools
 whose schema is not that of an object, schemas that cannot constrain a model, forced tools beside thinking) get a 400.
-From the command line:
+Message Batches are supported too, with their faults: see `MessagesApi.batch_faults` and `MessagesApi.hold_batches`. From
+the command line:
 
     python -m minions.testing replies.json --port 8787
 """
@@ -29,9 +30,11 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 KEY = "sk-test-key"
 USAGE = {"input_tokens": 10, "output_tokens": 5, "cache_read_input_tokens": 100}
@@ -44,6 +47,9 @@ UNCONSTRAINABLE = frozenset(
     {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "maxItems"}
     | {"uniqueItems", "patternProperties", "propertyNames", "if", "not", "oneOf", "dependentRequired", "prefixItems"}
 )
+BATCHES = "/v1/messages/batches"
+CUSTOM_ID = r"[a-zA-Z0-9_-]{1,64}"
+MAX_BATCH = 100_000
 # Models that accept no `system` messages.
 WITHOUT_SYSTEM_MESSAGES = r"claude-([123]\b|instant|opus-4-[0-7]\b|opus-4-2025|(sonnet|haiku)-(4|5(?!-\d{1,2}\b))).*"
 
@@ -69,6 +75,44 @@ def error(status: int, kind: str = "api_error", message: str = "scripted", **mor
 
 
 @dataclass
+class Batch:
+    """A Message Batch.
+
+    Attributes:
+        requests: as in the creation: `{"custom_id", "params"}`.
+        results: the lines of its results, once it has ended.
+        cancelled: it was cancelled before it ended.
+    """
+
+    id: str
+    requests: list[dict[str, Any]]
+    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    ended_at: datetime | None = None
+    results: list[Reply] = field(default_factory=list)
+    cancelled: bool = False
+
+    def as_json(self) -> Reply:
+        """Return the batch as the API shows it."""
+        counts = dict.fromkeys(("processing", "succeeded", "errored", "canceled", "expired"), 0)
+        kinds = {line["custom_id"]: line["result"]["type"] for line in self.results}
+        for request in self.requests:
+            counts[kinds.get(request["custom_id"], "processing" if self.ended_at is None else "errored")] += 1
+        status = "ended" if self.ended_at else "canceling" if self.cancelled else "in_progress"
+        return {
+            "id": self.id,
+            "type": "message_batch",
+            "processing_status": status,
+            "request_counts": counts,
+            "created_at": self.created_at.isoformat(),
+            "expires_at": (self.created_at + timedelta(hours=24)).isoformat(),
+            "ended_at": self.ended_at and self.ended_at.isoformat(),
+            "cancel_initiated_at": None,
+            "archived_at": None,
+            "results_url": f"https://api.invalid{BATCHES}/{self.id}/results" if self.ended_at else None,
+        }
+
+
+@dataclass
 class MessagesApi:
     """The server's script and its record.
 
@@ -82,10 +126,16 @@ class MessagesApi:
             - `seconds`: to wait before the response, and `pause`: between two events of a stream
             - `cut`: break the connection after this many events, and `end`: end the stream properly after this many
             - `error_after`: `[events, kind, message]`: an `error` event in the middle of a stream
+            - `batch`: `expired` or `canceled`: what becomes of the request if it is in a batch; `missing`: it has no
+              result there, and `twice`: it has two
         requests: the bodies of all requests for messages, including those that got an error.
         headers: the headers of these requests, with names in lower case.
         counted: the bodies of all requests to count tokens.
         seconds: to wait before every reply.
+        hold_batches: batches are in processing until `end_batches` is called; else they end at once.
+        batch_faults: what becomes of the next creations of batches: `lost` (the batch is created, and the answer is
+            lost), `never` (the connection breaks, and there is no batch), or a reply from `error`.
+        batches: the batches by id, the oldest first. The results of each are in the reverse order of its requests.
     """
 
     url: str = ""
@@ -94,6 +144,9 @@ class MessagesApi:
     headers: list[dict[str, str]] = field(default_factory=list)
     counted: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
+    hold_batches: bool = False
+    batch_faults: list[str | Reply] = field(default_factory=list)
+    batches: dict[str, Batch] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def answer(self, headers: dict[str, str], body: dict[str, Any]) -> tuple[int, Reply]:
@@ -128,6 +181,47 @@ class MessagesApi:
         """Return the tokens of a request: a quarter of its characters."""
         self.counted.append(body)
         return len(json.dumps([body.get("system"), body.get("tools"), body.get("messages")])) // 4
+
+    def create_batch(self, requests: list[dict[str, Any]]) -> Batch:
+        """Create a batch, as a creation does, or another user of the key."""
+        batch = Batch(f"msgbatch_{len(self.batches) + 1:04}", requests)
+        self.batches[batch.id] = batch
+        if not self.hold_batches:
+            self.end_batches(batch.id)
+        return batch
+
+    def end_batches(self, *ids: str) -> None:
+        """End the processing of these batches, or of all: their requests take replies from the script."""
+        for batch in [self.batches[each] for each in ids or tuple(self.batches)]:
+            if batch.ended_at is None:
+                batch.results = [
+                    line for request in reversed(batch.requests) for line in self._lines(request, batch.cancelled)
+                ]
+                batch.ended_at = datetime.now(UTC)
+
+    def show_batch(self, batch: Batch) -> Reply:
+        """Return a batch as the API shows it to a request for it. Override it for custom behaviour."""
+        return batch.as_json()
+
+    def results_of(self, batch: Batch) -> Iterator[Reply]:
+        """Yield the lines of a batch's results. Override it for custom behaviour."""
+        yield from batch.results
+
+    def _lines(self, request: dict[str, Any], cancelled: bool) -> list[Reply]:
+        """Return the lines of a request in the results of its batch: one, none or two."""
+        name, body = request["custom_id"], request["params"]
+        if cancelled:
+            return [{"custom_id": name, "result": {"type": "canceled"}}]
+        if fault := _fault(body):
+            return [{"custom_id": name, "result": _errored({"type": "invalid_request_error", "message": fault})}]
+        status, reply = self.answer({}, body)
+        match reply.get("batch"):
+            case "expired" | "canceled" as kind:
+                return [{"custom_id": name, "result": {"type": kind}}]
+            case "missing":
+                return []
+        result = _errored(reply["error"]) if status != 200 else {"type": "succeeded", "message": _batched(reply)}
+        return [{"custom_id": name, "result": result}] * (2 if reply.get("batch") == "twice" else 1)
 
     def _next(self, body: dict[str, Any]) -> Reply:
         whole = json.dumps(body, ensure_ascii=False)
@@ -213,23 +307,65 @@ def _handler(api: MessagesApi) -> type[BaseHTTPRequestHandler]:
             with suppress(ConnectionError):  # the caller disconnected
                 super().handle()
 
+        def do_GET(self) -> None:
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            with suppress(BrokenPipeError, ConnectionResetError):
+                if not _has_key(headers):
+                    self._send(401, error(401, "authentication_error", "invalid x-api-key"))
+                else:
+                    self._show_batches()
+
+        def _show_batches(self) -> None:
+            parts = urlsplit(self.path)
+            name, _, what = parts.path.removeprefix(BATCHES).strip("/").partition("/")
+            if not name:
+                self._send(200, _listed(api, parse_qs(parts.query)))
+            elif name not in api.batches:
+                self._send(404, error(404, "not_found_error", f"{name} not found"))
+            elif what != "results":
+                self._send(200, api.show_batch(api.batches[name]))
+            else:
+                self._begin(200, {}, {"content-type": "application/x-jsonl", "transfer-encoding": "chunked"})
+                for line in api.results_of(api.batches[name]):
+                    self._write_chunk(json.dumps(line).encode() + b"\n")
+                self.wfile.write(b"0\r\n\r\n")
+
+        def _create_batch(self, body: dict[str, Any]) -> None:
+            if fault := _batch_fault(body):
+                self._send(400, error(400, "invalid_request_error", fault))
+                return
+            fate = api.batch_faults.pop(0) if api.batch_faults else None
+            if isinstance(fate, dict):
+                self._send(fate["status"], fate)
+                return
+            batch = None if fate == "never" else api.create_batch(body["requests"])
+            if fate is None and batch is not None:
+                self._send(200, batch.as_json())
+            else:
+                self.close_connection = True
+
         def do_POST(self) -> None:
-            size = int(self.headers["content-length"])
+            size = int(self.headers.get("content-length", 0))
             sent = self.rfile.read(size)
             if len(sent) < size:
                 return
-            body = json.loads(sent)
+            body = json.loads(sent or b"{}")
             headers = {name.lower(): value for name, value in self.headers.items()}
             with suppress(BrokenPipeError, ConnectionResetError):
                 self._answer(headers, body)
 
         def _answer(self, headers: dict[str, str], body: dict[str, Any]) -> None:
             path = self.path.partition("?")[0]
-            if KEY not in (headers.get("x-api-key"), headers.get("authorization", "").removeprefix("Bearer ")):
+            if not _has_key(headers):
                 api.note(headers, body)
                 self._send(401, error(401, "authentication_error", "invalid x-api-key"))
             elif path == "/v1/messages/count_tokens":
                 self._send(200, {"input_tokens": api.count(body)})
+            elif path == BATCHES:
+                self._create_batch(body)
+            elif path.endswith("/cancel") and (batch := api.batches.get(path.split("/")[-2])):
+                batch.cancelled = batch.ended_at is None
+                self._send(200, batch.as_json())
             elif path != "/v1/messages":
                 self._send(404, error(404, "not_found_error", self.path))
             elif fault := _fault(body):
@@ -257,6 +393,10 @@ def _handler(api: MessagesApi) -> type[BaseHTTPRequestHandler]:
                 self.send_header(name, value)
             self.end_headers()
 
+        def _write_chunk(self, data: bytes) -> None:
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+            self.wfile.flush()
+
         def _stream(self, reply: Reply) -> None:
             self._begin(200, reply, {"content-type": "text/event-stream", "transfer-encoding": "chunked"})
             for number, (name, data) in enumerate(_directed(reply)):
@@ -264,15 +404,54 @@ def _handler(api: MessagesApi) -> type[BaseHTTPRequestHandler]:
                     self.close_connection = True
                     return
                 time.sleep(reply.get("pause", 0.0))
-                event = f"event: {name}\ndata: {json.dumps({'type': name, **data})}\n\n".encode()
-                self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
-                self.wfile.flush()
+                self._write_chunk(f"event: {name}\ndata: {json.dumps({'type': name, **data})}\n\n".encode())
             self.wfile.write(b"0\r\n\r\n")
 
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
     return Handler
+
+
+def _has_key(headers: dict[str, str]) -> bool:
+    return KEY in (headers.get("x-api-key"), headers.get("authorization", "").removeprefix("Bearer "))
+
+
+def _listed(api: MessagesApi, query: dict[str, list[str]]) -> Reply:
+    """Return a page of the batches, the newest first."""
+    newest = [*reversed(tuple(api.batches.values()))]
+    if "after_id" in query:
+        ids = [batch.id for batch in newest]
+        newest = newest[ids.index(query["after_id"][0]) + 1 :]
+    limit = int(query.get("limit", ["20"])[0])
+    page = newest[:limit]
+    return {
+        "data": [batch.as_json() for batch in page],
+        "has_more": len(newest) > limit,
+        "first_id": page[0].id if page else None,
+        "last_id": page[-1].id if page else None,
+    }
+
+
+def _batch_fault(body: dict[str, Any]) -> str | None:
+    """Return the API's error text for a batch that it refuses as a whole."""
+    names = [request.get("custom_id", "") for request in body.get("requests") or []]
+    if not 1 <= len(names) <= MAX_BATCH:
+        return f"requests: List should have 1 to {MAX_BATCH} items"
+    for number, name in enumerate(names):
+        if not re.fullmatch(CUSTOM_ID, name):
+            return f"requests.{number}.custom_id: String should match pattern '^{CUSTOM_ID}$'"
+    return None if len({*names}) == len(names) else "requests: custom_id must be unique"
+
+
+def _errored(fault: dict[str, Any]) -> Reply:
+    return {"type": "errored", "error": {"type": "error", "error": fault, "request_id": None}}
+
+
+def _batched(message: Reply) -> Reply:
+    """Return a message as it is in the results of a batch."""
+    shown = {name: value for name, value in message.items() if name not in _DIRECTIONS}
+    return {**shown, "usage": message["usage"] and {**message["usage"], "service_tier": "batch"}}
 
 
 def _fault(body: dict[str, Any]) -> str | None:
@@ -379,7 +558,7 @@ def _texts(content: str | list[dict[str, Any]]) -> list[str]:
     return [content] if isinstance(content, str) else [block["text"] for block in content if "text" in block]
 
 
-_DIRECTIONS = frozenset({"if", "headers", "seconds", "pause", "cut", "end", "error_after"})
+_DIRECTIONS = frozenset({"if", "headers", "seconds", "pause", "cut", "end", "error_after", "batch"})
 
 
 def _directed(reply: Reply) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, text
 from shared.access.roles import MASK
 from shared.access.scope import own_name
 from shared.contracts.key_order import in_order, ordered
-from shared.tasks import approvals, standing_budgets, stops
+from shared.tasks import approvals, batches, standing_budgets, stops
 from shared.tasks.approvals import Awaited
 from shared.tasks.budgets import describe
 from shared.tasks.queries import get_task
@@ -395,6 +395,8 @@ def _waiting(case: _Case) -> Explanation:
         return _waiting_for_standing_budget(case)
     if task["wait_reason"] == "stopped":
         return _stopped(case)
+    if task["wait_reason"] == "batch":
+        return _waiting_for_batch(case)
     reason = "It asked to run again later"
     if task["wait_reason"] == "backoff":
         attempts_allowed = case.scalar(MAX_ATTEMPTS, version=task["agent_version_id"])
@@ -438,6 +440,47 @@ def _waiting_for_standing_budget(case: _Case) -> Explanation:
         return case.answer("standing_budget", sentence)
     sentence = f"{standing_budgets.describe(breach)} {standing_budgets.outlook(breach)}"
     return case.answer("standing_budget", sentence, standing_budgets.how_to_raise(breach), **breach)
+
+
+def _waiting_for_batch(case: _Case) -> Explanation:
+    call = batches.place_of(case.connection, case.task["id"])
+    if call is None:
+        return case.answer("batch", "The answer to its model call has arrived: it continues in a moment.")
+    facts = {name: call[name] for name in ("step", "model", "attempt", "batch_id", "calls")}
+    what = f"Its model call (step {call['step']})"
+    if call["batch"] is None:
+        return _waiting_for_its_batch(case, call, what, facts)
+    trouble = f" {case.quoted(call['trouble']).rstrip('.')}." if call["trouble"] else ""
+    next_look = f"the API is asked for it next {_moment(case, call['asked_at'])}"
+    if call["batch_id"] is None:
+        since = case.ago(call["tried_at"])
+        sentence = (
+            f"{what} is in a batch of {call['calls']} calls whose creation began {since} ago; {next_look}.{trouble}"
+        )
+        return case.answer("batch", sentence, None, **facts, since=call["tried_at"], due_at=call["asked_at"])
+    sentence = (
+        f"{what} has been in batch {call['batch_id']}, of {call['calls']} calls of {call['model']}, for "
+        f"{case.ago(call['submitted_at'])}; {next_look}.{trouble}"
+    )
+    return case.answer("batch", sentence, None, **facts, since=call["submitted_at"], due_at=call["asked_at"])
+
+
+def _waiting_for_its_batch(case: _Case, call: dict[str, Any], what: str, facts: dict[str, Any]) -> Explanation:
+    """Explain a call that is in no batch: others are gathered, it was refused, or a stop holds it back."""
+    since = f"{what} has waited {case.ago(call['created_at'])} for the next batch of {call['model']}"
+    facts = {**facts, "since": call["created_at"], "due_at": call["due_at"]}
+    if (stop := stops.stop_of(case.connection, case.task["id"])) is not None:
+        sentence = f"{since}, and is not sent because {stops.describe(stop)}"
+        return case.answer("batch", sentence, f"`{stops.how_to_lift(stop)}` lifts the stop.", **facts)
+    if not call["error"]:
+        return case.answer("batch", f"{since}, while calls are gathered for it.", None, **facts)
+    error = case.quoted(call["error"]).rstrip(".")
+    todo = "Set ANTHROPIC_API_KEY for the orchestrator." if "ANTHROPIC_API_KEY" in call["error"] else None
+    return case.answer("batch", f"{since}: {error}. It is sent again {_moment(case, call['due_at'])}.", todo, **facts)
+
+
+def _moment(case: _Case, due: datetime) -> str:
+    return "in a moment" if due <= case.now else f"in {duration((due - case.now).total_seconds())}"
 
 
 def _stopped(case: _Case) -> Explanation:

@@ -14,6 +14,7 @@ from orchestrator.alerts.notifier import Notifier
 from orchestrator.alerts.watch import AlertWatch
 from orchestrator.api.app import create_app, release
 from orchestrator.api.server import listen, server_config
+from orchestrator.batches.batcher import Batcher
 from orchestrator.dispatcher import Dispatcher
 from orchestrator.ingress import Ingress
 from orchestrator.loops.loop import Loop
@@ -86,6 +87,7 @@ def make_loops(settings: Settings) -> list[Loop]:
         Expirer(settings, engine, monitors),
         BudgetKeeper(settings, engine, monitors),
         StandingBudgetKeeper(settings, engine),
+        Batcher(settings, engine),
         Resumer(settings, engine),
         Healer(settings, engine),
         Ingress(settings, engine),

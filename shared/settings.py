@@ -183,6 +183,10 @@ class Settings(BaseSettings):
     routing_agent: str | None = None
     max_tool_calls: int = Field(128, ge=1, le=100_000)
     model_patience_seconds: float = Field(21_600.0, ge=0, le=31_622_400)
+    batch_calls: int = Field(1000, ge=1, le=100_000)
+    batch_seconds: float = Field(60.0, ge=0, le=86_400)
+    batch_poll_seconds: float = Field(60.0, gt=0, le=86_400)
+    batch_lost_seconds: float = Field(300.0, gt=0, le=86_400)
     # PostgreSQL stores no JSON value of more than 256 MB.
     max_input_bytes: int = Field(1 << 20, ge=1024, le=128 << 20)
     max_output_bytes: int = Field(4 << 20, ge=1024, le=128 << 20)

@@ -25,6 +25,8 @@ class BaseAgent(ABC):
         self.definition = definition
         self.task = task
         self.journal = journal
+        journal.lane = task.lane or definition.config.lane
+        journal.deadline = task.deadline
 
     @property
     def name(self) -> str:

@@ -13,21 +13,32 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
 import structlog
 from sqlalchemy import Connection
 
+from shared.contracts.requests import Lane
 from shared.contracts.strict_json import JsonValue, digest, first_difference
 from shared.database.connections import persistently
 from shared.errors import Cancelled, HistoryDiverged, MinionError, ToolError, from_record
-from shared.tasks import budgets, lifecycle, stops
+from shared.tasks import batches, budgets, lifecycle, stops
+from shared.tasks.batches import BatchCall
 from shared.tasks.records import Charge, ChildEnd, Flags, KnownStep, Reserve, StepRecord, Stop
 from shared.tasks.throttles import ModelRate, rates_in
 from workers.followers import Followers
-from workers.outcomes import ChildOutcome, ChildRequest, ClaimLost, Interrupted, Postponed, Suspended, WaitRequest
+from workers.outcomes import (
+    Batched,
+    ChildOutcome,
+    ChildRequest,
+    ClaimLost,
+    Interrupted,
+    Postponed,
+    Suspended,
+    WaitRequest,
+)
 from workers.pricing import FREE, Reservation
 
 log = structlog.get_logger(__name__)
@@ -37,6 +48,8 @@ FORMAT = 1
 draining = threading.Event()
 """Set when this process stops: tasks go back to the queue instead of beginning another step."""
 ASKED_FOR_LATER = "The call asked to be retried later."
+BATCH_HOURS = 24
+"""Within this time the API answers the calls of a batch, or lets them expire."""
 FRESH_SECONDS = 0.5
 """How long a step's check for stops is valid: a call that begins later, after a wait or a slow write, checks again."""
 
@@ -63,12 +76,27 @@ class StepResult:
     output_tokens: int = 0
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
-    used_besides: dict[str, int] = field(default_factory=dict)
+    used_besides: dict[str, Any] = field(default_factory=dict)
     cost_microdollars: int | None = 0
     cpu_seconds: float = 0.0
     peak_memory_bytes: int = 0
     function_version_id: UUID | None = None
     cached: dict[str, JsonValue] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchedCall:
+    """A model call as it is made in the batch lane.
+
+    Attributes:
+        body: returns the body of the request, as JSON text.
+        reserve: as for `Journal.call`.
+        read: returns the result of the step from the answer's text.
+    """
+
+    body: Callable[[], str]
+    reserve: Callable[[], Reservation]
+    read: Callable[[str], StepResult]
 
 
 @dataclass
@@ -105,6 +133,8 @@ class Journal:
         lock: protects everything but the numbers, because the parts of a journal (see `part`) are used in parallel.
         written_at: when the last write began, by the monotonic clock.
         rates: the limits of the model, if the last write began a call of one.
+        lane: that of the task's model calls.
+        deadline: of the task.
     """
 
     task_id: UUID
@@ -120,6 +150,8 @@ class Journal:
     abandoned: threading.Event = field(default_factory=threading.Event)
     written_at: float = 0.0
     rates: list[ModelRate] | None = None
+    lane: Lane = "direct"
+    deadline: datetime | None = None
     followers: Followers = field(init=False)
 
     def __post_init__(self) -> None:
@@ -177,6 +209,7 @@ class Journal:
         effect: str,
         reserve: Callable[[], Reservation] | None = None,
         hashed: JsonValue = None,
+        batched: BatchedCall | None = None,
     ) -> JsonValue:
         """Run a step, or read it back.
 
@@ -187,8 +220,10 @@ class Journal:
             reserve: returns the upper bound of the cost; only called if there is a budget or a standing budget, which
                 holds that amount until the step is over.
             hashed: value to hash in place of the request, if the request holds texts whose keys have some order.
+            batched: the same call for the batch lane, if the task's lane permits it.
 
         Raises:
+            Batched: the call is in the batch lane, and has no answer yet.
             BudgetExceeded: a budget of the task, or of one above it, has no room for the step.
             HistoryDiverged: the journal holds a different request at this position.
             Interrupted: the step is unsafe and was interrupted; its effect may or may not have happened.
@@ -217,6 +252,9 @@ class Journal:
             "input": request,
             "started_at": _now(),
         }
+        if batched is not None and (answer := self._batched(started, known, batched)) is not None:
+            del started["input"]
+            return self._perform(started, lambda _: batched.read(answer), None, paid=True)
         reserved = None
         if effect != "pure" or self.has_budget:
             reserved = self._begin(started, reserve)
@@ -284,22 +322,56 @@ class Journal:
             raise _not_retryable(ToolError(f"Nobody has approved {name!r} in time.", step=number))
         return known["output"]["arguments"]
 
-    def _begin(self, started: StepRecord, reserve: Callable[[], Reservation] | None) -> Reservation | None:
-        """Commit a step as started, with the reservation of its worst case where a budget applies."""
+    def _batched(self, started: StepRecord, known: KnownStep | None, batched: BatchedCall) -> str | None:
+        """Return the answer to a call of the batch lane. None: the call must be made directly.
+
+        A call that is in the lane stays there, whatever time is left.
+
+        Raises:
+            Batched: it has no answer yet; it is in the lane from now on, if it was not.
+        """
+        number = started["number"]
+        if known is not None and known["status"] == "started":
+            found = persistently(batches.answer_to, self.task_id, number)
+            if found is not None and found[0] is not None:
+                return found[0]
+            if found is not None:
+                raise Batched
+        if self.lane == "auto" and not self._has_time_for_batch():
+            return None
+        self._begin(started, batched.reserve, {"step": number, "model": started["name"], "body": batched.body()})
+        raise Batched
+
+    def _has_time_for_batch(self) -> bool:
+        return self.deadline is None or self.deadline - datetime.now(UTC) >= timedelta(hours=BATCH_HOURS)
+
+    def _begin(
+        self, started: StepRecord, reserve: Callable[[], Reservation] | None, call: BatchCall | None = None
+    ) -> Reservation | None:
+        """Commit a step as started, with the reservation of its worst case where a budget applies.
+
+        Args:
+            call: the step's call, if it is in the batch lane.
+        """
         reserved = reserve() if reserve is not None and (self.has_budget or self.reserves) else None
         asked = _worst_case(started["number"], reserved) if reserved or self.has_budget else None
-        if not self._write([started], reserve=asked):
+        if not self._write([started], reserve=asked, call=call):
             self.reserves = True
             reserved = reserved or (reserve() if reserve is not None else FREE)
-            while not self._write([started], reserve=_worst_case(started["number"], reserved)):
+            while not self._write([started], reserve=_worst_case(started["number"], reserved), call=call):
                 pass  # Another standing budget was added in between.
         return reserved
 
     def _perform(
-        self, started: StepRecord, perform: Callable[[int], StepResult], reserved: Reservation | None
+        self,
+        started: StepRecord,
+        perform: Callable[[int], StepResult],
+        reserved: Reservation | None,
+        *,
+        paid: bool = False,
     ) -> JsonValue:
         try:
-            if started["kind"] == "model_call" or started["effect"] == "unsafe":
+            if not paid and (started["kind"] == "model_call" or started["effect"] == "unsafe"):
                 self.refuse_if_stopped()
             result = perform(started["number"])
         except MinionError as error:
@@ -355,8 +427,16 @@ class Journal:
         with self.lock:
             self.unwritten.append(step)
 
-    def _write(self, steps: list[StepRecord], *, reserve: Reserve | None = None, used: Charge | None = None) -> bool:
+    def _write(
+        self,
+        steps: list[StepRecord],
+        *,
+        reserve: Reserve | None = None,
+        used: Charge | None = None,
+        call: BatchCall | None = None,
+    ) -> bool:
         """Commit steps with the amounts that they reserve or have used of budgets: see `shared.tasks.budgets.spend`.
+        Also the call of the last one, if that is in the batch lane.
 
         Return False if nothing was written, because the step must reserve its worst case.
         """
@@ -364,7 +444,7 @@ class Journal:
             if self.abandoned.is_set():
                 raise ClaimLost
             self.written_at = time.monotonic()
-            flags = persistently(self._commit, [*self.unwritten, *steps], reserve=reserve, used=used)
+            flags = persistently(self._commit, [*self.unwritten, *steps], reserve=reserve, used=used, call=call)
             self.rates = rates_in(flags["rates"]) if flags and "rates" in flags else None
             if flags is None:
                 raise ClaimLost
@@ -391,7 +471,10 @@ class Journal:
         *,
         reserve: Reserve | None = None,
         used: Charge | None = None,
+        call: BatchCall | None = None,
     ) -> Flags | None:
+        if call is not None:
+            return batches.begin(connection, self.task_id, self.claim, steps, call, reserve)
         if reserve is None and used is None:
             return lifecycle.write_steps(connection, self.task_id, self.claim, steps, _model_that_begins(steps[-1]))
         return budgets.spend(connection, self.task_id, self.claim, steps, reserve=reserve, used=used)

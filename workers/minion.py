@@ -28,7 +28,7 @@ from shared.database.connections import (
 )
 from shared.errors import BudgetExceeded, Cancelled, MinionError, TimeLimitExceeded
 from shared.notifications import publish_finished, publish_progress
-from shared.tasks import lifecycle
+from shared.tasks import batches, lifecycle
 from shared.tasks.records import ExecutionResult
 from shared.tasks.states import State
 from workers import journal as journals
@@ -38,7 +38,9 @@ from workers.factory import build_agent, load_blueprint
 from workers.journal import Journal
 from workers.meter import Meter
 from workers.outcomes import (
+    AwaitingBatch,
     AwaitingDecision,
+    Batched,
     ClaimLost,
     Failed,
     Interrupted,
@@ -139,6 +141,8 @@ def perform(task: ClaimedTask, journal: Journal, meter: Meter, limits: Sequence[
         return Failed(error)
     except Postponed as postponed:
         return postponed.outcome
+    except Batched:
+        return AwaitingBatch()
     except Interrupted:
         return AwaitingDecision()
     except SoftTimeLimitExceeded:
@@ -171,6 +175,8 @@ def record(task: ClaimedTask, journal: Journal, outcome: Outcome, meter: Meter) 
             return persistently(lifecycle.snooze, task.id, task.claim, result, delay=seconds, reason=why)
         case AwaitingDecision():
             return persistently(lifecycle.ask, task.id, task.claim, result)
+        case AwaitingBatch():
+            return persistently(batches.wait, task.id, task.claim, result)
         case OverBudget(error):
             result["error"] = error.as_dict()
             return persistently(lifecycle.snooze, task.id, task.claim, result, delay=None, reason="budget")

@@ -9,11 +9,11 @@ from typing import Any
 
 from shared.contracts.key_order import as_in_jsonb
 from shared.contracts.strict_json import JsonValue, stable
-from workers.journal import Journal, StepResult
+from workers.journal import BatchedCall, Journal, StepResult
 from workers.llm import client_for
-from workers.llm.base import ModelReply, ModelRequest
+from workers.llm.base import BatchClient, ModelReply, ModelRequest
 from workers.llm.patience import complete
-from workers.pricing import worst_case
+from workers.pricing import Reservation, worst_case
 from workers.task import ClaimedTask
 from workers.text_stream import TextStream
 
@@ -34,6 +34,7 @@ def call_model(
         stream: receives the text as it arrives.
 
     Raises:
+        Batched: the call waits for a Message Batch.
         Postponed: the task must wait.
         ModelError: the provider refused the request, or has been unavailable for too long.
         MinionError: as for every step.
@@ -43,15 +44,19 @@ def call_model(
 
     def perform(step: int) -> StepResult:
         streamed = stream(task, step, unheard=journal.followers.absent)
-        reply = complete(client, request, journal.known.get(step), streamed)
-        return StepResult(
-            output(reply),
-            input_tokens=reply.input_tokens,
-            output_tokens=reply.output_tokens,
-            cache_read_tokens=reply.cache_read_tokens,
-            cache_write_tokens=reply.cache_write_tokens,
-            used_besides=reply.used_besides,
-            cost_microdollars=reply.cost_microdollars,
+        return _result(complete(client, request, journal.known.get(step), streamed), output)
+
+    def reserve(*, in_batch: bool = False) -> Reservation:
+        tokens = client.count_tokens(request)
+        return worst_case(request.model, tokens, request.max_tokens, in_batch=in_batch)
+
+    batched = None
+    # Features that are not on by default are a header's, which all calls of a batch share.
+    if journal.lane != "direct" and not request.betas and isinstance(client, BatchClient):
+        batched = BatchedCall(
+            body=lambda: client.batch_body(request),
+            reserve=lambda: reserve(in_batch=True),
+            read=lambda answer: _result(client.read_batched(answer, request.model), output),
         )
 
     kept: dict[str, Any] = journal.call(
@@ -60,10 +65,23 @@ def call_model(
         asked,
         perform,
         effect="idempotent",
-        reserve=lambda: worst_case(request.model, client.count_tokens(request), request.max_tokens),
+        reserve=reserve,
         hashed=_without_order(asked, request.input),
+        batched=batched,
     )
     return kept
+
+
+def _result(reply: ModelReply, output: Callable[[ModelReply], JsonValue]) -> StepResult:
+    return StepResult(
+        output(reply),
+        input_tokens=reply.input_tokens,
+        output_tokens=reply.output_tokens,
+        cache_read_tokens=reply.cache_read_tokens,
+        cache_write_tokens=reply.cache_write_tokens,
+        used_besides=reply.used_besides,
+        cost_microdollars=reply.cost_microdollars,
+    )
 
 
 def _without_order(asked: JsonValue, value: JsonValue) -> JsonValue:

@@ -101,7 +101,12 @@ class OverBudget:
     error: BudgetExceeded
 
 
-Outcome = Succeeded | Failed | Suspended | Snoozed | AwaitingDecision | OverBudget
+@dataclass(frozen=True, slots=True)
+class AwaitingBatch:
+    """The task waits until its model call is answered in a Message Batch."""
+
+
+Outcome = Succeeded | Failed | Suspended | Snoozed | AwaitingDecision | OverBudget | AwaitingBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +141,10 @@ class Postponed(Exception):
         super().__init__(seconds)
         self.outcome = Snoozed(seconds, reason)
         self.error = error
+
+
+class Batched(Exception):
+    """Raised when a model call is in the batch lane and has no answer yet. Ends as `AwaitingBatch`."""
 
 
 class Interrupted(Exception):

@@ -9,6 +9,7 @@ from decimal import Decimal
 from genai_prices import Usage, calc_price
 
 from shared.contracts.sampling import OFFLINE
+from shared.model_usage import IN_A_BATCH
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +23,14 @@ class Reservation:
 FREE = Reservation(0, 0)
 
 
-def worst_case(model: str, input_tokens: int, max_tokens: int) -> Reservation:
+def worst_case(model: str, input_tokens: int, max_tokens: int, *, in_batch: bool = False) -> Reservation:
     """Return the most that a model call may use: all of its input written to the prompt cache, and an answer of the
     maximum length.
 
     Args:
         input_tokens: counted, or an estimate that errs on the high side.
         max_tokens: limit of the answer.
+        in_batch: the call is made in a Message Batch.
     """
     tokens = input_tokens + max_tokens
     if model == OFFLINE:
@@ -40,7 +42,7 @@ def worst_case(model: str, input_tokens: int, max_tokens: int) -> Reservation:
         )
     except LookupError:
         return Reservation(tokens, None)
-    return Reservation(tokens, math.ceil(price * 1_000_000))
+    return Reservation(tokens, math.ceil(price * (IN_A_BATCH if in_batch else 1) * 1_000_000))
 
 
 def _price(model: str, usage: Usage) -> Decimal:

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from shared.contracts.requests import Lane
 from shared.contracts.strict_json import JsonValue
 from shared.tasks.records import Claimed, KnownStep
 
@@ -24,6 +25,7 @@ class ClaimedTask:
         budget_ids: the tasks whose budgets apply to it, the root first.
         history_before: messages of its conversation from this time on are not visible to it.
         traceparent: the caller's span.
+        lane: that of its model calls; None: its agent's.
     """
 
     id: UUID
@@ -48,6 +50,7 @@ class ClaimedTask:
     budget_ids: list[str] | None = None
     history_before: datetime | None = None
     traceparent: str | None = None
+    lane: Lane | None = None
     steps: list[KnownStep] = field(default_factory=list)
 
     @classmethod
@@ -76,6 +79,7 @@ class ClaimedTask:
             budget_ids=row["budget_ids"],
             history_before=_time(row["history_before"]),
             traceparent=row["traceparent"],
+            lane=row.get("lane"),
             steps=row["steps"],
         )
 

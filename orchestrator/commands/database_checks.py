@@ -15,7 +15,7 @@ from shared.settings import Settings
 
 OLDEST_MAJOR = 15
 # See "What it needs" in docs/production.md.
-ORCHESTRATOR_CONNECTIONS = 33
+ORCHESTRATOR_CONNECTIONS = 34
 LANE_CONNECTIONS = 8
 # Seconds.
 MOST_SKEW = 2.0
@@ -43,6 +43,14 @@ CONNECTIONS = text(
 )
 WORKERS = text("SELECT COALESCE(sum(slots + 1 + :lane), 0)::integer FROM workers WHERE status = 'online'")
 IS_STREAMED = text("SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_type = 'physical' AND active)")
+BATCH_LANE = text(
+    """
+    SELECT (SELECT count(*) FROM agents a JOIN agent_versions v ON v.id = a.active_version_id
+                WHERE a.status <> 'disabled' AND v.definition->'config'->>'lane' IN ('batch', 'auto')) AS agents,
+           (SELECT count(*) FROM batch_calls WHERE result IS NULL) AS calls,
+           (SELECT error FROM batch_calls WHERE batch IS NULL AND result IS NULL AND error IS NOT NULL LIMIT 1) AS error
+    """
+)
 CLOCK = text("SELECT EXTRACT(epoch FROM clock_timestamp())::float8")
 
 
@@ -65,6 +73,7 @@ def database(settings: Settings) -> Iterator[Finding]:
         check_schema_is_current(connection)
         yield Finding("schema", "ok", "current")
         yield _connections(connection)
+        yield from _batch_lane(connection, settings)
 
 
 def _version(facts: Mapping[str, str]) -> Finding:
@@ -126,3 +135,14 @@ def _recovery(connection: Connection, facts: Mapping[str, str]) -> Finding:
         "your provider does"
     )
     return Finding("point-in-time recovery", "warning", "archive_mode off, and no standby or receiver", advice)
+
+
+def _batch_lane(connection: Connection, settings: Settings) -> Iterator[Finding]:
+    """Check that the calls of the batch lane can be sent, if it is used."""
+    found = connection.execute(BATCH_LANE).one()
+    if not (found.agents or found.calls):
+        return
+    advice = found.error or ""
+    if not advice and not settings.anthropic_api_key:
+        advice = "no ANTHROPIC_API_KEY here: the orchestrator needs it to send the calls"
+    yield judged("batch lane", f"{found.agents} agents, {found.calls} calls wait", warning=advice)

@@ -318,6 +318,8 @@ def _fields(task: Any) -> list[str]:
 
 
 def _status(step: dict[str, Any]) -> str:
+    if batch := (step["usage"] or {}).get("batch"):
+        return f"{step['status']} (batch {batch})"
     if cached := (step["usage"] or {}).get("cached"):
         return f"{step['status']} (cached by step {cached['step']} of {cached['task_id']})"
     if approvals := step.get("approvals"):

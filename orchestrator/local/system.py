@@ -175,7 +175,7 @@ class LocalSystem:
         self._start_servers()
         self._choose_places()
         self._prepare_database()
-        self._start_child("orchestrator", ["orchestrator"], signal.SIGTERM, withheld=OF_MODELS + OF_FLOWER)
+        self._start_child("orchestrator", ["orchestrator"], signal.SIGTERM, withheld=OF_FLOWER)
         self._wait_for_api()
         self._write_facts()
         for pool in self.pools:

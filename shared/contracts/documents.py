@@ -23,7 +23,7 @@ from shared.contracts.approval_policy import Approval, ApprovalPolicy
 from shared.contracts.durations import Duration
 from shared.contracts.json_schema import check_dialect, check_keywords, check_schema
 from shared.contracts.key_order import KeyOrder, order_of, ordered
-from shared.contracts.requests import Budget
+from shared.contracts.requests import Budget, Lane
 from shared.contracts.strict_json import check, digest
 from shared.contracts.strict_model import Strict, faults_of
 from shared.contracts.turn_settings import Beta, ServiceTier, StopSequence, ToolChoice, UserId
@@ -86,6 +86,7 @@ class AgentConfig(Strict):
         "history_tokens",
         "top_k",
         *turn_settings.NAMES,
+        "lane",
     )
     OF_MODELS: ClassVar[tuple[str, ...]] = ("thinking", "effort", *turn_settings.NAMES)
 
@@ -121,6 +122,7 @@ class AgentConfig(Strict):
     betas: list[Beta] = Field(default_factory=list, max_length=20)
     budget: Budget | None = None
     history_tokens: int = Field(50_000, ge=500, le=1_000_000)
+    lane: Lane = "direct"
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -296,8 +298,14 @@ class AgentDefinition(Definition):
         set_here = [name for name in turn_settings.NAMES if getattr(self.config, name)]
         if self.model == sampling.OFFLINE and set_here:
             raise ValueError(f"the model 'offline' cannot honour {', '.join(set_here)}")
-        if (choice := self.config.tool_choice) is None:
-            return
+        if self.model == sampling.OFFLINE and self.config.lane == "batch":
+            raise ValueError("the offline planner answers at once: `lane: batch` must come with a language model")
+        if self.config.betas and self.config.lane != "direct":
+            raise ValueError("betas are not sent in batches: remove `betas` or `lane`")
+        if (choice := self.config.tool_choice) is not None:
+            self._check_tool_choice(choice)
+
+    def _check_tool_choice(self, choice: ToolChoice) -> None:
         names = [reference.partition("@")[0] for reference in self.tools]
         if not names:
             raise ValueError("tool_choice must come with `tools`")
@@ -318,6 +326,8 @@ class AgentDefinition(Definition):
             raise ValueError(f"type: function has no model that could honour {', '.join(sent)}")
         if chosen := [name for name in AgentConfig.OF_MODELS if getattr(self.config, name)]:
             raise ValueError(f"type: function has no model that could honour {', '.join(chosen)}")
+        if self.config.lane != "direct" and self.config.router_model is None:
+            raise ValueError("type: function has no model whose calls could wait for a batch: remove `lane`")
 
     @classmethod
     def from_arguments(cls, **arguments: Any) -> AgentDefinition:

@@ -11,6 +11,8 @@ from shared.errors import InvalidInput
 
 LabelName = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 LabelValue = Annotated[str, StringConstraints(max_length=255)]
+Lane = Literal["direct", "batch", "auto"]
+"""How model calls are made: at once, in Message Batches at half the price, or in batches if the deadline allows it."""
 
 
 class Budget(Strict):
@@ -81,7 +83,7 @@ class TaskRequest(Strict):
 
     Times are absolute, with a time zone. `key` is the tenant key. A higher `priority` runs sooner. While a task holds
     the `unique_key` (until it first starts, or until it ends: `unique_while`, by default `running`), another request
-    with that key returns the existing task.
+    with that key returns the existing task. `lane` overrides that of the agent.
     """
 
     agent: str | None = Field(None, max_length=200)
@@ -100,6 +102,7 @@ class TaskRequest(Strict):
     unique_key: str | None = Field(None, min_length=1, max_length=255)
     unique_while: Literal["pending", "running"] | None = None
     budget: Budget | None = None
+    lane: Lane | None = None
 
     @model_validator(mode="after")
     def _has_time_to_run(self) -> TaskRequest:

@@ -397,7 +397,7 @@ def steps_with_order(steps: Sequence[StepRecord]) -> list[dict[str, Any]]:
     return [with_order(step, "input", "output") for step in steps]
 
 
-def _with_order(result: ExecutionResult) -> dict[str, Any]:
+def result_with_order(result: ExecutionResult) -> dict[str, Any]:
     """Return the result of an execution, with the order of the keys in its output and its steps."""
     return {**with_order(result, "output"), "steps": steps_with_order(result.get("steps", []))}
 
@@ -410,13 +410,15 @@ def step_input(connection: Connection, task: UUID, number: int) -> Any:
 
 def finish(connection: Connection, task: UUID, claim: int, state: State, result: ExecutionResult) -> State | None:
     """End a running task under the fence. Return its final state (an earlier cancellation wins), or None."""
-    ended = connection.scalar(FINISH, {"task": task, "claim": claim, "state": state, "result": _with_order(result)})
+    ended = connection.scalar(
+        FINISH, {"task": task, "claim": claim, "state": state, "result": result_with_order(result)}
+    )
     return State(ended) if ended else None
 
 
 def ended(task: UUID, claim: int, result: ExecutionResult) -> dict[str, Any]:
     """Return the end of a task that has succeeded, as `finish_pack` takes it, without `seconds_ago`."""
-    return {"task": str(task), "claim": claim, "result": _with_order(result)}
+    return {"task": str(task), "claim": claim, "result": result_with_order(result)}
 
 
 def finish_pack(connection: Connection, ends: str) -> set[UUID]:
@@ -459,7 +461,7 @@ def release(
         "how": how,
         "charged": charged,
         "delay": timedelta(seconds=delay),
-        "result": _with_order(result or {}),
+        "result": result_with_order(result or {}),
         "worker": worker,
     }
     state = connection.scalar(RELEASE, values)
@@ -482,7 +484,7 @@ def suspend(
     values = {
         "task": task,
         "claim": claim,
-        "result": _with_order(result),
+        "result": result_with_order(result),
         "children": [{**child, "request": with_order(child["request"], "input")} for child in children],
         "waits": [with_order(wait, "approval") for wait in waits],
     }
@@ -498,14 +500,14 @@ def snooze(
     Return None if the claim was lost.
     """
     pause = None if delay is None else timedelta(seconds=delay)
-    values = {"task": task, "claim": claim, "result": _with_order(result), "delay": pause, "reason": reason}
+    values = {"task": task, "claim": claim, "result": result_with_order(result), "delay": pause, "reason": reason}
     state = connection.scalar(SNOOZE, values)
     return State(state) if state else None
 
 
 def ask(connection: Connection, task: UUID, claim: int, result: ExecutionResult) -> State | None:
     """Suspend a task until a person decides about its interrupted step. None if the claim was lost."""
-    state = connection.scalar(ASK, {"task": task, "claim": claim, "result": _with_order(result)})
+    state = connection.scalar(ASK, {"task": task, "claim": claim, "result": result_with_order(result)})
     return State(state) if state else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypedDict, final
 
+from shared.contracts.requests import Lane
 from shared.contracts.strict_json import JsonValue
 
 
@@ -37,6 +38,7 @@ class NewTask(TypedDict, total=False):
     unique_key: str
     unique_while: Literal["pending", "running"]
     budget: dict[str, Any]
+    lane: Lane
     validated: str
 
 
@@ -163,6 +165,7 @@ class Claimed(TypedDict):
     budget_ids: list[str] | None
     history_before: str | None
     traceparent: str | None
+    lane: Lane | None
     steps: list[KnownStep]
 
 

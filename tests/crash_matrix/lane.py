@@ -45,7 +45,7 @@ from tests.support.otlp_receiver import collecting
 from tests.support.processes import ONLINE, wait_until
 
 PATIENCE = 30.0
-HEARTBEAT, LEASE, LOST_MESSAGE = 0.2, 1.0, 0.5
+HEARTBEAT, LEASE, LOST_MESSAGE, LOST_BATCH = 0.2, 1.0, 0.5, 2.0
 QUIET_SECONDS = 0.05
 LOOK_SECONDS = 0.1
 ASKED = ("ask", "after commit")
@@ -181,6 +181,9 @@ class Lane:
             "MINION_LOST_MESSAGE_SECONDS": str(LOST_MESSAGE),
             "MINION_ALLOW_PRIVATE_ADDRESSES": "127.0.0.0/8",
             "ANTHROPIC_API_KEY": testing.KEY,
+            "MINION_BATCH_SECONDS": "0",
+            "MINION_BATCH_POLL_SECONDS": "0.02",
+            "MINION_BATCH_LOST_SECONDS": str(LOST_BATCH),
             "NO_PROXY": "127.0.0.1",
             points.ADDRESS: str(folder / "points"),
             tools.RECORD: str(self.record),

@@ -48,6 +48,7 @@ def at(step: str, where: str, task: object = None) -> bool:
 def watch(role: str) -> None:
     """Add the points to this process: `worker` or `orchestrator`."""
     _watch_lifecycle()
+    _watch_batches()
     _watch_commits()
     if role == "worker":
         _watch_functions()
@@ -79,6 +80,31 @@ def _watch_lifecycle() -> None:
         return number
 
     lifecycle.wake_due = woken
+
+
+def _watch_batches() -> None:
+    """Add points to the batch lane: to a call's begin and wait, and where the orchestrator writes about a batch."""
+    from shared.tasks import batches
+
+    for name in ("begin", "wait"):
+        setattr(batches, name, _watched(f"batch {name}", getattr(batches, name), lambda task: task))
+    for name in ("gather", "created", "refused", "answer", "end"):
+        setattr(batches, name, _reported(f"batch {name}", getattr(batches, name)))
+
+
+def _reported(step: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add points to a function of the orchestrator that is not about one task, if it does something."""
+
+    def call(connection: Any, *arguments: Any, **options: Any) -> Any:
+        if step != "batch gather":
+            at(step, "before commit")
+        result = function(connection, *arguments, **options)
+        if result and at(step, "after commit"):
+            connection.invalidate()
+            raise OperationalError(None, None, _answer_lost())
+        return result
+
+    return call
 
 
 def _watched(name: str, function: Callable[..., Any], task_of: Callable[[Any], object]) -> Callable[..., Any]:

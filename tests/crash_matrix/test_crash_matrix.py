@@ -82,6 +82,7 @@ def test_good_run_breaks_no_promise(victim: Victim) -> None:
         (lambda played: setattr(played, "left_open", 1), "look as if they ran"),
         (again(("lead", "model 1")), "model request model 1 of lead: again, though it was finished"),
         (again(("lead", "model 3")), "9 model requests, not 8"),
+        (again(("helper", "model 1")), "model request model 1 of helper: 2 times"),
         (again(("lead", "charge")), "idempotent effect charge of lead: again, though it was finished"),
         (again(("lead", "price")), "pure effect price of lead: 2 times without a cause"),
         (again(("lead", "order"), key="other"), "order of lead came with several idempotency keys"),
@@ -115,6 +116,6 @@ def test_frozen_process_may_finish_only_the_effect_it_began() -> None:
 def test_disturbed_run_is_recognised() -> None:
     slow = good()
     slow.claims["helper"] += 1
-    assert disturbed(slow) == "11 claims, not 10"
+    assert disturbed(slow) == "13 claims, not 12"
     missed = replace(good(), snapshots=[])
     assert disturbed(missed) == "the point was not reached"

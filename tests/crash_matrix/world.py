@@ -1,9 +1,9 @@
 """The tasks of the matrix: their agents and tools, and a model and a web service that both record their requests.
 
 The agent `lead` takes six model turns: a function, two builtin tools and an HTTP tool together; two unsafe tools and
-a pure one; a sub-agent (`helper`, two turns and a tool); three agents without a model, whose tasks are one pack; a tool
-that a person must approve; the answer. The model decides by the contents of the conversation, never by the number of
-requests: a repeated request gets the same reply.
+a pure one; a sub-agent (`helper`, two turns in the batch lane and a tool); three agents without a model, whose tasks
+are one pack; a tool that a person must approve; the answer. The model decides by the contents of the conversation,
+never by the number of requests: a repeated request gets the same reply.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ EFFECTS = {
     "middle": {"charge": "idempotent"},
     "late": {"peek": "pure"},
 }
+BATCHED = ("helper",)
+"""Agents whose model calls are in the batch lane: none of them is ever repeated."""
 PACKED = ("early", "middle", "late")
 """Agents whose tasks travel in one pack, in this order. The tool of each has the agent's name."""
 HELPED = {"charge": {"charged": NUMBER + 1}}
@@ -65,8 +67,10 @@ RESULTS = {
 }
 ANSWER = {"content": json.dumps(RESULTS)}
 AGENTS = ("lead", "helper", *PACKED)
-CLAIMS = {**dict.fromkeys(AGENTS, 1), "lead": 4}
-"""Claims of an undisturbed run. Those of `lead`: the start, after the sub-agent, after the pack, after the approval."""
+CLAIMS = {**dict.fromkeys(AGENTS, 1), "lead": 4, "helper": 3}
+"""Claims of an undisturbed run. Those of `lead`: the start, after the sub-agent, after the pack, after the approval.
+Those of `helper`: the start, and after each call.
+"""
 
 INPUT = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 BUILTIN = ("peek", "charge", "mail", "refund")
@@ -107,7 +111,7 @@ def definitions(queue: str, service: str) -> list[dict[str, Any]]:
                 "model": "claude-sonnet-5-5",
                 "system_prompt": name,
                 "tools": tools,
-                "config": config,
+                "config": {**config, "lane": "batch" if name in BATCHED else "direct"},
             }
             for name, tools in agents.items()
         ),

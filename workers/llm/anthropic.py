@@ -8,6 +8,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +21,7 @@ from genai_prices.data_snapshot import get_snapshot
 from shared.contracts.strict_json import check
 from shared.contracts.turn_settings import ToolChoice
 from shared.errors import InvalidInput, ModelError, ModelUnavailable
+from shared.model_usage import spent
 from shared.retry_after import retry_after
 from shared.secret_store import HIDDEN
 from shared.settings import get_settings
@@ -29,7 +31,6 @@ from workers.llm.clients import Clients
 from workers.llm.limits import ModelLimits
 from workers.llm.stream import StreamError, Unreadable, assemble, error_in
 from workers.llm.structured import forget_format, format_of, tool_of
-from workers.llm.usage import spent
 from workers.llm.wire import CACHED, messages_of
 from workers.outcomes import Postponed
 
@@ -56,6 +57,7 @@ SHORTEST_PAUSE = 0.01
 PART_OF_STREAM = 0.5
 WAITED = 0.001
 """Seconds after which an event was not there yet when it was asked for."""
+UNREADABLE = (Unreadable, InvalidInput, ValueError, TypeError, AttributeError, RecursionError)
 WORTH_ASKING_AGAIN = frozenset({408, 409, 429})
 KEY = re.compile(r"[\x21-\x7e]+")
 MAX_MESSAGE = 1_100
@@ -184,6 +186,25 @@ class AnthropicClient:
             _limits().settle(request.model, reply.input_tokens - reply.cache_read_tokens, reply.output_tokens)
         return reply
 
+    def batch_body(self, request: ModelRequest) -> str:
+        """Return the parameters of a request in a batch. See `BatchClient`."""
+        # A schema that the API refuses would cost the whole task: there is no second call without it.
+        arguments = _arguments(replace(request, constrained=False))
+        sampling = arguments.pop("extra_body", {})
+        return json.dumps({**arguments, **_of_answer(request), **sampling, "max_tokens": request.max_tokens})
+
+    def read_batched(self, answer: str, model: str) -> ModelReply:
+        """Read the result of a request in a batch. See `BatchClient`."""
+        result = json.loads(answer)
+        if result["type"] != "succeeded":
+            raise _batch_error(result, model)
+        try:
+            message = _checked(result["message"])
+        except UNREADABLE as error:
+            raise _unreadable(error) from None
+        reply = _reply(message, model)
+        return replace(reply, used_besides={**reply.used_besides, "batch": result["batch"]})
+
     def count_tokens(self, request: ModelRequest) -> int:
         """Ask the API, which does not charge for it. See `ModelClient`."""
         arguments = _arguments(request)
@@ -257,9 +278,7 @@ def _receive(response: httpx2.Response, on_text: Callable[[str], None]) -> dict[
     try:
         message = _read_stream(response, on_text) if _is_stream(response) else _plain_message(response.read())
         if message is not None:
-            content = [_sound(block) for block in message.get("content") or []]
-            check(storable([content, message.get("stop_details")]), what="the answer")
-            return {**message, "content": content}
+            return _checked(message)
     except StreamError as error:
         # The status was 200: part of the answer may be charged.
         status = STATUS_OF.get(error.kind, 500)
@@ -267,9 +286,32 @@ def _receive(response: httpx2.Response, on_text: Callable[[str], None]) -> dict[
         raise _refusal(status, error.message, error.request_id or request_id, again=again, cost_unknown=True) from None
     except httpx2.HTTPError as error:
         raise _lost(error, request_id) from None
-    except (Unreadable, InvalidInput, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise _unreadable(error, request_id) from None
     raise _cut_off("the stream ended in the middle of the answer", request_id)
+
+
+def _checked(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message whose blocks have all fields that their kinds require.
+
+    Raises:
+        Unreadable, InvalidInput, TypeError, AttributeError: it is none, or cannot be stored.
+    """
+    content = [_sound(block) for block in message.get("content") or []]
+    check(storable([content, message.get("stop_details")]), what="the answer")
+    return {**message, "content": content}
+
+
+def _batch_error(result: dict[str, Any], model: str) -> ModelError:
+    """Describe a call that its batch has not answered."""
+    error = result.get("error") or {}
+    said = str(error.get("message") or "no reason was given")
+    if result["type"] != "errored":
+        return ModelError(
+            _without_key(said)[:MAX_MESSAGE], batch=result["batch"], cost_unknown=result["type"] == "unknown"
+        )
+    status = STATUS_OF.get(str(error.get("type")), 500)
+    return _refusal(status, said, result.get("request_id"), again=False, model=model)
 
 
 def _is_stream(response: httpx2.Response) -> bool:

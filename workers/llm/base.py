@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from shared.contracts.strict_json import JsonValue, whole
 from shared.contracts.turn_settings import ServiceTier, ToolChoice
@@ -94,7 +94,7 @@ class ModelReply:
 
     Attributes:
         input_tokens: all of them, including those read from or written to the prompt cache.
-        used_besides: other usage that explains the cost, such as web searches; no zeros.
+        used_besides: other usage that explains the cost, such as web searches or the service tier; no zeros.
         cost_microdollars: None if unknown: the model has no price here, or the API did not report the usage.
         stop_details: the API's details of a refusal.
         exact: the content's original JSON text, if characters were replaced because they cannot be stored.
@@ -107,7 +107,7 @@ class ModelReply:
     output_tokens: int = 0
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
-    used_besides: dict[str, int] = field(default_factory=dict)
+    used_besides: dict[str, Any] = field(default_factory=dict)
     cost_microdollars: int | None = 0
     stop_details: dict[str, Any] | None = None
     exact: str | None = None
@@ -159,3 +159,18 @@ class ModelClient(Protocol):
 
     def count_tokens(self, request: ModelRequest) -> int:
         """Return the tokens of a request's input, or an estimate on the high side if the provider has no count."""
+
+
+@runtime_checkable
+class BatchClient(Protocol):
+    """Client of a provider that answers calls in batches, too."""
+
+    def batch_body(self, request: ModelRequest) -> str:
+        """Return the body of a request for a batch, as JSON text in ASCII."""
+
+    def read_batched(self, answer: str, model: str) -> ModelReply:
+        """Return the reply in an answer, as an orchestrator has recorded it.
+
+        Raises:
+            ModelError: the call failed.
+        """

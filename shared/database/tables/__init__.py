@@ -14,6 +14,7 @@ from shared.database.tables.access import ApiKey, LoginSession, SqlSubmitter
 from shared.database.tables.alerts import Alert, AlertNotice, AlertReceiver, AlertSilence, WatchedHour
 from shared.database.tables.audit import AuditEnd, AuditRow, KeyAddress
 from shared.database.tables.base import Base
+from shared.database.tables.batches import BatchCall, MessageBatch
 from shared.database.tables.budgets import (
     Budget,
     Reservation,
@@ -74,6 +75,7 @@ __all__ = [
     "AuditEnd",
     "AuditRow",
     "Base",
+    "BatchCall",
     "Budget",
     "CachedResult",
     "Content",
@@ -87,6 +89,7 @@ __all__ = [
     "LimitRow",
     "LoginSession",
     "Message",
+    "MessageBatch",
     "Pause",
     "RateHold",
     "Relation",

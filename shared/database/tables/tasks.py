@@ -82,6 +82,7 @@ class TaskRow(Base):
     A replay from a step has `from_step`, and `history_before`, which hides later messages of its conversation.
     Idempotency keys are derived from `effect_origin` if it is set, else from `origin_id`. `submitter_keys`: the ids of
     the API keys that submitted it, its ancestors and, for a replay, its original; `bootstrap` is the administrator's.
+    `lane`: that of its model calls; NULL: its agent's.
     """
 
     __tablename__ = "tasks"
@@ -131,6 +132,7 @@ class TaskRow(Base):
     history_before: Mapped[datetime | None]
     effect_origin: Mapped[UUID | None]
     submitter_keys: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    lane: Mapped[str | None]
 
 
 class TaskStatus(Base):

@@ -45,6 +45,7 @@ OTHERS = (
     "journal",
     "budgets",
     "standing",
+    "batches",
     "approvals",
     "waits",
     "finish",

@@ -86,6 +86,10 @@ BEGIN
     ELSIF (request->>'deadline')::timestamptz NOT BETWEEN '1970-01-01 00:00:00+00' AND '9999-01-01 00:00:00+00' THEN
         RAISE EXCEPTION 'deadline must be a time between the years 1970 and 9999.' USING ERRCODE = 'MN007';
     END IF;
+    IF request->>'lane' NOT IN ('direct', 'batch', 'auto') THEN
+        RAISE EXCEPTION 'lane is %; it must be direct, batch or auto.', quote_literal(left(request->>'lane', 100))
+            USING ERRCODE = 'MN007';
+    END IF;
     IF labels IS NOT NULL THEN
         IF jsonb_typeof(labels) <> 'object' OR octet_length(labels::text) > 65536
                 OR jsonb_path_exists(labels, 'strict $.* ? (@.type() != "string")') THEN
@@ -277,8 +281,9 @@ $$;
 -- holds agent | capability | messages, input, and optionally input_order (of its keys: `minion_key_order`), namespace,
 -- idempotency_key, key, labels, priority, run_at, deadline, conversation_id, parent_id, parent_step, replay_of, new_keys
 -- (a replay whose calls get new idempotency keys), agent_version_id, traceparent, submitted_by, submitter_key (the id of
--- the API key, or `bootstrap`), unique_key, unique_while, budget ({tokens, dollars, steps, seconds, on_breach}), and `validated`: the id of the agent version
--- whose input schema the caller has already checked the input against.
+-- the API key, or `bootstrap`), unique_key, unique_while, budget ({tokens, dollars, steps, seconds, on_breach}), lane (of its
+-- model calls; else that of its parent or original), and `validated`: the id of the agent version whose input schema the
+-- caller has already checked the input against.
 -- Returns the tasks in the order of the requests. Each request sees the effects of those before it. The caller notifies the
 -- dispatcher.
 CREATE OR REPLACE FUNCTION minion_insert_tasks(requests jsonb) RETURNS TABLE (task_id uuid, created boolean)
@@ -323,6 +328,7 @@ BEGIN
     ), made AS MATERIALIZED (
         SELECT a.*, t.version_id, t.agent_name, p.id AS parent_id, p.root_id, p.depth, p.submitted_by, p.traceparent,
                p.priority AS parent_priority, p.rank AS parent_rank, p.budget_ids, o.origin_id,
+               COALESCE(a.request->>'lane', p.lane, o.lane) AS lane,
                COALESCE(a.n > k.first, false) AS follows,
                -- The preparer looks into messages further than PostgreSQL does.
                CASE WHEN a.request->>'validated' = t.version_id::text OR t.input_schema IS NULL AND a.messages IS NULL
@@ -350,19 +356,20 @@ BEGIN
                 SELECT t.*, COALESCE(t.effect_origin, t.origin_id) AS effects, s.priority, s.rank
                     FROM tasks t JOIN task_status s ON s.task_id = t.id WHERE t.id = a.parent LIMIT 1) AS p ON true
             LEFT JOIN LATERAL (
-                SELECT origin_id, effect_origin, submitter_keys FROM tasks WHERE id = a.replayed LIMIT 1) AS o ON true
+                SELECT origin_id, effect_origin, submitter_keys, lane FROM tasks WHERE id = a.replayed LIMIT 1) AS o ON true
             ORDER BY a.n
     ), stored AS (
         INSERT INTO tasks (id, namespace, agent_name, agent_version_id, capability, input, input_order, messages,
                            parent_id, parent_step, root_id, depth, replay_of, origin_id, effect_origin,
-                           conversation_id, key, labels, submitted_by, traceparent, deadline, budget_ids, submitter_keys)
+                           conversation_id, key, labels, submitted_by, traceparent, deadline, budget_ids, submitter_keys,
+                           lane)
             SELECT id, ns, agent_name, version_id, request->>'capability',
                    CASE WHEN request ? 'input' THEN request->'input' END,
                    NULLIF(request->'input_order', 'null'::jsonb), messages,
                    parent_id, (request->>'parent_step')::integer, COALESCE(root_id, id), COALESCE(depth + 1, 0), replayed,
                    COALESCE(origin_id, id), effects, request->>'conversation_id', key, labels,
                    COALESCE(request->>'submitted_by', submitted_by), COALESCE(request->>'traceparent', traceparent),
-                   deadline, CASE WHEN budget IS NULL THEN budget_ids ELSE budget_ids || id END, submitter_keys
+                   deadline, CASE WHEN budget IS NULL THEN budget_ids ELSE budget_ids || id END, submitter_keys, lane
                 FROM made
     ), statuses AS (
         INSERT INTO task_status (task_id, state, capability, priority, due_at, deadline, namespace, agent_name, key,

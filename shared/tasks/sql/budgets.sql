@@ -91,8 +91,9 @@ BEGIN
     END IF;
     SELECT COALESCE(sum(CASE tight.what WHEN 'tokens' THEN r.tokens WHEN 'dollars' THEN r.microdollars / 1000000.0 END), 0)
         INTO held FROM reservations r
-        JOIN task_status s ON s.task_id = r.task_id AND s.state = 'running' AND s.claim = r.claim
-        WHERE r.budget_task_id = tight.task_id AND r.settled_at IS NULL;
+        JOIN task_status s ON s.task_id = r.task_id
+        WHERE r.budget_task_id = tight.task_id AND r.settled_at IS NULL
+          AND (s.state = 'running' AND s.claim = r.claim OR minion_is_batched(r.task_id, r.step, r.claim));
     RETURN jsonb_build_object(
         'budget', tight.task_id, 'agent', tight.agent_name, 'what', tight.what, 'limit', trim_scale(tight.most),
         'spent', trim_scale(round(tight.spent - held, 6)), 'reserved', trim_scale(held),
@@ -373,7 +374,8 @@ CREATE OR REPLACE FUNCTION minion_budget_of(t uuid) RETURNS jsonb LANGUAGE sql S
         LEFT JOIN task_outcomes o ON o.task_id = b.task_id
         CROSS JOIN LATERAL (
             SELECT COALESCE(sum(r.tokens), 0) AS tokens, COALESCE(sum(r.microdollars), 0) AS microdollars
-                FROM reservations r JOIN task_status s ON s.task_id = r.task_id AND s.state = 'running' AND s.claim = r.claim
-                WHERE r.budget_task_id = b.task_id AND r.settled_at IS NULL) h
+                FROM reservations r JOIN task_status s ON s.task_id = r.task_id
+                WHERE r.budget_task_id = b.task_id AND r.settled_at IS NULL
+                  AND (s.state = 'running' AND s.claim = r.claim OR minion_is_batched(r.task_id, r.step, r.claim))) h
         WHERE b.task_id = t
 $$;

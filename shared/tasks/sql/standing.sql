@@ -163,8 +163,8 @@ BEGIN
     END LOOP;
 END $$;
 
--- Counts reservations as spent that no process will replace: their task does not run under that claim any more. Returns
--- the number of budgets concerned.
+-- Counts reservations as spent that no process will replace: their task does not run under that claim any more, and the
+-- call does not wait for a batch. Returns the number of budgets concerned.
 CREATE OR REPLACE FUNCTION minion_spend_lost() RETURNS integer LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -175,6 +175,7 @@ BEGIN
     FOR lost IN
         SELECT DISTINCT r.budget_id, r.period_start FROM standing_reservations r WHERE NOT EXISTS (
                 SELECT 1 FROM task_status s WHERE s.task_id = r.task_id AND s.claim = r.claim AND s.state = 'running')
+              AND NOT minion_is_batched(r.task_id, r.step, r.claim)
             ORDER BY 1, 2
     LOOP
         PERFORM 1 FROM standing_usage u
@@ -185,6 +186,7 @@ BEGIN
                 WHERE r.budget_id = lost.budget_id AND r.period_start = lost.period_start AND NOT EXISTS (
                     SELECT 1 FROM task_status s
                         WHERE s.task_id = r.task_id AND s.claim = r.claim AND s.state = 'running')
+                  AND NOT minion_is_batched(r.task_id, r.step, r.claim)
                 RETURNING *
         )
         SELECT COALESCE(sum(tokens), 0)::bigint AS tokens, COALESCE(sum(microdollars), 0)::bigint AS microdollars

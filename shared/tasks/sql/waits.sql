@@ -374,10 +374,12 @@ BEGIN
             SELECT s.task_id FROM task_status s
                 WHERE s.state = 'waiting' AND s.task_id > first AND s.task_id <= until
                   AND s.updated_at < now() - interval '10 s'
-                  AND s.wait_reason IN ('subtask', 'signal', 'timer', 'approval')
-                  AND NOT EXISTS (SELECT 1 FROM steps w WHERE w.task_id = s.task_id AND w.status = 'started'
-                                    AND w.kind IN ('subtask', 'wait')
-                                    AND w.task_id > first AND w.task_id <= until)
+                  AND (s.wait_reason IN ('subtask', 'signal', 'timer', 'approval')
+                       AND NOT EXISTS (SELECT 1 FROM steps w WHERE w.task_id = s.task_id AND w.status = 'started'
+                                         AND w.kind IN ('subtask', 'wait')
+                                         AND w.task_id > first AND w.task_id <= until)
+                       OR s.wait_reason = 'batch'
+                       AND NOT EXISTS (SELECT 1 FROM batch_calls b WHERE b.task_id = s.task_id AND b.result IS NULL))
                 FOR NO KEY UPDATE OF s SKIP LOCKED);
     GET DIAGNOSTICS woken = ROW_COUNT;
     IF woken > 0 THEN

@@ -69,7 +69,7 @@ def test_each_process_receives_only_the_secrets_that_it_needs(
         for claim in system._claims:
             claim.close()
     assert started == {
-        "orchestrator": SECRETS - {"ANTHROPIC_API_KEY", "ANTHROPIC_CUSTOM_HEADERS", "MINION_FLOWER_PASSWORD"},
+        "orchestrator": SECRETS - {"MINION_FLOWER_PASSWORD"},
         "worker": SECRETS
         - {
             "MINION_ALERT_URLS",

@@ -1,6 +1,7 @@
 """Usage and cost of a Messages API call, computed from the `usage` in its answer.
 
-Costs are the list prices in genai-prices, whose own reading of `usage` leaves out the iterations.
+Costs are the list prices in genai-prices, whose own reading of `usage` leaves out the iterations. Tokens of a Message
+Batch cost half of them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ Told = dict[str, Any]
 
 # Claude Opus 4.6 and later, if a workspace runs its inference in the US only.
 IN_THE_US = Decimal("1.1")
+IN_A_BATCH = Decimal("0.5")
+"""Price of the tokens of a call in a Message Batch. Searches have their full price."""
 
 
 def spent(message: dict[str, Any], model: str) -> dict[str, Any]:
@@ -33,7 +36,7 @@ def spent(message: dict[str, Any], model: str) -> dict[str, Any]:
     return {
         **_sum(_tokens(each) for _, each in charged),
         "used_besides": _besides(usage),
-        "cost_microdollars": 0 if _refused_at_once(message, usage) else _cost(charged, str(usage.get("inference_geo"))),
+        "cost_microdollars": 0 if _refused_at_once(message, usage) else _cost(charged, _factor(usage)),
     }
 
 
@@ -74,7 +77,7 @@ def _tokens(usage: Told) -> dict[str, int]:
     }
 
 
-def _besides(usage: Told) -> dict[str, int]:
+def _besides(usage: Told) -> dict[str, Any]:
     """Other usage that explains the cost."""
     told = {
         "cache_creation_1h_input_tokens": _for_an_hour(usage),
@@ -82,11 +85,25 @@ def _besides(usage: Told) -> dict[str, int]:
         "web_search_requests": _count(usage, "server_tool_use", "web_search_requests"),
         "web_fetch_requests": _count(usage, "server_tool_use", "web_fetch_requests"),
     }
-    return {name: count for name, count in told.items() if count}
+    tier = {"service_tier": "batch"} if _is_batch(usage) else {}
+    return {**{name: count for name, count in told.items() if count}, **tier}
 
 
-def _cost(charged: list[tuple[str, Told]], place: str) -> int | None:
-    """Return the cost in micro-dollars, rounded up; None if a model has no price."""
+def _is_batch(usage: Told) -> bool:
+    return usage.get("service_tier") == "batch"
+
+
+def _factor(usage: Told) -> Decimal:
+    """Factor of the price of tokens: more in the US only, half in a batch."""
+    return (IN_THE_US if usage.get("inference_geo") == "us" else 1) * (IN_A_BATCH if _is_batch(usage) else Decimal(1))
+
+
+def _cost(charged: list[tuple[str, Told]], factor: Decimal) -> int | None:
+    """Return the cost in micro-dollars, rounded up; None if a model has no price.
+
+    Args:
+        factor: of the price of tokens.
+    """
     try:
         tokens = sum(
             (_price(model, **_tokens(each), cache_write_1h_tokens=_for_an_hour(each)) for model, each in charged)
@@ -98,7 +115,7 @@ def _cost(charged: list[tuple[str, Told]], place: str) -> int | None:
         )
     except LookupError:
         return None
-    return math.ceil(((IN_THE_US if place == "us" else 1) * tokens + searches) * 1_000_000)
+    return math.ceil((factor * tokens + searches) * 1_000_000)
 
 
 def _price(model: str, **used: int) -> Decimal:

@@ -1,0 +1,265 @@
+"""The batcher: sends the model calls of the batch lane in Message Batches, and brings the answers back.
+
+A batch is committed, with its calls, before it is created. If the answer to the creation is lost, there is no id, and
+lists of batches show none of ours: `_find` looks at those that were created since. One with another number of requests
+is not ours; one with the same number is read when it has ended, and is ours if its results have our names. Only a batch
+that is not there `batch_lost_seconds` later is created again, so no call is paid for twice.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import structlog
+from sqlalchemy import Engine
+
+from minions.backoff import exponential, jittered
+from orchestrator.batches.batch import Batch, Lost, Refused
+from orchestrator.batches.results import Answer, read, unknown
+from orchestrator.loops.leadership import Leadership
+from orchestrator.loops.loop import Loop, seconds_within_lease
+from shared.database.connections import autocommit
+from shared.errors import NotConfigured
+from shared.settings import Settings
+from shared.tasks import batches
+from shared.tasks.batches import OpenBatch, SentCall
+
+if TYPE_CHECKING:
+    from orchestrator.batches.api import BatchesApi
+
+log = structlog.get_logger(__name__)
+
+LARGEST_BYTES = 32 << 20
+"""Of the requests of a batch. The API accepts 256 MB; they are all in memory while they are sent."""
+SKEW = timedelta(minutes=10)
+"""Difference between the API's clock and that of PostgreSQL which does no harm."""
+FIRST_SECONDS, LONGEST_SECONDS = 5.0, 900.0
+"""Until calls that the API refused for now are sent again."""
+TOO_LARGE = frozenset({400, 413, 422})
+"""Statuses for which smaller batches are worth a try: one of the calls, or all of them together, are refused."""
+
+
+class Batcher(Loop):
+    """Creates Message Batches and collects their results. One orchestrator at a time does it."""
+
+    name = "batcher"
+
+    def __init__(self, settings: Settings, engine: Engine) -> None:
+        super().__init__()
+        self.settings = settings
+        self.statements = autocommit(engine)
+        self.leadership = Leadership(settings, self.name)
+        self.api: BatchesApi | None = None
+        self.refusals = 0
+        self.foreign: set[str] = set()
+
+    def run_once(self) -> float:
+        """Do what is due: find, create, collect."""
+        pause = seconds_within_lease(self.settings)
+        if not self.leadership.held():
+            return pause
+        with self.statements.connect() as connection:
+            batches.tidy(connection)
+            waiting = batches.open_batches(connection)
+            unsent = batches.has_unsent(connection)
+        if not (waiting or unsent):
+            return pause
+        try:
+            api = self._connect()
+        except NotConfigured as error:
+            with self.statements.connect() as connection:
+                batches.hold_back(connection, error.message)
+            return pause
+        for batch in waiting:
+            if self.stopping.is_set() or not self.leadership.held():
+                return pause
+            if batch.is_due:
+                (self._find if batch.batch_id is None else self._collect)(api, batch)
+        while unsent and not self.stopping.is_set() and self.leadership.held():
+            unsent = self._create_next(api)
+        return pause
+
+    def close(self) -> None:
+        """Release the lead and the connections."""
+        self.leadership.release()
+        if self.api is not None:
+            self.api.close()
+
+    def _connect(self) -> BatchesApi:
+        if self.api is None:
+            from orchestrator.batches.api import BatchesApi
+
+            self.api = BatchesApi(self.settings)
+        return self.api
+
+    # ---------------------------------------------------------------------------------------------------- creation
+
+    def _create_next(self, api: BatchesApi) -> bool:
+        """Create a batch of waiting calls. Return False if there is none to create now."""
+        most, age = self.settings.batch_calls, self.settings.batch_seconds
+        began = time.monotonic()
+        with self.statements.connect() as connection:
+            batch = batches.gather(connection, most=most, largest=LARGEST_BYTES, age=age)
+            calls = batches.calls_of(connection, batch) if batch is not None else []
+        if batch is None:
+            return False
+        self._create(api, batch, calls, until=began + self.settings.batch_lost_seconds / 2)
+        return True
+
+    def _create(self, api: BatchesApi, batch: UUID, calls: list[SentCall], *, until: float) -> None:
+        """Create a batch.
+
+        Args:
+            until: by the monotonic clock. Another orchestrator may soon take it for lost: a process that slept must not
+                send it.
+        """
+        requests = [{"custom_id": call.custom_id, "params": json.loads(call.body)} for call in calls]
+        try:
+            if time.monotonic() > until:
+                raise Refused("The orchestrator slept before it sent the batch")
+            batch_id = api.create(requests)
+        except Refused as refused:
+            self._give_back(batch, calls, refused)
+        except Lost as lost:
+            log.warning("batch_creation_lost", batch=str(batch), calls=len(calls), reason=str(lost))
+            self._postpone(batch, min(self.settings.batch_poll_seconds, self.settings.batch_lost_seconds), str(lost))
+        else:
+            self.refusals = 0
+            self._record(api, batch, batch_id)
+
+    def _record(self, api: BatchesApi, batch: UUID, batch_id: str) -> None:
+        with self.statements.connect() as connection:
+            recorded = batches.created(connection, batch, batch_id)
+        if recorded:
+            log.info("batch_created", batch=batch_id)
+        else:
+            # This process slept for so long that another one has given its calls back.
+            log.warning("batch_cancelled", batch=batch_id, why="its calls are sent in another one")
+            api.cancel(batch_id)
+
+    def _give_back(self, batch: UUID, calls: list[SentCall], refused: Refused) -> None:
+        """Send the calls of a batch that was refused later, or in two halves, or fail the only one."""
+        delay, most, why = 0.0, None, str(refused)
+        if refused.status in TOO_LARGE and len(calls) == 1:
+            error = {"type": "invalid_request_error", "message": why.partition(": ")[2] or why}
+            text = json.dumps({"type": "errored", "error": error, "batch": None})
+            with self.statements.connect() as connection:
+                batches.answer(connection, batch, calls[0].custom_id, text, {"tokens": 0, "microdollars": 0}, None)
+        elif refused.status in TOO_LARGE:
+            most = (len(calls) + 1) // 2
+        else:
+            self.refusals += 1
+            delay = jittered(exponential(self.refusals, first=FIRST_SECONDS, longest=LONGEST_SECONDS))
+            delay = max(delay, min(refused.retry_after or 0.0, LONGEST_SECONDS))
+        log.warning("batch_refused", calls=len(calls), reason=why, seconds=round(delay, 1))
+        with self.statements.connect() as connection:
+            batches.refused(connection, batch, why, delay=delay, most=most)
+
+    # ---------------------------------------------------------------------------- a creation whose answer was lost
+
+    def _find(self, api: BatchesApi, batch: OpenBatch) -> None:
+        """Look for a batch whose creation got no answer among those that were created since."""
+        with self.statements.connect() as connection:
+            names = {call.custom_id for call in batches.calls_of(connection, batch.id)}
+        try:
+            running = None
+            for candidate in self._candidates(api, batch):
+                if candidate.ended_at is None:
+                    running = candidate
+                elif self._has_names(api, candidate, names):
+                    log.info("batch_found", batch=candidate.id, calls=batch.calls)
+                    self._record(api, batch.id, candidate.id)
+                    return
+        except (Refused, Lost) as error:
+            self._postpone(batch.id, self.settings.batch_poll_seconds, str(error))
+            return
+        if running is not None:
+            why = f"The answer to its creation was lost; batch {running.id} may be it, and is read when it has ended."
+            self._postpone(batch.id, self.settings.batch_poll_seconds, why)
+        elif batch.age < self.settings.batch_lost_seconds:
+            why = "The answer to its creation was lost; the API does not list it yet."
+            self._postpone(batch.id, min(self.settings.batch_poll_seconds, self.settings.batch_lost_seconds), why)
+        else:
+            log.warning("batch_not_created", batch=str(batch.id), calls=batch.calls)
+            with self.statements.connect() as connection:
+                batches.refused(connection, batch.id, "The API did not get the batch.", delay=0.0)
+
+    def _candidates(self, api: BatchesApi, batch: OpenBatch) -> list[Batch]:
+        found = [
+            each
+            for each in api.since(batch.created_at - SKEW)
+            if each.requests == batch.calls and each.id not in self.foreign
+        ]
+        with self.statements.connect() as connection:
+            known = batches.known(connection, [each.id for each in found])
+        return [each for each in found if each.id not in known]
+
+    def _has_names(self, api: BatchesApi, candidate: Batch, names: set[str]) -> bool:
+        """Return whether a batch that has ended has results of these calls. Batches of others are left alone."""
+        if candidate.has_results and any(line["custom_id"] in names for line in api.results(candidate.id)):
+            return True
+        self.foreign.add(candidate.id)
+        return False
+
+    # -------------------------------------------------------------------------------------------------- collection
+
+    def _collect(self, api: BatchesApi, batch: OpenBatch) -> None:
+        """Record the results of a batch that has ended."""
+        assert batch.batch_id is not None
+        try:
+            found = api.retrieve(batch.batch_id)
+            if found.ended_at is None:
+                self._postpone(batch.id, self.settings.batch_poll_seconds)
+                return
+            if found.has_results:
+                self._record_results(api, batch, batch.batch_id)
+        except Lost as lost:
+            self._postpone(batch.id, self.settings.batch_poll_seconds, str(lost))
+            return
+        except Refused as refused:
+            if refused.status != 404:
+                self._postpone(batch.id, self.settings.batch_poll_seconds, str(refused))
+                return
+            self._give_up(batch, batch.submitted_at, f"The Anthropic API does not know batch {batch.batch_id} any more")
+            return
+        self._give_up(batch, found.ended_at, f"Batch {batch.batch_id} has ended, and has no result for the call")
+
+    def _record_results(self, api: BatchesApi, batch: OpenBatch, batch_id: str) -> None:
+        with self.statements.connect() as connection:
+            calls = {call.custom_id: call for call in batches.calls_of(connection, batch.id)}
+        for line in api.results(batch_id):
+            call = calls.pop(line["custom_id"], None)
+            if call is None:
+                continue  # Its answer was recorded before.
+            outcome = read(line, batch_id, call.model, call.attempt)
+            with self.statements.connect() as connection:
+                if isinstance(outcome, Answer):
+                    batches.answer(connection, batch.id, call.custom_id, outcome.text, outcome.used, outcome.usage)
+                else:
+                    batches.give_back(
+                        connection, batch.id, call.custom_id, outcome.why, delay=self.settings.batch_seconds
+                    )
+
+    def _give_up(self, batch: OpenBatch, since: datetime | None, why: str) -> None:
+        """End a batch. Its calls without a result fail after `batch_lost_seconds`: they may have been charged."""
+        with self.statements.connect() as connection:
+            if batches.end(connection, batch.id):
+                log.info("batch_ended", batch=batch.batch_id)
+                return
+            if since is not None and datetime.now(UTC) - since < timedelta(seconds=self.settings.batch_lost_seconds):
+                batches.postpone(connection, batch.id, delay=self.settings.batch_poll_seconds, why=f"{why}.")
+                return
+            said = f"{why}: whether it was charged is unknown. Replay the task to make the call again."
+            for call in batches.calls_of(connection, batch.id):
+                answer = unknown(said, str(batch.batch_id))
+                batches.answer(connection, batch.id, call.custom_id, answer.text, answer.used, answer.usage)
+            batches.end(connection, batch.id)
+        log.error("batch_without_results", batch=batch.batch_id, why=why)
+
+    def _postpone(self, batch: UUID, delay: float, why: str | None = None) -> None:
+        with self.statements.connect() as connection:
+            batches.postpone(connection, batch, delay=delay, why=why)

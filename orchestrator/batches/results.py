@@ -1,0 +1,96 @@
+"""What a line of a batch's results means for its call."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from shared.model_usage import spent
+
+MOST_ATTEMPTS = 3
+"""Batches in which a call is sent that they do not answer."""
+WORTH_ASKING_AGAIN = frozenset({"api_error", "overloaded_error", "rate_limit_error", "timeout_error"})
+NOTHING = {"tokens": 0, "microdollars": 0}
+UNKNOWN = {"tokens": None, "microdollars": None}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer to a call, as it is recorded.
+
+    Attributes:
+        text: JSON; a minion reads it.
+        used: settles the reservations; None where it is unknown.
+        usage: for the journal, if the task has ended.
+    """
+
+    text: str
+    used: dict[str, Any]
+    usage: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NotAnswered:
+    """The batch has not answered the call, which is not charged: it is sent again. `why` is for people."""
+
+    why: str
+
+
+def read(line: dict[str, Any], batch_id: str, model: str, attempt: int) -> Answer | NotAnswered:
+    """Return what a line says about a call.
+
+    Args:
+        attempt: how often the call has been sent.
+    """
+    result = line["result"]
+    if result["type"] == "succeeded" and isinstance(result.get("message"), dict):
+        return _succeeded(result["message"], batch_id, model)
+    if result["type"] == "errored":
+        envelope = result.get("error") or {}
+        error = envelope.get("error") or envelope
+        if error.get("type") not in WORTH_ASKING_AGAIN:
+            refused = {"type": "errored", "error": error, "request_id": envelope.get("request_id")}
+            return _without_charge(refused, batch_id)
+        why = (
+            f"The Anthropic API answered the call in batch {batch_id} with {error.get('type')}: {error.get('message')}"
+        )
+    else:
+        why = f"Batch {batch_id} ended without an answer to the call, which was {str(result['type'])[:50]}."
+    if attempt < MOST_ATTEMPTS:
+        return NotAnswered(why)
+    error = {"message": f"{why} It was sent {attempt} times; replay the task to send it again."}
+    return _without_charge({"type": "unanswered", "error": error}, batch_id)
+
+
+def unknown(why: str, batch_id: str) -> Answer:
+    """Return the answer to a call that may have been charged, and whose answer will not come."""
+    return Answer(_text({"type": "unknown", "error": {"message": why}}, batch_id), UNKNOWN)
+
+
+def _succeeded(message: dict[str, Any], batch_id: str, model: str) -> Answer:
+    given = message.get("usage")
+    if isinstance(given, dict) and given:
+        # Gateways may leave out the tier.
+        message = {**message, "usage": {**given, "service_tier": "batch"}}
+    use = spent(message, str(message.get("model") or model))
+    cost = use.pop("cost_microdollars")
+    tokens = use["input_tokens"] + use["output_tokens"] if "input_tokens" in use else None
+    usage = {
+        "input_tokens": use.get("input_tokens", 0),
+        "output_tokens": use.get("output_tokens", 0),
+        **use.get("used_besides", {}),
+        "batch": batch_id,
+        "cost_microdollars": cost,
+    }
+    text = _text({"type": "succeeded", "message": message}, batch_id)
+    return Answer(text, {"tokens": tokens, "microdollars": cost}, usage)
+
+
+def _without_charge(result: dict[str, Any], batch_id: str) -> Answer:
+    return Answer(_text(result, batch_id), NOTHING)
+
+
+def _text(result: dict[str, Any], batch_id: str) -> str:
+    # ASCII, so that PostgreSQL can store every character.
+    return json.dumps({**result, "batch": batch_id})
