@@ -13,8 +13,8 @@
 It supports streams and plain replies, token counting, errors, and streams that are slow or break off. Requests that the
 API itself refuses (blank texts, errors of tools without a text, misplaced system messages, too many cache marks, tools
 whose schema is not that of an object, schemas that cannot constrain a model, forced tools beside thinking) get a 400.
-Message Batches are supported too, with their faults: see `MessagesApi.batch_faults` and `MessagesApi.hold_batches`. From
-the command line:
+Message Batches are supported too, with their faults: see `MessagesApi.batch_faults` and `MessagesApi.hold_batches`.
+From the command line:
 
     python -m minions.testing replies.json --port 8787
 """
