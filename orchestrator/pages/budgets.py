@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -30,6 +31,7 @@ from shared.access.actors import Key
 from shared.errors import InvalidInput
 from shared.tasks.standing_budgets import MAX_TOKENS, ON_BREACH, PERIODS, SCOPES
 
+DOLLARS = re.compile(r"[0-9]{1,10}(\.[0-9]{1,6})?")
 DONE = {
     "set": "The budget holds from now on.",
     "remove": "The budget was removed. Tasks that waited for it continue.",
@@ -96,7 +98,6 @@ def _bars(budget: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _dollars(written: str) -> float:
-    try:
-        return float(written)
-    except ValueError:
-        raise InvalidInput("The number of dollars must be a number, such as 20 or 0.5.") from None
+    if not DOLLARS.fullmatch(written):
+        raise InvalidInput("The number of dollars must be a number, such as 20 or 0.5.")
+    return float(written)

@@ -125,7 +125,7 @@ def _page(
         typed,
         webhook=_shown(webhook),
         deliveries=[WebhookDelivery.model_validate(row).model_dump() for row in page.items],
-        status=query.status,
+        only=query.status,
         test=test,
         done=DONE.get(query.done),
         next=page.next and {"namespace": query.namespace, "status": query.status, "cursor": page.next},
