@@ -88,13 +88,14 @@ def _read(filters: Mapping[str, str]) -> dict[str, Any]:
 
 def changes_of(row: Mapping[str, Any]) -> Iterator[tuple[str, str | None, str | None]]:
     """Yield the fields that an act changed: name, value before and value after, as text; None: there is none."""
-    before, after = row["before"], row["after"]
-    for name in list({**(before or {}), **(after or {})})[:MOST_CHANGES]:
+    before, after = row["before"] or {}, row["after"] or {}
+    changed = [name for name in {**before, **after} if before.get(name) is not None or after.get(name) is not None]
+    for name in changed[:MOST_CHANGES]:
         yield name, _value(before, name), _value(after, name)
 
 
-def _value(facts: Mapping[str, Any] | None, name: str) -> str | None:
-    if facts is None or name not in facts:
+def _value(facts: Mapping[str, Any], name: str) -> str | None:
+    if name not in facts:
         return None
     value = facts[name]
     written = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""The pages of what operators set and look after: schedules, limits, budgets, webhooks, secrets, keys, alerts, audit."""
+"""The pages of what operators set and look after: from schedules and limits to keys, alerts and the audit log."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from html import unescape
-from typing import Any
 from unittest.mock import patch
 from uuid import UUID, uuid4
 
@@ -61,7 +60,10 @@ def world(client: Client, database: Engine) -> dict[str, str]:
     alert = add(database, "anomaly.failures", "default")
     with database.begin() as connection:
         connection.execute(
-            text("UPDATE alerts SET subject = :it, sentence = :it, facts = jsonb_build_object('failures', CAST(:it AS text))"),
+            text(
+                "UPDATE alerts SET subject = :it, sentence = :it, "
+                "facts = jsonb_build_object('failures', CAST(:it AS text))"
+            ),
             {"it": HOSTILE},
         )
     client.add_silence(until=SOON, reason=HOSTILE, rule="unserved", subject=HOSTILE)
@@ -71,7 +73,7 @@ def world(client: Client, database: Engine) -> dict[str, str]:
 
 def paths(world: dict[str, str]) -> list[str]:
     named = ("schedules/nightly", "webhooks/ledger", f"alerts/{world['alert']}", f"keys/{world['key']}")
-    return [f"/{place}" for place in (*PLACES, *named, "limits/stop", "audit?act=key")]
+    return [f"/{place}" for place in (*PLACES, *named, "limits/stop")]
 
 
 def seen_by(browser: Browser, world: dict[str, str]) -> dict[str, str]:
@@ -278,7 +280,9 @@ def test_webhook_is_tested_disabled_and_sends_again(
     assert post(browser, "/webhooks/ledger/retry", delivery="x").status_code == 422
     assert [each["status"] for each in client.webhook_deliveries("ledger")] == ["pending"]
     assert "No message is failed." in browser.get("/webhooks/ledger?status=failed").text
-    assert acts(database, "webhook.%")[2:] == [f"webhook.{act}" for act in ("test", "test", "change", "change", "retry")]
+    assert acts(database, "webhook.%")[2:] == [
+        f"webhook.{act}" for act in ("test", "test", "change", "change", "retry")
+    ]
 
 
 def test_key_is_shown_once_and_rotated(logged_in: Open, client: Client, database: Engine) -> None:
@@ -377,7 +381,9 @@ def test_audit_log_is_filtered_in_pages(logged_in: Open, client: Client, databas
 def test_audit_log_says_whether_rows_are_signed(logged_in: Open, client: Client, database: Engine, site: Api) -> None:
     client.pause("agent", "A")
     with database.begin() as connection:
-        connection.execute(text("INSERT INTO audit_log (nonce, act, actor) VALUES (:nonce, 'forged.act', 'x')"), {"nonce": uuid4()})
+        connection.execute(
+            text("INSERT INTO audit_log (nonce, act, actor) VALUES (:nonce, 'forged.act', 'x')"), {"nonce": uuid4()}
+        )
     browser = logged_in("admin")
     assert "not signed by this installation" in browser.get("/audit?act=forged").text
     assert "minion audit verify" in browser.get("/audit").text
