@@ -10,13 +10,16 @@ from orchestrator.api import auth
 from orchestrator.pages import rendering
 from shared.errors import MinionError, NotFound
 
+NO_PAGE = (404, 405)
+"""Also an address that only takes a form."""
+
 
 def handle(app: FastAPI) -> None:
-    """Answer requests of browsers for unknown addresses with a page; leave all others to the API."""
+    """Answer requests of browsers for addresses without a page with a page; leave all others to the API."""
     as_problem = app.exception_handlers[HTTPException]
 
     async def answer(request: Request, error: HTTPException) -> Response:
-        if error.status_code == 404 and await _is_of_a_reader(request):
+        if error.status_code in NO_PAGE and await _is_of_a_reader(request):
             missing = f"There is nothing at {request.url.path}. The bar at the top leads to the pages."
             return rendering.of_error(request, NotFound(missing))
         problem: Response = await as_problem(request, error)  # type: ignore[misc]

@@ -155,4 +155,4 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
     """Return a webhook as the API shows it to this reader, with the host in place of the address."""
     webhook = Webhook.model_validate(row).model_dump()
     address = urlsplit(webhook.pop("url"))
-    return {**webhook, "host": f"{address.scheme}://{address.hostname}{f':{address.port}' if address.port else ''}/…"}
+    return {**webhook, "host": f"{address.scheme}://{address.netloc.rpartition('@')[2]}/…"}

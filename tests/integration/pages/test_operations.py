@@ -17,6 +17,7 @@ from sqlalchemy import Engine, text
 
 from minions import Client
 from orchestrator.pages import audit as audit_page
+from orchestrator.pages.navigation import MAIN, MORE
 from shared.access.roles import MASK
 from shared.tasks import lifecycle
 from tests.integration.api.conftest import Api
@@ -92,6 +93,11 @@ def acts(database: Engine, of: str) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------- what readers see
+
+
+def test_shortcut_leads_to_one_place() -> None:
+    keys = [place.keys for place in (*MAIN, *MORE)]
+    assert len(keys) == len(set(keys))
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -404,6 +410,7 @@ def test_unknown_address_is_a_page_for_readers_alone(logged_in: Open, site: Api,
     assert "<nav" in page.text
     assert "<b>" not in page.text
     assert page.headers["cache-control"] == "no-store"
+    assert browser.get("/limits/set", headers=wanted).status_code == 404, "it only takes a form"
     others = (
         browser.get("/nothing"),
         browser.get("/v1/nothing"),
@@ -482,4 +489,9 @@ def test_alert_is_acknowledged(visit: Visits, client: Client, database: Engine) 
     expect(page.get_by_text("Acknowledged: it is not repeated")).to_be_visible()
     assert client.alert(alert)["state"] == "acknowledged"
     expect(page.get_by_role("heading", level=1)).to_contain_text("acknowledged")
+    page.locator("main").click()  # and nothing in it has the focus
+    expect(page.locator("#live-state")).to_have_text("live")
+    with database.begin() as connection:
+        connection.execute(text("UPDATE alerts SET state = 'resolved', resolved_at = now()"))
+    expect(page.get_by_role("heading", level=1)).to_contain_text("resolved", timeout=15_000)
     visited.check()
