@@ -1,4 +1,4 @@
-"""Alerts: what fires, and one alert with its history and the tasks behind it."""
+"""Alerts by state, and one alert with its history and the tasks behind it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ router = APIRouter(route_class=Page, include_in_schema=False)
 
 
 class AlertsQuery(StrictQuery):
-    """Which alerts, and the page."""
+    """Filter for alerts, and the page."""
 
     state: Literal["", "firing", "acknowledged", "silenced", "resolved", "all"] = ""
     cursor: UUID | None = None
@@ -148,7 +148,7 @@ def _tasks(
 
 
 def _history(alert: Mapping[str, Any]) -> list[tuple[datetime, str]]:
-    """Return what has happened to an alert, the oldest first."""
+    """Return the events in the life of an alert, the oldest first."""
     happened = [(alert["first_seen"], "It fired."), (alert["last_seen"], "It was last seen.")]
     if alert["acknowledged_at"]:
         happened.append((alert["acknowledged_at"], f"{alert['acknowledged_by']} acknowledged it."))

@@ -1,4 +1,4 @@
-"""The audit log: who did what, and what it changed."""
+"""The audit log: acts, their actors and their changes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ router = APIRouter(route_class=Page, include_in_schema=False)
 
 
 class LogQuery(StrictQuery):
-    """Which rows, and the page."""
+    """Filters for rows, and the page."""
 
     actor: Text = ""
     act: Text = ""

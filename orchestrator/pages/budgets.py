@@ -1,4 +1,4 @@
-"""Standing budgets: what models have used of each in its present period, and setting and removing one."""
+"""Standing budgets: the use of each in its present period, and setting and removing one."""
 
 from __future__ import annotations
 

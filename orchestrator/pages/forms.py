@@ -1,4 +1,4 @@
-"""What people type into forms, as the endpoints of the API take it; and the answers to forms."""
+"""Fields of forms as the endpoints of the API take them, and the answers to forms."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Query = TypeVar("Query", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Typed:
-    """What was typed into a form of a page, which shows it again if it was refused.
+    """The contents of a form of a page, which shows them again if they were refused.
 
     Attributes:
         form: which form of the page.
@@ -47,20 +47,20 @@ NOTHING = Typed()
 
 
 class DoneQuery(StrictQuery):
-    """What was just done."""
+    """The act that was just done."""
 
     done: Text = ""
 
 
 class NamespaceDoneQuery(NamespaceQuery, DoneQuery):
-    """The namespace, and what was just done."""
+    """The namespace, and the act that was just done."""
 
 
 def show(request: Request, template: str, title: str, typed: Typed = NOTHING, **values: Any) -> Response:
     """Return a page that may have forms, from a template that extends `listing.html`.
 
     Args:
-        values: for the template. `done` is a sentence about what was just done; `next` is the query of the next page.
+        values: for the template. `done` is a sentence about the last act; `next` is the query of the next page.
     """
     reader = reader_of(request)
     more = {"done": None, "next": None, "next_text": "More", "problem": typed.problem, **values}

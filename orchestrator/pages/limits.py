@@ -1,4 +1,4 @@
-"""Limits, pauses and stops: what keeps tasks from starting, or from acting."""
+"""Limits and pauses, which keep tasks from starting, and stops, which keep them from acting."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ router = APIRouter(route_class=Page, include_in_schema=False)
 
 
 class StopTarget(StrictQuery):
-    """What is to be stopped, or the stop that is to be lifted."""
+    """The target of a stop that is to be set or lifted."""
 
     scope: stops.Scope | None = None
     namespace: Text = ""
@@ -115,7 +115,7 @@ def resume(form: Form, database: Database, actor: Actor, key: Caller) -> Respons
 
 @router.get("/limits/stop")
 def confirm_stop(query: Annotated[StopTarget, Query()], request: Request, database: Reading, key: Caller) -> Response:
-    """What a stop would do, and the button that does it."""
+    """The consequences of a stop, and the button that sets it."""
     asked = query.model_dump()
     return corrected(
         "stop",
@@ -138,7 +138,7 @@ def stop(form: Form, request: Request, database: Database, reading: Reading, act
 
 @router.get("/limits/lift")
 def confirm_lift(query: Annotated[StopTarget, Query()], request: Request, database: Reading, key: Caller) -> Response:
-    """What happens when a stop is lifted, and the button that lifts it."""
+    """The consequences of lifting a stop, and the button that lifts it."""
     return _confirmation(request, database, key, query.model_dump(), "lift")
 
 

@@ -29,7 +29,7 @@ router = APIRouter(route_class=Page, include_in_schema=False)
 
 
 class SchedulesQuery(NamedPageQuery, DoneQuery):
-    """The page, and what was just done."""
+    """The page, and the act that was just done."""
 
 
 @router.get("/schedules")

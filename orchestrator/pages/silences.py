@@ -29,7 +29,7 @@ router = APIRouter(route_class=Page, include_in_schema=False)
 
 
 class SilencesQuery(DoneQuery):
-    """The page, and what a new silence is to match."""
+    """The page, and the alerts that a new silence is to match."""
 
     cursor: UUID | None = None
     namespace: Text = ""
@@ -51,7 +51,7 @@ def show_silences(
 
 @router.post("/silences/add")
 def add(form: Form, request: Request, database: Database, reading: Reading, actor: Actor, key: Caller) -> Response:
-    """Silences what matches, until a time."""
+    """Silences matching alerts until a time."""
 
     def act() -> Response:
         hours = as_number(form.get("hours", "").strip(), "The number of hours", LONGEST_HOURS)

@@ -39,7 +39,7 @@ router = APIRouter(route_class=Page, include_in_schema=False)
 
 
 class DeliveriesQuery(NamespaceQuery, DoneQuery):
-    """The page of the messages, and what was just done."""
+    """The page of the messages, and the act that was just done."""
 
     status: Literal["", "pending", "delivered", "failed"] = ""
     cursor: UUID | None = None
