@@ -384,6 +384,20 @@ def test_audit_log_is_filtered_in_pages(logged_in: Open, client: Client, databas
     assert browser.get(unescape(older[1])).text.count("<tr data-item>") == 10
 
 
+def test_search_of_the_audit_log_is_bounded(logged_in: Open, client: Client) -> None:
+    client.set_limit("agent", "A", max_running=1)
+    for _ in range(10):
+        client.pause("agent", "B")
+    browser = logged_in("admin")
+    with patch.object(audit_page, "MOST_SEARCHED", 5):
+        address, pages = "/audit?act=limit", 0
+        while '<code class="whole">limit.set' not in (page := browser.get(address).text):
+            pages += 1
+            address = unescape(re.findall(r'rel="next" href="([^"]+)">Continue the search', page)[0])
+        assert 2 <= pages <= 4
+    assert "Continue the search" not in browser.get("/audit?act=none").text
+
+
 def test_audit_log_says_whether_rows_are_signed(logged_in: Open, client: Client, database: Engine, site: Api) -> None:
     client.pause("agent", "A")
     with database.begin() as connection:
