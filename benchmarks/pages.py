@@ -123,6 +123,50 @@ SOME = text("SELECT task_id FROM task_status WHERE state = :state ORDER BY task_
 ROOT = text("SELECT root_id FROM tasks WHERE depth = 1 LIMIT 1")
 
 
+OPERATIONS = ("alerts", "silences", "schedules", "limits", "budgets", "webhooks", "secrets", "keys", "audit")
+# 100 of what operators set, a message and an audit row for each 10 tasks, 1,000 alerts.
+FILL_OPERATIONS = (
+    """
+    INSERT INTO schedules (namespace, name, cron, timezone, missed, request, enabled, next_at)
+        SELECT 'default', 'bench-' || n, '*/5 * * * *', 'UTC', 'once', '{"agent": "agent-1"}', true, now()
+            FROM generate_series(1, 100) AS n
+    """,
+    """
+    INSERT INTO limits (namespace, scope, name, max_running) SELECT 'default', 'agent', 'agent-' || n, 5
+        FROM generate_series(1, 100) AS n
+    """,
+    """
+    INSERT INTO standing_budgets (scope, namespace, name, period, timezone, tokens, on_breach)
+        SELECT 'agent', 'default', 'agent-' || n, 'day', 'UTC', 1000000, 'wait' FROM generate_series(1, 100) AS n
+    """,
+    """
+    INSERT INTO webhooks (namespace, name, url, secret, events, states, agents, labels, roots_only, enabled)
+        VALUES ('default', 'bench', 'https://example.com/hook', 'whsec_', '{tasks}', '{}', '{}', '{}', true, true)
+    """,
+    """
+    INSERT INTO webhook_deliveries (webhook_id, task_id, state, status, attempts)
+        SELECT w.id, s.task_id, s.state, 'delivered', 1 FROM webhooks w, (SELECT * FROM task_status
+            WHERE state IN ('succeeded', 'failed') LIMIT :tasks / 10) AS s
+    """,
+    """
+    INSERT INTO secrets (namespace, name, ciphertext) SELECT 'default', 'secret' || n, 'x'
+        FROM generate_series(1, 100) AS n
+    """,
+    """
+    INSERT INTO alerts (rule, namespace, subject, agent, sentence, state, resolved_at, facts)
+        SELECT 'anomaly.failures', 'default', 'agent-' || n, 'agent-' || n % 200, 'Tasks fail.',
+               CASE WHEN n > 50 THEN 'resolved' ELSE 'firing' END, CASE WHEN n > 50 THEN now() END, '{}'
+            FROM generate_series(1, 1000) AS n
+    """,
+    """
+    INSERT INTO audit_log (nonce, act, actor, target, namespace, before, after)
+        SELECT gen_random_uuid(), 'task.cancel', 'ci', n::text, 'default', '{"state": "pending"}',
+               '{"state": "cancelled"}' FROM generate_series(1, :tasks / 10) AS n
+    """,
+)
+ALERT = text("SELECT id FROM alerts WHERE state = 'firing' ORDER BY id LIMIT 1")
+
+
 def main() -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -161,6 +205,8 @@ def fill(engine: Engine, tasks: int) -> None:
         connection.execute(LONG_JOURNAL, {"task": journal, "steps": STEPS})
         large = connection.scalar(SOME, {"state": "succeeded", "skip": 2})
         connection.execute(LARGE_OUTPUT, {"task": large, "bytes": LARGE})
+        for statement in FILL_OPERATIONS:
+            connection.execute(text(statement), {"tasks": tasks})
     vacuum(engine)
     Statistician(get_settings(), engine).run_once()
 
@@ -194,6 +240,7 @@ def paths(engine: Engine) -> dict[str, str]:
         large = connection.scalar(SOME, {"state": "succeeded", "skip": 2})
         middle = connection.scalar(text("SELECT task_id FROM task_status ORDER BY task_id OFFSET 1000 LIMIT 1"))
         root = connection.scalar(ROOT)
+        alert = connection.scalar(ALERT)
     query = "/tasks?q="
     return {
         "nothing (/readyz)": "/readyz",
@@ -214,6 +261,12 @@ def paths(engine: Engine) -> dict[str, str]:
         "sub-tasks of a tree": f"/tasks/{root}/subtasks",
         "inbox": "/inbox",
         "decision": f"/inbox/{waiting}",
+        **{place: f"/{place}" for place in OPERATIONS},
+        "alert": f"/alerts/{alert}",
+        "webhook": "/webhooks/bench",
+        "schedule": "/schedules/bench-1",
+        "audit: act": "/audit?act=limit",
+        "audit: no such actor": "/audit?actor=none",
     }
 
 

@@ -171,8 +171,8 @@ def shown(alert: RowMapping | dict[str, Any], base: str | None) -> dict[str, Any
 
 
 def link_of(alert: UUID, base: str | None) -> str:
-    """Return the address of an alert; only its path if the installation has no address."""
-    return f"{base or ''}/v1/alerts/{alert}"
+    """Return the address of an alert's page; its path in the API if the installation has no address for browsers."""
+    return f"/v1/alerts/{alert}" if base is None else f"{base}/alerts/{alert}"
 
 
 def base_of(settings: Settings) -> str | None:

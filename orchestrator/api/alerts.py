@@ -87,7 +87,7 @@ class Alert(BaseModel):
     high: float | None
     unit: str | None
     facts: dict[str, Any]
-    link: str
+    link: str = Field(description="Its page; its path in the API if the installation has no address for browsers.")
     first_seen: datetime
     last_seen: datetime
     changed_at: datetime = Field(description="When it got its present state.")

@@ -26,7 +26,16 @@ MAIN = (
     Place("/tasks", "Tasks", "g t"),
     Place("/inbox", "Inbox", "g i"),
 )
-MORE: tuple[Place, ...] = ()
+MORE: tuple[Place, ...] = (
+    Place("/alerts", "Alerts", "g l"),
+    Place("/schedules", "Schedules", "g h"),
+    Place("/limits", "Limits", "g m"),
+    Place("/budgets", "Budgets", "g b"),
+    Place("/webhooks", "Webhooks", "g n"),
+    Place("/secrets", "Secrets", "g c"),
+    Place("/keys", "Keys", "g k"),
+    Place("/audit", "Audit", "g u"),
+)
 
 
 def reachable(places: Iterable[Place], key: Key | None) -> list[Place]:

@@ -11,13 +11,33 @@ from orchestrator.api import rights
 from orchestrator.api.app import limited_engine
 from orchestrator.api.base_path import check_base_path
 from orchestrator.api.login.pages import see_other
-from orchestrator.pages import acts, inbox, live, overview, raw, rendering, task_list, task_page
+from orchestrator.pages import (
+    acts,
+    alerts,
+    audit,
+    budgets,
+    inbox,
+    keys,
+    limits,
+    live,
+    not_found,
+    overview,
+    raw,
+    rendering,
+    schedules,
+    secrets,
+    silences,
+    task_list,
+    task_page,
+    webhooks,
+)
 from orchestrator.pages.access import authorize
 from orchestrator.pages.live import Streams
 from orchestrator.pages.rights import RULES
 from shared.database.connections import autocommit
 
-PAGES = (overview, live, task_list, task_page, raw, inbox, acts)
+OPERATIONS = (schedules, limits, budgets, webhooks, secrets, keys, alerts, silences, audit)
+PAGES = (overview, live, task_list, task_page, raw, inbox, acts, *OPERATIONS)
 """The modules whose pages need a login. The addresses of streams come before those of tasks."""
 POOL_SIZE = 4
 STATEMENT_TIMEOUT = "3s"
@@ -55,6 +75,7 @@ def add_to(app: FastAPI) -> None:
         app.include_router(module.router, dependencies=[Depends(authorize)])
     state.routes += [*home.routes, *rendering.router.routes, *routes]
     check_base_path(state.settings.base_path, state.routes)
+    not_found.handle(app)
     _live_with(app)
 
 

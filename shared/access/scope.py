@@ -43,6 +43,17 @@ class Scope:
         return bool(self.agents or self.capabilities or self.tenant)
 
     @property
+    def description(self) -> str:
+        """The scope in a sentence."""
+        bounds = [
+            *([f"the namespace {self.namespace}"] if self.namespace else []),
+            *([f"the tenant key {self.tenant}"] if self.tenant else []),
+            *(f"the agent {name}" for name in self.agents),
+            *(f"the capability {name}" for name in self.capabilities),
+        ]
+        return ", ".join(bounds) or "the whole installation"
+
+    @property
     def conditions(self) -> dict[str, Any]:
         """The fields of `shared.tasks.queries.TaskFilter` that its tasks match, but for the namespace."""
         bounds: dict[str, Any] = {"only_agents": self.agents, "only_capabilities": self.capabilities}

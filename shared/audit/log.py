@@ -34,6 +34,7 @@ COLUMNS = (
 )
 LIST = text(
     f"SELECT {COLUMNS} FROM audit_log WHERE (CAST(:before AS bigint) IS NULL OR id < :before) "  # noqa: S608
+    "AND (CAST(:after AS bigint) IS NULL OR id > :after) "
     "AND (CAST(:namespace AS text) IS NULL OR namespace = :namespace) "
     "AND (CAST(:act AS text) IS NULL OR act = :act OR starts_with(act, :act || '.')) "
     "AND (CAST(:actor AS text) IS NULL OR :actor IN (actor, key_prefix)) "
@@ -106,15 +107,16 @@ def record(
 
 
 def list_rows(
-    connection: Connection, chosen: AuditFilter, *, limit: int, before: int | None = None
+    connection: Connection, chosen: AuditFilter, *, limit: int, before: int | None = None, after: int | None = None
 ) -> list[dict[str, Any]]:
     """Return up to `limit` rows and one more, the newest first.
 
     Args:
         before: only rows with a lower id.
+        after: only rows with a higher id, so that no more are searched.
     """
     values = {name: getattr(chosen, name) for name in AuditFilter.__slots__}
-    rows = connection.execute(LIST, {**values, "before": before, "most": limit + 1})
+    rows = connection.execute(LIST, {**values, "before": before, "after": after, "most": limit + 1})
     return [dict(row) for row in rows.mappings()]
 
 

@@ -14,9 +14,9 @@ from orchestrator.api import auth
 from orchestrator.api.login import cookies, pages
 from orchestrator.api.login.form import read_form
 from orchestrator.api.login.opening import check_configured, end_login
+from orchestrator.api.rights import RULES
 from shared.access.actors import Key
 from shared.access.roles import Permission
-from shared.access.scope import Scope
 from shared.notifications import publish_keys_changed
 
 log = structlog.get_logger(__name__)
@@ -57,7 +57,8 @@ async def show_account(request: Request) -> Response:
         "account.html",
         user=login.user,
         key=login.key,
-        bounds=_bounds(login.key.scope),
+        bounds=login.key.scope.description,
+        sees_keys=RULES["GET /v1/keys"].permits(login.key),
         expires_at=login.expires_at,
         idle_minutes=request.app.state.settings.login_idle_seconds / 60,
         permissions=[(permission, TEXTS[permission]) for permission in Permission if login.key.may(permission)],
@@ -97,13 +98,3 @@ def _end(request: Request, key: Key) -> None:
         end_login(connection, request, key)
     publish_keys_changed()
     log.info("login_closed", user=key.name, login=str(key.login))
-
-
-def _bounds(scope: Scope) -> str:
-    bounds = [
-        *([f"the namespace {scope.namespace}"] if scope.namespace else []),
-        *([f"the tenant key {scope.tenant}"] if scope.tenant else []),
-        *(f"the agent {name}" for name in scope.agents),
-        *(f"the capability {name}" for name in scope.capabilities),
-    ]
-    return ", ".join(bounds) or "the whole installation"

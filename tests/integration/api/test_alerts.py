@@ -72,8 +72,9 @@ def test_filters_and_pages(client: Client, with_key: WithKey, ids: dict[str, str
             break
     assert seen == list(reversed(ids.values()))
     alert = client.alert(ids["ours"])
-    assert alert["link"].endswith(f"/v1/alerts/{ids['ours']}")
+    assert alert["link"].endswith(f"/alerts/{ids['ours']}")
     assert alert["link"].startswith("http://127.0.0.1")
+    assert "/v1/" not in alert["link"], "it leads people to a page"
 
 
 def test_acknowledge(client: Client, with_key: WithKey, ids: dict[str, str]) -> None:

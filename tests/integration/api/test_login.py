@@ -308,6 +308,7 @@ def test_pages_run_and_load_nothing_of_others(browser: Browser, logged_in: Open)
             "/login",
             "/logout",
             "/docs",
+            "/overview",
             "/login?return_to=/account",
         }
         assert '<html lang="en">' in page.text

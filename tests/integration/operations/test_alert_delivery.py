@@ -125,7 +125,7 @@ def test_alerts_of_a_rule_are_one_signed_message_and_their_end_another(local: Se
         assert message["type"] == "alert.firing"
         assert len(message["data"]["alerts"]) == 30
         alert = message["data"]["alerts"][0]
-        assert alert["link"].endswith(f"/v1/alerts/{alert['id']}")
+        assert alert["link"].endswith(f"/alerts/{alert['id']}")
         fire(database)
         run(notifier)
         ended = receiver.received[1].verified()
@@ -313,7 +313,7 @@ def test_mail_and_chat_get_harmless_text(local: Settings, database: Engine) -> N
         assert "www.evil" not in shown
         assert "@here" not in shown
     assert "＠here" in body
-    assert re.search(r"http://127\.0\.0\.1:\d+/v1/alerts/", body), "our own link is one"
+    assert re.search(r"http://127\.0\.0\.1:\d+/alerts/", body), "our own link is one"
     assert len(body) < 2000
 
 

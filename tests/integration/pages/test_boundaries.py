@@ -31,16 +31,27 @@ FORMS: dict[str, dict[str, str]] = {
     "POST /tasks/{task_id}/budget": {"stop": "1"},
     "POST /tasks/{task_id}/decide": {"verdict": "approve", "step": "1"},
     "POST /tasks/{task_id}/resume": {"scope": "agent", "name": "none"},
+    "POST /limits/set": {"scope": "agent", "name": "none", "max_running": "1"},
+    "POST /limits/remove": {"scope": "agent", "name": "none"},
+    "POST /limits/pause": {"scope": "agent", "name": "none"},
+    "POST /limits/resume": {"scope": "agent", "name": "none"},
+    "POST /limits/stop": {"scope": "agent", "name": "none"},
+    "POST /limits/lift": {"scope": "agent", "name": "none"},
+    "POST /budgets/set": {"scope": "agent", "name": "none", "period": "day", "dollars": "1"},
+    "POST /budgets/remove": {"scope": "agent", "name": "none", "period": "day"},
+    "POST /webhooks/{name}/retry": {"delivery": str(uuid4())},
+    "POST /keys/create": {"name": "new", "role": "viewer"},
+    "POST /silences/add": {"rule": "unserved", "hours": "1", "reason": "known"},
+    "POST /silences/remove": {"silence": str(uuid4())},
 }
+PARAMETERS = {"number": "1", "what": "input"}
+"""Path parameters that are not the id or the name of something."""
 
 
 def call(browser: Browser, endpoint: str, token: str, task: str) -> httpx2.Response:
     """Open a page, or send its form; a stream is not read."""
     method, path = endpoint.split(" ")
-    path = (
-        path.replace("{task_id}", task).replace("{other_id}", task).replace("{number}", "1").replace("{what}", "input")
-    )
-    assert "{" not in path, f"{endpoint}: give its path parameters here"
+    path = re.sub(r"\{(\w+)\}", lambda name: PARAMETERS.get(name[1], task), path)
     if method == "POST":
         return browser.post(path, {**FORMS.get(endpoint, {}), "csrf_token": token})
     return browser.request("HEAD" if path.endswith("/live") else "GET", path)

@@ -357,7 +357,7 @@ def test_overview_has_the_alerts_of_its_reader(logged_in: Open, client: Client, 
     shown = {name: add(database, *row) for name, row in ALERTS.items()}
     for bounds, expected in (({}, {"ours", "theirs"}), ({"namespace": "ours"}, {"ours"}), ({"tenant": "t"}, set())):
         page = logged_in("viewer", **bounds).get("/overview").text
-        assert {name for name, alert in shown.items() if f"/v1/alerts/{alert}" in page} == expected, bounds
+        assert {name for name, alert in shown.items() if f"/alerts/{alert}" in page} == expected, bounds
         assert ("Alerts</h2>" in page) == bool(expected)
     assert "\\u001b[31mtheirs" in logged_in("viewer").get("/overview").text
     assert "namespace%3Atheirs" in logged_in("viewer").get("/overview").text

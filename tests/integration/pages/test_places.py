@@ -69,8 +69,12 @@ def test_installation_below_a_path(
             if not each.startswith("data:") and "/live" not in each and "logout" not in each:
                 assert get(each).status_code in (200, 303), (path, each)
     alert = add(database, "dead_letters", None)
-    assert get(f"/minions/v1/alerts/{alert}").json()["link"] == f"{public}/minions/v1/alerts/{alert}"
-    assert f'href="/minions/v1/alerts/{alert}"' in get("/minions/overview").text
+    for path in ("/schedules", "/limits", "/keys", "/alerts", f"/alerts/{alert}", "/audit"):
+        links = re.findall(r'(?:src|href|action|data-stream)="([^"#]*)"', get(f"/minions{path}").text)
+        assert links, path
+        assert [each for each in links if not each.startswith(("/minions/", "data:"))] == [], path
+    assert get(f"/minions/v1/alerts/{alert}").json()["link"] == f"{public}/minions/alerts/{alert}"
+    assert f'href="/minions/alerts/{alert}"' in get("/minions/overview").text
     assert get("/minions/openapi.json").json()["servers"] == [{"url": "/minions"}]
 
 

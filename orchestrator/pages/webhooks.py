@@ -1,0 +1,158 @@
+"""Webhooks: their state, the outcome of each message, and sending one again.
+
+The path of a webhook's address may be a secret, as in chats: pages show the host alone.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+from urllib.parse import quote, urlsplit
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from orchestrator.api import webhooks as api
+from orchestrator.api.actors import Actor
+from orchestrator.api.parameters import (
+    Database,
+    NamedPageQuery,
+    Namespace,
+    NamespaceQuery,
+    Statements,
+    Text,
+    in_namespace,
+)
+from orchestrator.api.task_ids import SHORTEST, digits_of
+from orchestrator.api.webhooks import DeliveryPageQuery, Webhook, WebhookDelivery
+from orchestrator.pages.access import Form, Reading
+from orchestrator.pages.forms import NOTHING, DoneQuery, Typed, as_body, corrected, done, show
+from orchestrator.pages.rendering import Page
+from shared.errors import InvalidInput
+
+DONE = {
+    "enable": "Enabled. Messages that waited are sent.",
+    "disable": "Disabled. It gets no new messages, and pending ones wait.",
+    "retry": "The message is sent again.",
+}
+
+router = APIRouter(route_class=Page, include_in_schema=False)
+
+
+class DeliveriesQuery(NamespaceQuery, DoneQuery):
+    """The page of the messages, and the act that was just done."""
+
+    status: Literal["", "pending", "delivered", "failed"] = ""
+    cursor: UUID | None = None
+
+
+@router.get("/webhooks")
+def list_webhooks(
+    query: Annotated[NamedPageQuery, Depends(in_namespace(NamedPageQuery))], request: Request, database: Reading
+) -> Response:
+    """The webhooks of a namespace, by name."""
+    page = api.list_webhooks(query, database)
+    return show(
+        request,
+        "webhooks.html",
+        "Webhooks",
+        webhooks=[_shown(row) for row in page.items],
+        namespace=query.namespace,
+        next=page.next and {"namespace": query.namespace, "cursor": page.next},
+    )
+
+
+@router.get("/webhooks/{name}")
+def show_webhook(
+    name: Text,
+    query: Annotated[DeliveriesQuery, Depends(in_namespace(DeliveriesQuery))],
+    request: Request,
+    database: Reading,
+) -> Response:
+    """One webhook, and its messages, the newest first."""
+    return _page(request, database, name, query)
+
+
+@router.post("/webhooks/{name}/enable")
+def enable(name: Text, query: Namespace, form: Form, request: Request, database: Database, actor: Actor) -> Response:
+    """Lets the webhook get messages again."""
+    return _change(name, query, request, database, actor, enabled=True)
+
+
+@router.post("/webhooks/{name}/disable")
+def disable(name: Text, query: Namespace, form: Form, request: Request, database: Database, actor: Actor) -> Response:
+    """Keeps the webhook from getting messages."""
+    return _change(name, query, request, database, actor, enabled=False)
+
+
+@router.post("/webhooks/{name}/test")
+def test(
+    name: Text, query: Namespace, form: Form, request: Request, database: Statements, reading: Reading, actor: Actor
+) -> Response:
+    """Sends a test message now, and shows how the endpoint answered."""
+    answer = api.send_test(name, query, request, database, actor)
+    return _page(request, reading, name, DeliveriesQuery(namespace=query.namespace), test=answer)
+
+
+@router.post("/webhooks/{name}/retry")
+def retry(
+    name: Text, query: Namespace, form: Form, request: Request, database: Database, reading: Reading, actor: Actor
+) -> Response:
+    """Sends a message again."""
+
+    def act() -> Response:
+        api.retry_delivery(_delivery(form), database, actor)
+        return _back(name, query, "retry")
+
+    again = DeliveriesQuery(namespace=query.namespace)
+    return corrected("retry", form, act, lambda typed: _page(request, reading, name, again, typed))
+
+
+def _page(
+    request: Request,
+    database: Reading,
+    name: str,
+    query: DeliveriesQuery,
+    typed: Typed = NOTHING,
+    test: dict[str, Any] | None = None,
+) -> Response:
+    asked = DeliveryPageQuery(namespace=query.namespace, status=query.status or None, cursor=query.cursor)
+    webhook = api.get_webhook(name, query, database)
+    page = api.list_deliveries(name, asked, database)
+    return show(
+        request,
+        "webhook.html",
+        "Webhook",
+        typed,
+        webhook=_shown(webhook),
+        deliveries=[WebhookDelivery.model_validate(row).model_dump() for row in page.items],
+        only=query.status,
+        test=test,
+        done=DONE.get(query.done),
+        next=page.next and {"namespace": query.namespace, "status": query.status, "cursor": page.next},
+        next_text="Older messages",
+    )
+
+
+def _change(
+    name: str, query: NamespaceQuery, request: Request, database: Database, actor: Actor, *, enabled: bool
+) -> Response:
+    api.change_webhook(name, as_body({"enabled": enabled}), query, request, database, actor)
+    return _back(name, query, "enable" if enabled else "disable")
+
+
+def _back(name: str, query: NamespaceQuery, act: str) -> Response:
+    return done(f"/webhooks/{quote(name, safe='')}", act, namespace=query.namespace)
+
+
+def _delivery(form: dict[str, str]) -> str:
+    try:
+        return digits_of(form.get("delivery", ""), what="delivery")
+    except ValueError:
+        raise InvalidInput(f"A delivery is named by its id, or its first {SHORTEST} characters or more.") from None
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a webhook as the API shows it to this reader, with the host in place of the address."""
+    webhook = Webhook.model_validate(row).model_dump()
+    address = urlsplit(webhook.pop("url"))
+    return {**webhook, "host": f"{address.scheme}://{address.netloc.rpartition('@')[2]}/…"}
