@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, get_args
-from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -13,15 +11,14 @@ from orchestrator.api import rules
 from orchestrator.api import tasks as api
 from orchestrator.api.actors import Actor
 from orchestrator.api.auth import Caller
-from orchestrator.api.login.pages import see_other
 from orchestrator.api.parameters import Database, NamespaceQuery
 from orchestrator.api.task_ids import TaskId
 from orchestrator.pages.access import Form, Reading
 from orchestrator.pages.decision_form import decided_value, decision_of
+from orchestrator.pages.forms import as_body, as_json, as_number, done
 from orchestrator.pages.moves import permitted
 from orchestrator.pages.rendering import Page, render
 from shared.access.actors import Key
-from shared.contracts.strict_json import parse
 from shared.errors import InvalidInput, MinionError
 from shared.tasks import queries
 from shared.tasks.throttles import Scope
@@ -35,8 +32,8 @@ router = APIRouter(route_class=Page, include_in_schema=False)
 def cancel(task_id: TaskId, form: Form, database: Database, actor: Actor) -> Response:
     """Cancels the task and everything below it."""
     reason = form.get("reason", "").strip()
-    api.cancel_task(task_id, _body({"reason": reason} if reason else {}), database, actor)
-    return _done(f"/tasks/{task_id}", "cancel")
+    api.cancel_task(task_id, as_body({"reason": reason} if reason else {}), database, actor)
+    return done(f"/tasks/{task_id}", "cancel")
 
 
 @router.post("/tasks/{task_id}/replay")
@@ -44,13 +41,13 @@ def replay(task_id: TaskId, form: Form, database: Database, actor: Actor) -> Res
     """Runs an ended task again, from its beginning or from a step."""
     asked: dict[str, Any] = {"new_keys": "new_keys" in form}
     if form.get("from_step"):
-        asked["from_step"] = _number(form["from_step"], "The step")
+        asked["from_step"] = as_number(form["from_step"], "The step")
         if "edit" in form:
-            asked["edited_output"] = _json(form.get("edited_output", ""), "The edited output")
+            asked["edited_output"] = as_json(form.get("edited_output", ""), "The edited output")
     elif "pinned" in form:
         asked["pinned"] = True
-    new = api.replay_task(task_id, _body(asked), database, Response(), actor)
-    return _done(f"/tasks/{new['id']}", "replay")
+    new = api.replay_task(task_id, as_body(asked), database, Response(), actor)
+    return done(f"/tasks/{new['id']}", "replay")
 
 
 @router.post("/tasks/{task_id}/signal")
@@ -60,9 +57,9 @@ def signal(task_id: TaskId, form: Form, database: Database, actor: Actor) -> Res
     if not 0 < len(name) <= 200 or "\x00" in name:
         raise InvalidInput("The name of a signal must have 1 to 200 characters, without U+0000.")
     payload = form.get("payload", "").strip()
-    sent = {"payload": _json(payload, "The payload")} if payload else {}
-    api.signal_task(task_id, name, _body(sent), database, actor)
-    return _done(f"/tasks/{task_id}", "signal")
+    sent = {"payload": as_json(payload, "The payload")} if payload else {}
+    api.signal_task(task_id, name, as_body(sent), database, actor)
+    return done(f"/tasks/{task_id}", "signal")
 
 
 @router.post("/tasks/{task_id}/budget")
@@ -72,11 +69,11 @@ def raise_budget(task_id: TaskId, form: Form, database: Database, actor: Actor) 
     if "stop" in form:
         asked: dict[str, Any] = {"stop": True}
     elif what in RAISED:
-        asked = {f"add_{what}": _json(form.get("amount", ""), "The amount")}
+        asked = {f"add_{what}": as_json(form.get("amount", ""), "The amount")}
     else:
         raise InvalidInput(f"A budget must be raised by one of {', '.join(RAISED)}.")
-    api.change_budget(task_id, _body(asked), database, actor)
-    return _done(f"/tasks/{task_id}", "budget")
+    api.change_budget(task_id, as_body(asked), database, actor)
+    return done(f"/tasks/{task_id}", "budget")
 
 
 @router.post("/tasks/{task_id}/resume")
@@ -88,7 +85,7 @@ def resume(task_id: TaskId, form: Form, database: Database, actor: Actor) -> Res
     with database.connect() as connection:
         namespace = queries.get_task(connection, task_id)["namespace"]
     rules.resume(scope, name, NamespaceQuery(namespace=namespace), database, actor)  # type: ignore[arg-type]
-    return _done(f"/tasks/{task_id}", "resume")
+    return done(f"/tasks/{task_id}", "resume")
 
 
 @router.post("/tasks/{task_id}/decide")
@@ -106,14 +103,14 @@ async def decide(
             raise
         return await run_in_threadpool(_corrected, request, task_id, form, error, reading, key)
     target = "/inbox" if form.get("next") == "inbox" else f"/tasks/{task_id}"
-    return _done(target, verdict)
+    return done(target, verdict)
 
 
 def _decide(task_id: TaskId, form: dict[str, str], database: Database, actor: Actor) -> str:
     verdict = form.get("verdict", "")
     asked: dict[str, Any] = {"verdict": "approve" if verdict == "edit" else verdict}
     if form.get("step"):
-        asked["step"] = _number(form["step"], "The step")
+        asked["step"] = as_number(form["step"], "The step")
     if form.get("proposal"):
         asked["proposal"] = form["proposal"]
     if form.get("reason", "").strip():
@@ -122,8 +119,8 @@ def _decide(task_id: TaskId, form: dict[str, str], database: Database, actor: Ac
         with database.connect() as connection:
             asked["value"] = decided_value(connection, task_id, form)
     elif verdict == "result":
-        asked["value"] = _json(form.get("result", ""), "The result")
-    api.decide(task_id, _body(asked), database, actor)
+        asked["value"] = as_json(form.get("result", ""), "The result")
+    api.decide(task_id, as_body(asked), database, actor)
     return verdict
 
 
@@ -141,24 +138,3 @@ def _corrected(
         decision=decision_of(reading, task_id, why, key, form),
         problem=error.message,
     )
-
-
-def _done(path: str, act: str) -> Response:
-    return see_other(f"{path}?{urlencode({'done': act})}")
-
-
-def _body(asked: dict[str, Any]) -> bytes:
-    return json.dumps(asked, ensure_ascii=False, allow_nan=False).encode()
-
-
-def _json(written: str, what: str) -> Any:
-    try:
-        return parse(written)
-    except InvalidInput as error:
-        raise InvalidInput(f'{what} must be JSON, like {{"name": "text"}} or "text". {error.message}') from None
-
-
-def _number(written: str, what: str) -> int:
-    if not written.isdecimal() or len(written) > 9:
-        raise InvalidInput(f"{what} must be a number.")
-    return int(written)

@@ -25,8 +25,12 @@ MAIN = (
     Place("/overview", "Overview", "g o"),
     Place("/tasks", "Tasks", "g t"),
     Place("/inbox", "Inbox", "g i"),
+    Place("/agents", "Agents", "g a"),
 )
-MORE: tuple[Place, ...] = ()
+MORE: tuple[Place, ...] = (
+    Place("/functions", "Functions", "g f"),
+    Place("/tools", "Tools", "g u"),
+)
 
 
 def reachable(places: Iterable[Place], key: Key | None) -> list[Place]:

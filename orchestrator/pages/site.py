@@ -11,13 +11,30 @@ from orchestrator.api import rights
 from orchestrator.api.app import limited_engine
 from orchestrator.api.base_path import check_base_path
 from orchestrator.api.login.pages import see_other
-from orchestrator.pages import acts, inbox, live, overview, raw, rendering, task_list, task_page
+from orchestrator.pages import (
+    acts,
+    agents,
+    functions,
+    inbox,
+    live,
+    overview,
+    raw,
+    rendering,
+    routing,
+    task_list,
+    task_page,
+    tools,
+    try_agent,
+)
 from orchestrator.pages.access import authorize
 from orchestrator.pages.live import Streams
 from orchestrator.pages.rights import RULES
 from shared.database.connections import autocommit
 
-PAGES = (overview, live, task_list, task_page, raw, inbox, acts)
+PAGES = (
+    *(overview, live, task_list, task_page, raw, inbox, acts),
+    *(agents, try_agent, routing, functions, tools),
+)
 """The modules whose pages need a login. The addresses of streams come before those of tasks."""
 POOL_SIZE = 4
 STATEMENT_TIMEOUT = "3s"

@@ -30,6 +30,9 @@ FORMS: dict[str, dict[str, str]] = {
     "POST /tasks/{task_id}/signal": {"name": "go"},
     "POST /tasks/{task_id}/budget": {"stop": "1"},
     "POST /tasks/{task_id}/decide": {"verdict": "approve", "step": "1"},
+    "POST /agents/{name}/rollback": {"version": "1"},
+    "POST /routing": {"message": "hello"},
+    "POST /functions/{name}/status": {"status": "quarantined", "version": "1"},
     "POST /tasks/{task_id}/resume": {"scope": "agent", "name": "none"},
 }
 
@@ -38,7 +41,11 @@ def call(browser: Browser, endpoint: str, token: str, task: str) -> httpx2.Respo
     """Open a page, or send its form; a stream is not read."""
     method, path = endpoint.split(" ")
     path = (
-        path.replace("{task_id}", task).replace("{other_id}", task).replace("{number}", "1").replace("{what}", "input")
+        path.replace("{task_id}", task)
+        .replace("{other_id}", task)
+        .replace("{number}", "1")
+        .replace("{what}", "input")
+        .replace("{name}", task)
     )
     assert "{" not in path, f"{endpoint}: give its path parameters here"
     if method == "POST":
