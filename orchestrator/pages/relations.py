@@ -32,7 +32,7 @@ USES = text(
     SELECT u.agent, u.position, 'tool' AS kind, t.name, t.effect AS how, t.type,
            COALESCE(f.name, t.definition#>>'{http,url}', t.definition->>t.type) AS target
         FROM used u JOIN tool_versions t ON t.id = u.tool LEFT JOIN function_versions f ON f.id = t.function_version_id
-    UNION ALL SELECT a.name, 0, 'function', f.name, 'runs it', NULL, NULL
+    UNION ALL SELECT a.name, 0, 'function', f.name, '', NULL, NULL
         FROM active a JOIN function_versions f ON f.id = a.function_version_id
     UNION ALL SELECT a.name, r.position, 'agent', r.agent_name,
                CASE a.config->>'chain_strategy' WHEN 'parallel' THEN 'at once' WHEN 'router' THEN 'may be chosen'

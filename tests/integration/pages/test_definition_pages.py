@@ -217,10 +217,10 @@ def test_uses_are_followed_through_tools_and_agents(logged_in: Open, installed: 
         "tool doubling (pure)": {"function double ()": {}},
         "tool call (unsafe)": {"http https://example.com/call ()": {}},
     }
-    asker = {"tool asking (idempotent)": {"agent doubler ()": {"function double (runs it)": {}}}}
+    asker = {"tool asking (idempotent)": {"agent doubler ()": {"function double ()": {}}}}
     assert written(root) == {"agent triage (step 1)": uses, "agent asker (step 2, for each of items)": asker}
     page = logged_in("viewer").get("/agents/chain").text
-    assert page.count("<g class=") == 11
+    assert page.count("<g class=") == 10
     assert 'href="/tools/asking"' in page
 
 
@@ -323,8 +323,8 @@ def test_function_is_shown_with_marked_source(logged_in: Open, installed: None) 
     assert '<span class="keyword">def</span>' in page
     assert '<span class="definition">double</span>' in page
     assert '<span class="comment"># no overflow</span>' in page
-    assert "<del>-    return 3 * x</del>" in page
-    assert "<ins>+    return 2 * x</ins>" in page
+    assert "<del>-      return 3 * x</del>" in page
+    assert "<ins>+      return 2 * x</ins>" in page
     assert 'href="/tools/doubling"' in page
     assert 'href="/agents/doubler"' in page
     assert not re.search(r" style=", page)
@@ -452,7 +452,6 @@ def test_journey_rolls_an_agent_back(
     keyboard.press("a")
     page.wait_for_url("**/agents")
     page.get_by_role("link", name="doubler").click()
-    page.get_by_role("link", name="double", exact=True).first.wait_for(state="attached")
     page.get_by_label("Reason for version 1").fill("three is not two")
     page.get_by_role("button", name="Roll back to version 1").click()
     expect(page.get_by_role("status").filter(has_text="This version is active now.")).to_be_visible()
