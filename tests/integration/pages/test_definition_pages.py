@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from html import unescape
@@ -468,6 +467,7 @@ def test_journey_rolls_an_agent_back(
 def test_hostile_definitions_are_text(
     visit: Callable[..., Visit], define: Define, database: Engine, client: Client
 ) -> None:
+    """Names too, though the store refuses such names; a slash would end a segment of a path."""
     described = {"description": HOSTILE, "input_schema": {"type": "object", "title": HOSTILE}}
     define(
         function_definition("f", f"def f():\n    return {HOSTILE!r}\n", **described),
@@ -479,17 +479,18 @@ def test_hostile_definitions_are_text(
     with database.begin() as connection:
         connection.execute(text("SET LOCAL session_replication_role = replica"))
         for table in ("agents", "agent_versions", "tools", "tool_versions", "functions", "function_versions"):
-            connection.execute(text(f"UPDATE {table} SET name = name || :hostile"), {"hostile": HOSTILE})
+            hostile = {"hostile": HOSTILE.replace("/", "")}
+            connection.execute(text(f"UPDATE {table} SET name = name || :hostile"), hostile)
     visited = visit("admin")
     page = visited.page
+    seen = set()
     for listed in ("/agents", "/functions", "/tools"):
         visited.go(listed)
         links = page.locator("tbody th a").evaluate_all("all => all.map(each => each.getAttribute('href'))")
-        assert links, listed
-        for link in [*links, listed]:
-            page.goto(visited.site + link)
+        for link in [listed, *links, *(f"{link}/try" for link in links if listed == "/agents")]:
+            assert page.goto(visited.site + link).status == 200, link
+            seen.add(link)
             assert page.locator("main img, main script, main [onload], main [onerror]").count() == 0, link
             assert page.evaluate("window.violations") == [], link
-            # A name with a slash is no path segment: the store refuses such names.
             assert "\u202e" not in page.content(), link
-    assert "alert(1)" in json.dumps(list(client.agents()))
+    assert len(seen) == 9
