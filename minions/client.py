@@ -469,6 +469,19 @@ class Client(Operations, Alerts, Keys, Audit):
         agent: dict[str, Any] = self._transport.post(path, body, params={"namespace": namespace}, safe=True)
         return agent
 
+    def set_agent_status(
+        self, name: str, status: str, reason: str | None = None, *, namespace: str | None = None
+    ) -> dict[str, Any]:
+        """Make an agent `active`, `deprecated` (still accepts tasks) or `disabled` (does not), and return it.
+
+        Raises:
+            UnknownAgent: there is no agent of that name.
+        """
+        body = to_json(given(status=status, reason=reason), what="The request")
+        path = f"/v1/agents/{quote(name, safe='')}/status"
+        agent: dict[str, Any] = self._transport.put(path, body, params={"namespace": namespace})
+        return agent
+
     def route(self, message: str, namespace: str | None = None) -> dict[str, Any]:
         """Return the agent that a message would go to (`agent`, `by`, `problem`) and the `scores`; submit nothing."""
         body = to_json({"message": message}, what="The message")

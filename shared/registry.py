@@ -132,8 +132,13 @@ class AgentRegistry:
             names = list(session.scalars(query))
         return [self.get_agent(name) for name in names]
 
-    def set_status(self, name: str, status: str, reason: str | None = None) -> RegisteredAgent:
+    def set_status(
+        self, name: str, status: str, reason: str | None = None, *, actor: actors.Actor | None = None
+    ) -> RegisteredAgent:
         """Make an agent `active`, `deprecated` (still accepts tasks) or `disabled` (does not), and commit.
+
+        Args:
+            actor: for the audit log; None: the user of the operating system.
 
         Raises:
             UnknownAgent: there is no agent of that name.
@@ -141,7 +146,7 @@ class AgentRegistry:
         """
         if status not in SETTABLE:
             raise InvalidInput(f"The status of an agent can be set to {', '.join(SETTABLE)}, not {str(status)[:50]!r}.")
-        self._change(name, {"status": status}, reason)
+        self._change(name, {"status": status}, reason, actor)
         return self.get_agent(name)
 
     def roll_back(

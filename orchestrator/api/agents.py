@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter
@@ -89,6 +89,15 @@ class RollbackRequest(BaseModel):
     reason: str | None = Field(None, min_length=1, max_length=500)
 
 
+class AgentStatusRequest(BaseModel):
+    """The new status of an agent."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    status: Literal["active", "deprecated", "disabled"]
+    reason: str | None = Field(None, min_length=1, max_length=500)
+
+
 @router.get("", response_model=ItemPage[AgentSummary])
 def list_agents(query: NamedPage, database: Statements, key: Caller) -> Page:
     """All agents, by name."""
@@ -129,6 +138,21 @@ def roll_back(name: Text, query: Namespace, sent: body.SmallBody, database: Data
     asked = body.parse_model(RollbackRequest, sent)
     with Session(database) as session:
         AgentRegistry(session, query.namespace).roll_back(name, asked.version, asked.reason, actor=actor)
+    return get_agent(name, query, database, actor.key)
+
+
+@router.put(
+    "/{name}/status",
+    response_model=Agent,
+    responses=problems.documented(404, 413, 415),
+    openapi_extra=body.documented(AgentStatusRequest.model_json_schema()),
+)
+def set_status(name: Text, query: Namespace, sent: body.SmallBody, database: Database, actor: Actor) -> dict[str, Any]:
+    """Deprecates an agent (it still accepts tasks), disables it (accepted tasks still run), or lets it accept tasks
+    again."""
+    asked = body.parse_model(AgentStatusRequest, sent)
+    with Session(database) as session:
+        AgentRegistry(session, query.namespace).set_status(name, asked.status, asked.reason, actor=actor)
     return get_agent(name, query, database, actor.key)
 
 

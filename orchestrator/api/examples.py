@@ -26,6 +26,7 @@ REQUESTS: dict[tuple[str, str], Any] = {
     ("post", "/v1/replays"): {"agent": "triage", "states": ["failed"], "dry_run": True},
     ("post", "/v1/erasures"): {"tenant": "acme", "dry_run": True},
     ("post", "/v1/agents/{name}/rollback"): {"version": 3, "reason": "Version 4 answers in the wrong language."},
+    ("put", "/v1/agents/{name}/status"): {"status": "disabled", "reason": "It answers in the wrong language."},
     ("post", "/v1/routes"): {"message": "I was charged twice"},
     ("put", "/v1/functions/{name}/status"): {"status": "quarantined", "reason": "It reads what it should not."},
     ("put", "/v1/pauses/{scope}/{name}"): {"reason": "The provider is down."},

@@ -97,7 +97,7 @@ class SecurityEvents(BaseModel):
     items: list[SecurityEvent]
 
 
-class StatusRequest(BaseModel):
+class FunctionStatusRequest(BaseModel):
     """The new status of a version: the active one, unless another is named."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -137,12 +137,12 @@ def list_events(name: Text, query: Namespace, database: Statements) -> dict[str,
     "/{name}/status",
     response_model=Function,
     responses=problems.documented(404, 413, 415),
-    openapi_extra=body.documented(StatusRequest.model_json_schema()),
+    openapi_extra=body.documented(FunctionStatusRequest.model_json_schema()),
 )
 def set_status(name: Text, query: Namespace, sent: body.SmallBody, database: Database, actor: Actor) -> dict[str, Any]:
     """Deprecates a version, quarantines it (it runs nowhere, within a second), or makes it active again: then its
     security events are counted from zero."""
-    asked = body.parse_model(StatusRequest, sent)
+    asked = body.parse_model(FunctionStatusRequest, sent)
     with Session(database) as session:
         FunctionStore(session, query.namespace).set_status(
             name, asked.status, version=asked.version, reason=asked.reason, actor=actor

@@ -19,7 +19,7 @@ from orchestrator.observe.stats import By, Question
 from orchestrator.pages.access import Form, Reading
 from orchestrator.pages.definitions import VERSIONS, Difference, VersionsQuery, difference, text_of
 from orchestrator.pages.forms import as_body, as_number, done, given
-from orchestrator.pages.relations import Node, named_in, picture, relations_of
+from orchestrator.pages.relations import MOST_USES, Node, named_in, picture, relations_of
 from orchestrator.pages.rendering import Page, raw, render
 from orchestrator.pages.rights import AUDIT, ROUTES, RULES, STATS, SUBMIT, TOOLS
 from shared.access.actors import Key
@@ -84,6 +84,8 @@ def show_agent(name: Text, query: AgentQuery, request: Request, database: Readin
         difference=found,
         uses=uses,
         picture=picture(uses),
+        most_uses=MOST_USES,
+        sees_tools=TOOLS.permits(key),
         may_try=SUBMIT.permits(key),
         may_roll_back=RULES["POST /agents/{name}/rollback"].permits(key),
         done=query.done,
@@ -103,6 +105,13 @@ def roll_back(name: Text, form: Form, query: Namespace, database: Database, acto
     version = as_number(form.get("version", ""), "The version", 2**31 - 1)
     api.roll_back(name, query, as_body({"version": version, **given(form, "reason")}), database, actor)
     return done(f"/agents/{quote(name, safe='')}", "rollback", namespace=query.namespace)
+
+
+@router.post("/agents/{name}/status")
+def set_status(name: Text, form: Form, query: Namespace, database: Database, actor: Actor) -> Response:
+    """Disables the agent, or lets it accept tasks again."""
+    api.set_status(name, query, as_body(given(form, "status", "reason")), database, actor)
+    return done(f"/agents/{quote(name, safe='')}", "status", namespace=query.namespace)
 
 
 def _results(

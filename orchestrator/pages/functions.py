@@ -20,6 +20,7 @@ from orchestrator.pages.rendering import Page, raw, render
 from orchestrator.pages.rights import RULES, SUBMIT
 from orchestrator.pages.source import marked
 
+SCHEMAS = {"input_schema": "Arguments", "output_schema": "Value"}
 MOST_USERS = 50
 # The namespace's agents and tools are read by their names: few, and each has one active version.
 TOOLS = text(
@@ -61,7 +62,7 @@ def list_functions(query: NamedPage, request: Request, database: Reading) -> Res
 def show_function(name: Text, query: FunctionQuery, request: Request, database: Reading, key: Caller) -> Response:
     """One function."""
     function = api.get_function(name, query, database)
-    events = [api.SecurityEvent.model_validate(event).model_dump() for event in _events(name, query, database)]
+    events = api.SecurityEvents.model_validate(api.list_events(name, query, database)).model_dump()["items"]
     definition = function["definition"]
     with database.connect() as connection:
         found = None
@@ -91,9 +92,6 @@ def show_function(name: Text, query: FunctionQuery, request: Request, database: 
     )
 
 
-SCHEMAS = {"input_schema": "Arguments", "output_schema": "Value"}
-
-
 @router.get("/functions/{name}/raw")
 def show_source(name: Text, query: Namespace, database: Reading) -> Response:
     """The whole source of the active version."""
@@ -107,10 +105,6 @@ def set_status(name: Text, form: Form, query: Namespace, database: Database, act
     asked = {"version": version, **given(form, "status", "reason")}
     api.set_status(name, query, as_body(asked), database, actor)
     return done(f"/functions/{quote(name, safe='')}", "status", namespace=query.namespace)
-
-
-def _events(name: str, query: FunctionQuery, database: Reading) -> list[Any]:
-    return list(api.list_events(name, query, database)["items"])
 
 
 def _text(connection: Connection, function: dict[str, Any], number: int) -> str:

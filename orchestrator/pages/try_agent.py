@@ -17,6 +17,7 @@ from orchestrator.api.tasks import WaitQuery
 from orchestrator.pages.access import Form, Reading
 from orchestrator.pages.forms import as_body, as_json, done
 from orchestrator.pages.rendering import Page, render
+from orchestrator.pages.rights import TOOLS
 from orchestrator.pages.schema_form import fields_of, values_of
 from shared.access.actors import Key
 from shared.access.scope import ANY
@@ -25,7 +26,7 @@ from shared.errors import MinionError
 
 BUDGET = ("dollars", "tokens", "steps", "seconds")
 CORRECTABLE = (403, 409, 422)
-# An agent without a schema of its own has that of the tool or function that it runs.
+# An agent without a schema of its own has that of the tool or function that it runs, for readers who may see those.
 SCHEMA = text(
     """
     SELECT s.schema, s.key_order FROM agents a JOIN agent_versions v ON v.id = a.active_version_id
@@ -34,6 +35,7 @@ SCHEMA = text(
         LATERAL (VALUES (1, v.definition->'input_schema', v.key_order), (2, t.definition->'input_schema', t.key_order),
                         (3, f.definition->'input_schema', f.key_order)) AS s (rank, schema, key_order)
         WHERE a.namespace = :namespace AND a.name = :name AND jsonb_typeof(s.schema) = 'object'
+            AND (s.rank = 1 OR :inherited)
         ORDER BY s.rank LIMIT 1
     """
 )
@@ -74,7 +76,7 @@ def _form(
 ) -> Response:
     agent = agents.get_agent(name, query, database, key)
     with database.connect() as connection:
-        schema = _schema(connection, agent)
+        schema = _schema(connection, agent, key)
     return render(
         request,
         "try.html",
@@ -100,7 +102,7 @@ def _asked(name: str, form: Mapping[str, str], query: NamespaceQuery, database: 
     """
     agent = agents.get_agent(name, query, database, key)
     with database.connect() as connection:
-        schema = _schema(connection, agent)
+        schema = _schema(connection, agent, key)
     asked: dict[str, Any] = {"agent": name, "namespace": agent["namespace"]}
     if _takes_message(agent, schema):
         asked["messages"] = [{"role": "user", "content": form.get("message", "").replace("\r\n", "\n")}]
@@ -117,8 +119,8 @@ def _asked(name: str, form: Mapping[str, str], query: NamespaceQuery, database: 
     return asked
 
 
-def _schema(connection: Connection, agent: Mapping[str, Any]) -> dict[str, Any] | None:
-    values = {"namespace": agent["namespace"], "name": agent["name"]}
+def _schema(connection: Connection, agent: Mapping[str, Any], key: Key) -> dict[str, Any] | None:
+    values = {"namespace": agent["namespace"], "name": agent["name"], "inherited": TOOLS.permits(key)}
     row = connection.execute(SCHEMA, values).one_or_none()
     if row is None:
         return None

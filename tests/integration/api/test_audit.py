@@ -123,6 +123,10 @@ ACTS: dict[str, tuple[str, Callable[[World], tuple[str, Any]]]] = {
         "agent.rollback",
         lambda w: ("/v1/agents/Careful/rollback", {"version": 1, "reason": "rain"}),
     ),
+    "PUT /v1/agents/{name}/status": (
+        "agent.status",
+        lambda w: ("/v1/agents/Careful/status", {"status": "disabled", "reason": "rain"}),
+    ),
     "PUT /v1/functions/{name}/status": (
         "function.status",
         lambda w: ("/v1/functions/double/status", {"status": "quarantined", "reason": "rain"}),

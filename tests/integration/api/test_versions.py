@@ -36,6 +36,17 @@ def test_agent_is_rolled_back_and_forth(client: Client, two_versions: None) -> N
     assert (row["before"]["version"], row["after"]["version"]) == (2, 1)
 
 
+def test_disabled_agent_accepts_tasks_again(client: Client, two_versions: None) -> None:
+    disabled = client.set_agent_status("A", "disabled", "it sorts badly")
+    assert (disabled["status"], disabled["status_reason"], disabled["version"]) == ("disabled", "it sorts badly", 2)
+    with pytest.raises(errors.Conflict):
+        client.submit("A", {})
+    assert client.set_agent_status("A", "active")["status"] == "active"
+    assert client.submit("A", {}).agent_version == 2
+    with pytest.raises(errors.InvalidInput):
+        client.set_agent_status("A", "rolled_back")
+
+
 def test_rollback_to_what_does_not_exist_is_refused(client: Client, two_versions: None) -> None:
     with pytest.raises(errors.NotFound, match="has no version 3"):
         client.roll_back_agent("A", 3)

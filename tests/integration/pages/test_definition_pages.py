@@ -177,6 +177,17 @@ def test_agent_is_rolled_back_as_by_the_api(logged_in: Open, client: Client, ins
     assert row.actor.startswith("operator-")
 
 
+def test_agent_is_disabled_and_accepts_tasks_again(logged_in: Open, client: Client, installed: None) -> None:
+    browser = logged_in("operator")
+    fields = {"csrf_token": browser.csrf_token(), "status": "disabled", "reason": "it sorts <b>badly"}
+    shown = browser.follow(browser.post("/agents/triage/status", fields)).text
+    assert "it sorts &lt;b&gt;badly" in shown
+    assert client.agent("triage")["status"] == "disabled"
+    assert "Accept tasks again" in shown
+    browser.post("/agents/triage/status", {**fields, "status": "active"})
+    assert client.agent("triage")["status"] == "active"
+
+
 @pytest.mark.parametrize("role", ["viewer", "author", "submitter", "approver"])
 def test_only_operators_and_admins_see_the_way_back(logged_in: Open, installed: None, role: str) -> None:
     browser = logged_in(role)
@@ -244,7 +255,7 @@ def test_picture_escapes_names() -> None:
 def test_agent_is_tried_with_a_form_from_its_schema(
     logged_in: Open, client: Client, installed: None, inline_worker: InlineWorker
 ) -> None:
-    browser = logged_in("submitter")
+    browser = logged_in("author")
     form = browser.get("/agents/doubler/try").text
     assert 'name="argument.x"' in form, "the schema is that of its function"
     assert "What is doubled" in form
@@ -261,6 +272,20 @@ def test_agent_is_tried_with_a_form_from_its_schema(
     found = client.get(task)
     assert (found.state, found.output) == ("succeeded", 42)
     assert found.budget["seconds"]["limit"] == 60
+
+
+def test_reader_of_contracts_tries_with_json(logged_in: Open, client: Client, installed: None) -> None:
+    """The schema is that of a function, which this reader may not see."""
+    browser = logged_in("submitter")
+    form = browser.get("/agents/doubler/try").text
+    assert 'name="input"' in form
+    assert "What is doubled" not in form
+    fields = {"csrf_token": browser.csrf_token(), "input": '{"x": <b>}'}
+    wrong = browser.post("/agents/doubler/try", fields)
+    assert wrong.status_code == 422
+    assert "{&#34;x&#34;: &lt;b&gt;}" in wrong.text
+    sent = browser.post("/agents/doubler/try", {**fields, "input": '{"x": 21}'})
+    assert client.get(sent.headers["location"].removeprefix("/tasks/").partition("?")[0]).input == {"x": 21}
 
 
 def test_model_is_tried_with_a_message_and_a_budget(logged_in: Open, client: Client, installed: None) -> None:
@@ -287,7 +312,7 @@ def test_disabled_agent_cannot_be_tried(logged_in: Open, installed: None, databa
 def test_tenant_tries_as_itself(logged_in: Open, client: Client, installed: None) -> None:
     browser = logged_in("submitter", tenant="acme:*")
     assert 'name="tenant"' in browser.get("/agents/doubler/try").text
-    fields = {"csrf_token": browser.csrf_token(), "argument.x": "1"}
+    fields = {"csrf_token": browser.csrf_token(), "input": '{"x": 1}'}
     refused = browser.post("/agents/doubler/try", {**fields, "tenant": "other"})
     assert (refused.status_code, "must begin with" in refused.text) == (403, True)
     sent = browser.post("/agents/doubler/try", {**fields, "tenant": "acme:1"})
