@@ -2,40 +2,48 @@
 
 from __future__ import annotations
 
-from markupsafe import Markup
-from pygments.lexers.python import PythonLexer
-from pygments.token import Comment, Keyword, Name, Number, Operator, String
+import re
+from collections.abc import Iterator
+from keyword import kwlist
+
+from markupsafe import Markup, escape
 
 from orchestrator.pages.formats import LONGEST_TEXT
 from shared.contracts.visible_text import visible
 
-CLASSES = {
-    Comment: "comment",
-    String: "string",
-    Number: "number",
-    Keyword: "keyword",
-    Operator.Word: "keyword",
-    Name.Function: "definition",
-    Name.Class: "definition",
-    Name.Decorator: "definition",
-}
-LEXER = PythonLexer(stripnl=False, ensurenl=False)
+# Each part ends, at the latest, with the text: no part is searched for twice, whatever the source is.
+PARTS = re.compile(
+    r"(?P<comment>#[^\n]*)"
+    r"|(?P<string>(?i:[rbuf]{0,2})(?:"
+    r"'''(?:\\[\s\S]|[^\\])*?(?:'''|\\?\Z)"
+    r'|"""(?:\\[\s\S]|[^\\])*?(?:"""|\\?\Z)'
+    r"|'(?:\\[\s\S]|[^'\\\n])*'?"
+    r'|"(?:\\[\s\S]|[^"\\\n])*"?))'
+    r"|(?P<number>\b\d[\w.]*)"
+    r"|(?P<word>[^\W\d]\w*)"
+)
+KEYWORDS = frozenset(kwlist)
+DEFINING = ("def", "class")
 
 
 def marked(code: str) -> Markup:
     """Return the beginning of a source as text with elements for its comments, strings, numbers and keywords.
 
-    The lexer only tells the parts apart: each is escaped here. Characters that cannot be seen are written as escapes,
-    because marks that turn the direction of writing can make code look like other code.
+    Characters that cannot be seen are written as escapes: marks that turn the direction of writing can make code look
+    like other code.
     """
-    parts = [
-        Markup('<span class="{}">{}</span>').format(name, text)
-        if (name := _class_of(kind))
-        else Markup("{}").format(text)
-        for kind, text in LEXER.get_tokens(visible(code[:LONGEST_TEXT]))
-    ]
-    return Markup("").join(parts)
+    return Markup("").join(_parts(visible(code[:LONGEST_TEXT])))
 
 
-def _class_of(kind: object) -> str | None:
-    return next((name for known, name in CLASSES.items() if kind in known), None)
+def _parts(text: str) -> Iterator[Markup]:
+    end, before = 0, ""
+    for part in PARTS.finditer(text):
+        kind, written = part.lastgroup, part[0]
+        if kind == "word":
+            kind = "keyword" if written in KEYWORDS else "definition" if before in DEFINING else None
+            before = written
+        if kind is not None:
+            yield escape(text[end : part.start()])
+            yield Markup('<span class="{}">{}</span>').format(kind, written)
+            end = part.end()
+    yield escape(text[end:])

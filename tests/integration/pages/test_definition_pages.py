@@ -347,6 +347,8 @@ def test_function_is_shown_with_marked_source(logged_in: Open, installed: None) 
     assert '<span class="keyword">def</span>' in page
     assert '<span class="definition">double</span>' in page
     assert '<span class="comment"># no overflow</span>' in page
+    assert '<span class="string">&#34;&#34;&#34;Twice as much.&#34;&#34;&#34;</span>' in page
+    assert '<span class="number">2</span> * x' in page
     assert "<del>-      return 3 * x</del>" in page
     assert "<ins>+      return 2 * x</ins>" in page
     assert 'href="/tools/doubling"' in page
