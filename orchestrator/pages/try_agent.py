@@ -26,7 +26,7 @@ from shared.errors import MinionError
 
 BUDGET = ("dollars", "tokens", "steps", "seconds")
 CORRECTABLE = (403, 409, 422)
-# An agent without a schema of its own has that of the tool or function that it runs, for readers who may see those.
+# If an agent has no schema, that of the tool or function that it runs, for readers who may see those.
 SCHEMA = text(
     """
     SELECT s.schema, s.key_order FROM agents a JOIN agent_versions v ON v.id = a.active_version_id
