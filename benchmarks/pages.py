@@ -47,6 +47,9 @@ STEPS = 200
 """Steps of the longest journal."""
 LARGE = 2 << 20
 GOAL_SECONDS, GOAL_BYTES = 0.15, 150_000
+VERSIONS = 100
+"""Of one agent and one function."""
+BODY = "    # A line of a long function, with 'text' and numbers such as 42.\n    x = str(x) + 'text'\n" * 200
 TOOL = {"kind": "tool", "name": "echo", "type": "builtin", "builtin": "echo", "effect": "pure"}
 
 WORKER = text(
@@ -190,6 +193,14 @@ def fill(engine: Engine, tasks: int) -> None:
     agents = [{"kind": "agent", "name": name, "type": "function", "tool": "echo", "config": config} for name in names]
     with Session(engine) as session:
         store_definitions(session, [parse_definition(definition) for definition in (TOOL, *agents)])
+        for version in range(VERSIONS):
+            code = f"def long(x):\n    version = {version}\n{BODY}    return x\n"
+            changed = [
+                {"kind": "function", "name": "long", "code": code, "config": {"safe_mode": False}},
+                {"kind": "tool", "name": "long", "type": "function", "function": "long"},
+                {**agents[7], "description": f"Version {version} of an agent. " * 100},
+            ]
+            store_definitions(session, [parse_definition(definition) for definition in changed])
     with engine.begin() as connection:
         connection.execute(WORKER)
     for done in range(0, tasks, BATCH):
@@ -267,6 +278,13 @@ def paths(engine: Engine) -> dict[str, str]:
         "schedule": "/schedules/bench-1",
         "audit: act": "/audit?act=limit",
         "audit: no such actor": "/audit?actor=none",
+        "agents": "/agents",
+        "agent": "/agents/agent-7?a=1&b=100",
+        "agent, to try": "/agents/agent-7/try",
+        "functions": "/functions",
+        "function": "/functions/long?a=1&b=100",
+        "tools": "/tools",
+        "tool": "/tools/echo",
     }
 
 

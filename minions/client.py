@@ -459,6 +459,53 @@ class Client(Operations, Alerts, Keys, Audit):
         )
         return found
 
+    def roll_back_agent(
+        self, name: str, version: int, reason: str | None = None, *, namespace: str | None = None
+    ) -> dict[str, Any]:
+        """Make an earlier version of an agent the active one, until a new text of it is applied, and return the agent.
+
+        Raises:
+            UnknownAgent, NotFound: there is no such agent or version.
+            InvalidDefinition: the version calls agents that now call it.
+        """
+        body = to_json(given(version=version, reason=reason), what="The request")
+        path = f"/v1/agents/{quote(name, safe='')}/rollback"
+        agent: dict[str, Any] = self._transport.post(path, body, params={"namespace": namespace}, safe=True)
+        return agent
+
+    def set_agent_status(
+        self, name: str, status: str, reason: str | None = None, *, namespace: str | None = None
+    ) -> dict[str, Any]:
+        """Make an agent `active`, `deprecated` (still accepts tasks) or `disabled` (does not), and return it.
+
+        Raises:
+            UnknownAgent: there is no agent of that name.
+        """
+        body = to_json(given(status=status, reason=reason), what="The request")
+        path = f"/v1/agents/{quote(name, safe='')}/status"
+        agent: dict[str, Any] = self._transport.put(path, body, params={"namespace": namespace})
+        return agent
+
+    def route(self, message: str, namespace: str | None = None) -> dict[str, Any]:
+        """Return the agent that a message would go to (`agent`, `by`, `problem`) and the `scores`; submit nothing."""
+        body = to_json({"message": message}, what="The message")
+        route: dict[str, Any] = self._transport.post("/v1/routes", body, params={"namespace": namespace}, safe=True)
+        return route
+
+    def tools(self, namespace: str | None = None) -> Iterator[dict[str, Any]]:
+        """Yield all tools, by name."""
+        return self._transport.pages("/v1/tools", {"namespace": namespace, "limit": PAGE})
+
+    def tool(self, name: str, namespace: str | None = None) -> dict[str, Any]:
+        """Return one tool with its definition and its versions.
+
+        Raises:
+            NotFound: there is no tool of that name.
+        """
+        path = f"/v1/tools/{quote(name, safe='')}"
+        found: dict[str, Any] = self._transport.get(path, params={"namespace": namespace})
+        return found
+
     def functions(self, namespace: str | None = None) -> Iterator[dict[str, Any]]:
         """Yield all functions of the function store, by name."""
         return self._transport.pages("/v1/functions", {"namespace": namespace, "limit": PAGE})
@@ -472,6 +519,38 @@ class Client(Operations, Alerts, Keys, Audit):
         path = f"/v1/functions/{quote(name, safe='')}"
         found: dict[str, Any] = self._transport.get(path, params={"namespace": namespace})
         return found
+
+    def function_events(self, name: str, namespace: str | None = None) -> list[dict[str, Any]]:
+        """Return the latest 50 security events of a function, the newest first.
+
+        Raises:
+            NotFound: there is no function of that name.
+        """
+        path = f"/v1/functions/{quote(name, safe='')}/security-events"
+        items: list[dict[str, Any]] = self._transport.get(path, params={"namespace": namespace})["items"]
+        return items
+
+    def set_function_status(
+        self,
+        name: str,
+        status: str,
+        *,
+        version: int | None = None,
+        reason: str | None = None,
+        namespace: str | None = None,
+    ) -> dict[str, Any]:
+        """Make a version of a function `active`, `deprecated` or `quarantined`, and return the function.
+
+        Args:
+            version: by default the active one.
+
+        Raises:
+            NotFound: there is no such function or version.
+        """
+        body = to_json(given(status=status, version=version, reason=reason), what="The request")
+        path = f"/v1/functions/{quote(name, safe='')}/status"
+        function: dict[str, Any] = self._transport.put(path, body, params={"namespace": namespace})
+        return function
 
     def capabilities(self) -> list[dict[str, Any]]:
         """Return every capability with its agents, its workers, and the amount of waiting work."""

@@ -117,6 +117,17 @@ def check_pending(connection: Connection) -> Checked:
     return checked
 
 
+def route_message(connection: Connection, message: str, namespace: str) -> Route:
+    """Route by MINION_ROUTING_AGENT, if the namespace has such an agent, else by the words of the message.
+
+    Raises:
+        AmbiguousRoute: no agent fits, or the best ones fit equally well.
+    """
+    name = get_settings().routing_agent
+    route = by_setting(connection, name, namespace=namespace) if name else None
+    return route or choose(connection, message, namespace=namespace)
+
+
 def release_checked(connection: Connection, checked: Checked) -> None:
     """Release tasks for their queues, except those that another transaction has changed or is changing."""
     for task in connection.scalars(STILL_UNPREPARED, {"tasks": list(checked.released)}).all():
@@ -148,9 +159,6 @@ def _coerce_messages(messages: Any, *, tools: bool) -> list[Message] | None:
 
 
 def _route(connection: Connection, task: dict[str, Any], said: list[Message]) -> Route:
-    """Route by MINION_ROUTING_AGENT, if the namespace has such an agent, else by the words of the last message."""
-    name = get_settings().routing_agent
-    route = by_setting(connection, name, namespace=task["namespace"]) if name else None
-    route = route or choose(connection, last_text(said), namespace=task["namespace"])
+    route = route_message(connection, last_text(said), task["namespace"])
     log.info("routed", task=str(task["id"]), **route.as_json(), state=State.PENDING)
     return route

@@ -132,8 +132,13 @@ class AgentRegistry:
             names = list(session.scalars(query))
         return [self.get_agent(name) for name in names]
 
-    def set_status(self, name: str, status: str, reason: str | None = None) -> RegisteredAgent:
+    def set_status(
+        self, name: str, status: str, reason: str | None = None, *, actor: actors.Actor | None = None
+    ) -> RegisteredAgent:
         """Make an agent `active`, `deprecated` (still accepts tasks) or `disabled` (does not), and commit.
+
+        Args:
+            actor: for the audit log; None: the user of the operating system.
 
         Raises:
             UnknownAgent: there is no agent of that name.
@@ -141,13 +146,18 @@ class AgentRegistry:
         """
         if status not in SETTABLE:
             raise InvalidInput(f"The status of an agent can be set to {', '.join(SETTABLE)}, not {str(status)[:50]!r}.")
-        self._change(name, {"status": status}, reason)
+        self._change(name, {"status": status}, reason, actor)
         return self.get_agent(name)
 
-    def roll_back(self, name: str, version: int, reason: str | None = None) -> RegisteredAgent:
+    def roll_back(
+        self, name: str, version: int, reason: str | None = None, *, actor: actors.Actor | None = None
+    ) -> RegisteredAgent:
         """Make an earlier version the active one until a new text is applied, and commit.
 
         Rolling back to the newest version ends a rollback: the agent is `active`.
+
+        Args:
+            actor: for the audit log; None: the user of the operating system.
 
         Raises:
             UnknownAgent, NotFound: there is no such agent or version.
@@ -160,7 +170,7 @@ class AgentRegistry:
         if not is_number(version) or version not in versions:
             raise NotFound(f"The agent {name!r} has no version {str(version)[:20]}.")
         status = "active" if version == max(versions) else "rolled_back"
-        self._change(name, {"active_version_id": versions[version], "status": status}, reason)
+        self._change(name, {"active_version_id": versions[version], "status": status}, reason, actor)
         return self.get_agent(name)
 
     async def process(
@@ -224,7 +234,7 @@ class AgentRegistry:
         with self.engine.connect() as connection:
             return response_of(connection, task)
 
-    def _change(self, name: str, values: dict[str, Any], reason: str | None) -> None:
+    def _change(self, name: str, values: dict[str, Any], reason: str | None, actor: actors.Actor | None = None) -> None:
         """Change an agent's row; processes that apply definitions at the same time wait."""
         check(reason, what="The reason", limit=MAX_REASON_BYTES)
         with Session(self.engine) as session, session.begin():
@@ -233,7 +243,8 @@ class AgentRegistry:
             session.execute(update(Agent).where(Agent.id == row.id).values(**values, status_reason=reason))
             states = log.changed(before, self._state(session, row.id))
             act = "agent.rollback" if "active_version_id" in values else "agent.status"
-            log.record(session.connection(), actors.local_actor(), act, name, namespace=self.namespace, **states)
+            actor = actor or actors.local_actor()
+            log.record(session.connection(), actor, act, name, namespace=self.namespace, **states)
             if "active_version_id" in values:
                 DefinitionStore(session, validate_code, self.namespace).check_circles()
 

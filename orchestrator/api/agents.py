@@ -1,24 +1,27 @@
-"""Agents over HTTP: the list, and every version of each agent."""
+"""Agents over HTTP: the list, every version of each agent, and the way back to an earlier one."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, RowMapping, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, TEXT
+from sqlalchemy.orm import Session
 
-from orchestrator.api import problems
+from orchestrator.api import body, problems
+from orchestrator.api.actors import Actor
 from orchestrator.api.auth import Caller
-from orchestrator.api.parameters import ItemPage, NamedPage, Namespace, Statements, Text
+from orchestrator.api.parameters import Database, ItemPage, NamedPage, Namespace, Statements, Text
 from shared.access.actors import Key
 from shared.access.roles import MASK, Permission
 from shared.access.scope import Scope
 from shared.contracts.documents import content_in_order
-from shared.errors import UnknownAgent
+from shared.errors import NotFound, UnknownAgent
+from shared.registry import AgentRegistry
 from shared.suggestions import similar_agents
 from shared.tasks.queries import Page, page_of
 
@@ -38,6 +41,7 @@ GET = text(
 VERSIONS = text(
     "SELECT id, number, checksum, created_at FROM agent_versions WHERE agent_id = :agent ORDER BY number DESC"
 )
+VERSION = text("SELECT definition, key_order FROM agent_versions WHERE agent_id = :agent AND number = :number")
 
 CONTRACT = ("name", "type", "description", "input_schema", "output_schema")
 
@@ -76,6 +80,24 @@ class Agent(AgentSummary):
     versions: list[AgentVersionSummary]
 
 
+class RollbackRequest(BaseModel):
+    """The version to go back to."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    version: int = Field(ge=1, le=2**31 - 1)
+    reason: str | None = Field(None, min_length=1, max_length=500)
+
+
+class AgentStatusRequest(BaseModel):
+    """The new status of an agent."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    status: Literal["active", "deprecated", "disabled"]
+    reason: str | None = Field(None, min_length=1, max_length=500)
+
+
 @router.get("", response_model=ItemPage[AgentSummary])
 def list_agents(query: NamedPage, database: Statements, key: Caller) -> Page:
     """All agents, by name."""
@@ -102,6 +124,48 @@ def get_agent(name: Text, query: Namespace, database: Statements, key: Caller) -
         definition = _shown(content_in_order(row["definition"], row["key_order"]), key)
         versions = list(connection.execute(VERSIONS, {"agent": row["id"]}).mappings())
         return {**row, "definition": definition, "versions": versions}
+
+
+@router.post(
+    "/{name}/rollback",
+    response_model=Agent,
+    responses=problems.documented(404, 413, 415),
+    openapi_extra=body.documented(RollbackRequest.model_json_schema()),
+)
+def roll_back(name: Text, query: Namespace, sent: body.SmallBody, database: Database, actor: Actor) -> dict[str, Any]:
+    """Makes an earlier version the active one, until a new text of the agent is applied. Tasks that were accepted
+    before keep their version. Going back to the newest version ends a rollback."""
+    asked = body.parse_model(RollbackRequest, sent)
+    with Session(database) as session:
+        AgentRegistry(session, query.namespace).roll_back(name, asked.version, asked.reason, actor=actor)
+    return get_agent(name, query, database, actor.key)
+
+
+@router.put(
+    "/{name}/status",
+    response_model=Agent,
+    responses=problems.documented(404, 413, 415),
+    openapi_extra=body.documented(AgentStatusRequest.model_json_schema()),
+)
+def set_status(name: Text, query: Namespace, sent: body.SmallBody, database: Database, actor: Actor) -> dict[str, Any]:
+    """Deprecates an agent (it still accepts tasks), disables it (accepted tasks still run), or lets it accept tasks
+    again."""
+    asked = body.parse_model(AgentStatusRequest, sent)
+    with Session(database) as session:
+        AgentRegistry(session, query.namespace).set_status(name, asked.status, asked.reason, actor=actor)
+    return get_agent(name, query, database, actor.key)
+
+
+def definition_of(connection: Connection, agent: dict[str, Any], number: int, key: Key) -> dict[str, Any]:
+    """Return what the key may see of the definition in a version of an agent that it reaches.
+
+    Raises:
+        NotFound: the agent has no such version.
+    """
+    found = connection.execute(VERSION, {"agent": agent["id"], "number": number}).one_or_none()
+    if found is None:
+        raise NotFound(f"The agent {agent['name']!r} has no version {number}.")
+    return _shown(content_in_order(found.definition, found.key_order), key)
 
 
 def is_reached(connection: Connection, scope: Scope, namespace: str, name: str) -> bool:

@@ -1,18 +1,22 @@
-"""The function store over HTTP: the list, the code, and every version of each function."""
+"""The function store over HTTP: the list, the code, every version of each function, its security events and status."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
-from sqlalchemy import text
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Connection, RowMapping, text
+from sqlalchemy.orm import Session
 
-from orchestrator.api import problems
-from orchestrator.api.parameters import ItemPage, NamedPage, Namespace, Statements, Text
+from orchestrator.api import body, problems
+from orchestrator.api.actors import Actor
+from orchestrator.api.masking import Payload
+from orchestrator.api.parameters import Database, ItemPage, NamedPage, Namespace, Statements, Text
 from shared.contracts.documents import content_in_order
+from shared.definitions.function_store import FunctionStore
 from shared.errors import NotFound
 from shared.tasks.queries import Page, page_of
 
@@ -32,6 +36,16 @@ VERSIONS = text(
     "SELECT id, number, checksum, status, status_reason, created_at FROM function_versions "
     "WHERE function_id = :function ORDER BY number DESC"
 )
+VERSION = text("SELECT definition, key_order FROM function_versions WHERE function_id = :function AND number = :number")
+EVENTS = text(
+    """
+    SELECT e.* FROM function_versions v CROSS JOIN LATERAL (
+        SELECT s.id, s.created_at AS at, s.kind, v.number AS version, s.task_id, s.detail FROM security_events s
+            WHERE s.function_version_id = v.id ORDER BY s.id DESC LIMIT :most) e
+        WHERE v.function_id = :function ORDER BY e.id DESC LIMIT :most
+    """
+)
+MOST_EVENTS = 50
 
 router = APIRouter(prefix="/v1/functions", tags=["functions"])
 
@@ -67,6 +81,32 @@ class Function(FunctionSummary):
     versions: list[FunctionVersionSummary]
 
 
+class SecurityEvent(BaseModel):
+    """A denied action, a kill, or a hash that did not match."""
+
+    at: datetime
+    kind: str
+    version: int
+    task_id: UUID | None
+    detail: Payload
+
+
+class SecurityEvents(BaseModel):
+    """The latest events of all versions, the newest first."""
+
+    items: list[SecurityEvent]
+
+
+class FunctionStatusRequest(BaseModel):
+    """The new status of a version: the active one, unless another is named."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    status: Literal["active", "deprecated", "quarantined"]
+    version: int | None = Field(None, ge=1, le=2**31 - 1)
+    reason: str | None = Field(None, min_length=1, max_length=500)
+
+
 @router.get("", response_model=ItemPage[FunctionSummary])
 def list_functions(query: NamedPage, database: Statements) -> Page:
     """All functions, by name."""
@@ -79,9 +119,51 @@ def list_functions(query: NamedPage, database: Statements) -> Page:
 def get_function(name: Text, query: Namespace, database: Statements) -> dict[str, Any]:
     """One function: its code, contract and versions."""
     with database.connect() as connection:
-        row = connection.execute(GET, {"namespace": query.namespace, "name": name}).mappings().one_or_none()
-        if row is None:
-            raise NotFound(f"There is no function named {name!r}. `minion functions` lists them.")
+        row = _head(connection, query.namespace, name)
         definition = content_in_order(row["definition"], row["key_order"])
         versions = list(connection.execute(VERSIONS, {"function": row["id"]}).mappings())
         return {**row, "definition": definition, "versions": versions}
+
+
+@router.get("/{name}/security-events", response_model=SecurityEvents, responses=problems.documented(404))
+def list_events(name: Text, query: Namespace, database: Statements) -> dict[str, Any]:
+    """The latest 50 security events: denied actions, kills by a limit, hashes that did not match."""
+    with database.connect() as connection:
+        function = _head(connection, query.namespace, name)["id"]
+        return {"items": connection.execute(EVENTS, {"function": function, "most": MOST_EVENTS}).mappings().all()}
+
+
+@router.put(
+    "/{name}/status",
+    response_model=Function,
+    responses=problems.documented(404, 413, 415),
+    openapi_extra=body.documented(FunctionStatusRequest.model_json_schema()),
+)
+def set_status(name: Text, query: Namespace, sent: body.SmallBody, database: Database, actor: Actor) -> dict[str, Any]:
+    """Deprecates a version, quarantines it (it runs nowhere, within a second), or makes it active again: then its
+    security events are counted from zero."""
+    asked = body.parse_model(FunctionStatusRequest, sent)
+    with Session(database) as session:
+        FunctionStore(session, query.namespace).set_status(
+            name, asked.status, version=asked.version, reason=asked.reason, actor=actor
+        )
+    return get_function(name, query, database)
+
+
+def definition_of(connection: Connection, function: dict[str, Any], number: int) -> dict[str, Any]:
+    """Return the definition in a version of a function.
+
+    Raises:
+        NotFound: the function has no such version.
+    """
+    found = connection.execute(VERSION, {"function": function["id"], "number": number}).one_or_none()
+    if found is None:
+        raise NotFound(f"The function {function['name']!r} has no version {number}.")
+    return content_in_order(found.definition, found.key_order)
+
+
+def _head(connection: Connection, namespace: str, name: str) -> RowMapping:
+    row = connection.execute(GET, {"namespace": namespace, "name": name}).mappings().one_or_none()
+    if row is None:
+        raise NotFound(f"There is no function named {name!r}. `minion functions` lists them.")
+    return row

@@ -81,6 +81,8 @@ READ, OPERATE = _tasks(P.TASKS_READ), _namespace(P.OPERATIONS_READ)
 SCRAPE = Rule((P.OPERATIONS_READ,), Reach.INSTALLATION, scraped=True)
 KEYS = _namespace(P.KEYS_MANAGE)
 ALERTS = _namespace(P.ALERTS_WRITE)
+# What is activated runs in all tasks of a namespace. The answer has the definition.
+ACTIVATE = _namespace(P.DEFINITIONS_ACTIVATE, P.DEFINITIONS_READ)
 # A webhook sends outputs and errors to its address.
 WEBHOOKS = _namespace(P.WEBHOOKS_WRITE, P.PAYLOADS_READ)
 # A stored schedule submits tasks with the input that it was given.
@@ -107,10 +109,18 @@ RULES: Mapping[str, Rule] = {
     "POST /v1/erasures": _namespace(P.TASKS_ERASE),
     "GET /v1/agents": _tasks(P.AGENTS_READ),
     "GET /v1/agents/{name}": _tasks(P.AGENTS_READ),
+    "POST /v1/agents/{name}/rollback": ACTIVATE,
+    "PUT /v1/agents/{name}/status": ACTIVATE,
+    # The scores are about all agents of a namespace.
+    "POST /v1/routes": _namespace(P.AGENTS_READ),
     "GET /v1/capabilities": _tasks(P.AGENTS_READ),
     "GET /v1/stats": READ,
     "GET /v1/functions": _namespace(P.DEFINITIONS_READ),
     "GET /v1/functions/{name}": _namespace(P.DEFINITIONS_READ),
+    "GET /v1/functions/{name}/security-events": _namespace(P.DEFINITIONS_READ),
+    "PUT /v1/functions/{name}/status": ACTIVATE,
+    "GET /v1/tools": _namespace(P.DEFINITIONS_READ),
+    "GET /v1/tools/{name}": _namespace(P.DEFINITIONS_READ),
     "GET /v1/workers": Rule((P.OPERATIONS_READ,), Reach.INSTALLATION),
     "GET /metrics": SCRAPE,
     "GET /v1/capabilities/{name}/scale": SCRAPE,

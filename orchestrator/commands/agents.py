@@ -1,4 +1,4 @@
-"""`minion agents`: list, show, and the lifecycle."""
+"""`minion agents`: list, show, test the routing, and the lifecycle."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.commands.output import AS_JSON, console, print_json, print_tab
 from shared.settings import get_settings
 
 app = typer.Typer(
-    help="Manage agents: list, show, activate, deprecate, disable, roll back.", invoke_without_command=True
+    help="Manage agents: list, show, route, activate, deprecate, disable, roll back.", invoke_without_command=True
 )
 REASON = typer.Option(None, "--reason", help="The reason, for the record.")
 
@@ -51,6 +51,25 @@ def show(name: str) -> None:
     """Show an agent's definition and versions as JSON."""
     with connect() as client:
         print_json(client.agent(name))
+
+
+@app.command()
+def route(message: str = typer.Argument(help="The last message of a task that names no agent.")) -> None:
+    """Show which agent a message would go to, and by which scores; nothing is submitted."""
+    with connect() as client:
+        found = client.route(message)
+    print_table(
+        ("agent", "score", ""),
+        (
+            (each["agent"], each["score"], "chosen" if each["agent"] == found["agent"] else "")
+            for each in found["scores"]
+        ),
+        empty="No agent has a word of the message in its name, capabilities or description.",
+    )
+    if found["problem"]:
+        console.print(f"The task would fail: {found['problem']}")
+    elif found["by"] == "setting":
+        console.print(f"MINION_ROUTING_AGENT sends all messages to {found['agent']}.")
 
 
 @app.command()

@@ -25,8 +25,11 @@ MAIN = (
     Place("/overview", "Overview", "g o"),
     Place("/tasks", "Tasks", "g t"),
     Place("/inbox", "Inbox", "g i"),
+    Place("/agents", "Agents", "g a"),
 )
 MORE: tuple[Place, ...] = (
+    Place("/functions", "Functions", "g f"),
+    Place("/tools", "Tools", "g x"),
     Place("/alerts", "Alerts", "g l"),
     Place("/schedules", "Schedules", "g h"),
     Place("/limits", "Limits", "g m"),

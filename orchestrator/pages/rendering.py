@@ -8,7 +8,7 @@ from functools import cache
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import structlog
 from fastapi import APIRouter, Request, Response
@@ -123,6 +123,13 @@ def tasks_where(namespace: str = DEFAULT_NAMESPACE, **terms: str) -> str:
     return link(f"/tasks?q={quote(written_query({**terms, **others}), safe='')}")
 
 
+def address_in(namespace: str, path: str, **query: Any) -> str:
+    """Return the address of a page about something in a namespace."""
+    others = {} if namespace == DEFAULT_NAMESPACE else {"namespace": namespace}
+    written = urlencode({**query, **others})
+    return link(path) + (f"?{written}" if written else "")
+
+
 @cache
 def _assets() -> dict[str, bytes]:
     folder = files(__package__) / "assets"
@@ -142,6 +149,7 @@ def _environment() -> Environment:
     made.filters["quoted"] = lambda value: quote(str(value), safe="")
     made.globals["between"] = formats.between
     made.globals["tasks_where"] = tasks_where
+    made.globals["address_in"] = address_in
     return made
 
 

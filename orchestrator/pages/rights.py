@@ -11,6 +11,13 @@ TASK = "/tasks/{task_id}"
 SEE = API["GET /v1/tasks/{task_id}"]
 CAPABILITIES = API["GET /v1/capabilities"]
 ALERTS = API["GET /v1/alerts"]
+AGENT = API["GET /v1/agents/{name}"]
+ROUTES = API["POST /v1/routes"]
+SUBMIT = API["POST /v1/tasks"]
+STATS = API["GET /v1/stats"]
+TOOLS = API["GET /v1/tools"]
+FUNCTION = API["GET /v1/functions/{name}"]
+AUDIT = API["GET /v1/audit"]
 
 RULES: Mapping[str, Rule] = {
     "GET /overview": API["GET /v1/stats"],
@@ -76,5 +83,21 @@ RULES: Mapping[str, Rule] = {
     "POST /silences/add": API["POST /v1/silences"],
     "POST /silences/remove": API["DELETE /v1/silences/{silence_id}"],
     "GET /audit": API["GET /v1/audit"],
+    "GET /agents": API["GET /v1/agents"],
+    "GET /agents/{name}": AGENT,
+    "GET /agents/{name}/raw": AGENT,
+    "GET /agents/{name}/try": SUBMIT,
+    "POST /agents/{name}/try": SUBMIT,
+    "POST /agents/{name}/rollback": API["POST /v1/agents/{name}/rollback"],
+    "POST /agents/{name}/status": API["PUT /v1/agents/{name}/status"],
+    "GET /routing": ROUTES,
+    "POST /routing": ROUTES,
+    "GET /functions": API["GET /v1/functions"],
+    "GET /functions/{name}": FUNCTION,
+    "GET /functions/{name}/raw": FUNCTION,
+    "POST /functions/{name}/status": API["PUT /v1/functions/{name}/status"],
+    "GET /tools": TOOLS,
+    "GET /tools/{name}": API["GET /v1/tools/{name}"],
+    "GET /tools/{name}/raw": API["GET /v1/tools/{name}"],
 }
 """By method and path, as the routes have them."""

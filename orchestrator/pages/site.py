@@ -13,9 +13,11 @@ from orchestrator.api.base_path import check_base_path
 from orchestrator.api.login.pages import see_other
 from orchestrator.pages import (
     acts,
+    agents,
     alerts,
     audit,
     budgets,
+    functions,
     inbox,
     keys,
     limits,
@@ -24,11 +26,14 @@ from orchestrator.pages import (
     overview,
     raw,
     rendering,
+    routing,
     schedules,
     secrets,
     silences,
     task_list,
     task_page,
+    tools,
+    try_agent,
     webhooks,
 )
 from orchestrator.pages.access import authorize
@@ -37,7 +42,8 @@ from orchestrator.pages.rights import RULES
 from shared.database.connections import autocommit
 
 OPERATIONS = (schedules, limits, budgets, webhooks, secrets, keys, alerts, silences, audit)
-PAGES = (overview, live, task_list, task_page, raw, inbox, acts, *OPERATIONS)
+DEFINITIONS = (agents, try_agent, routing, functions, tools)
+PAGES = (overview, live, task_list, task_page, raw, inbox, acts, *DEFINITIONS, *OPERATIONS)
 """The modules whose pages need a login. The addresses of streams come before those of tasks."""
 POOL_SIZE = 4
 STATEMENT_TIMEOUT = "3s"

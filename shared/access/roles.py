@@ -21,6 +21,7 @@ class Permission(StrEnum):
     PAYLOADS_READ = "payloads:read"
     AGENTS_READ = "agents:read"
     DEFINITIONS_READ = "definitions:read"
+    DEFINITIONS_ACTIVATE = "definitions:activate"
     OPERATIONS_READ = "operations:read"
     LIMITS_WRITE = "limits:write"
     ALERTS_WRITE = "alerts:write"
@@ -59,6 +60,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Permission]]] = {
         P.TASKS_SIGNAL,
         P.TASKS_REPLAY,
         P.BUDGETS_RAISE,
+        P.DEFINITIONS_ACTIVATE,
         P.LIMITS_WRITE,
         P.ALERTS_WRITE,
         P.SCHEDULES_WRITE,

@@ -36,15 +36,21 @@ def load(path: Path) -> list[AnyDefinition]:
 
 
 def dump(definition: AnyDefinition) -> str:
-    """Return a definition as a YAML document that loads again unchanged, without fields that have their default values.
+    """Return a definition as a YAML document that loads again unchanged, without fields that have default values."""
+    return write(document_of(definition))
 
-    Hidden characters are written as escapes, so that they are visible to a reader.
-    """
+
+def document_of(definition: AnyDefinition) -> dict[str, Any]:
+    """Return a definition as plain data, without fields that have their default values."""
     plain = definition.model_dump(mode="json", exclude_defaults=True)
     if "soft_time_limit" in plain.get("config", {}):
         # If it were left out, it would follow the soft limit.
         plain["config"]["time_limit"] = definition.model_dump()["config"]["time_limit"]
-    document = {"kind": definition.kind, "name": definition.name, **plain}
+    return {"kind": definition.kind, "name": definition.name, **plain}
+
+
+def write(document: dict[str, Any]) -> str:
+    """Return plain data as a YAML document. Hidden characters are written as escapes, so that a reader sees them."""
     return visible(yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110))
 
 

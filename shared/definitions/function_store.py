@@ -112,11 +112,20 @@ class FunctionStore:
         return "\n".join(lines)
 
     def set_status(
-        self, name: str, status: str, *, version: int | None = None, reason: str | None = None
+        self,
+        name: str,
+        status: str,
+        *,
+        version: int | None = None,
+        reason: str | None = None,
+        actor: actors.Actor | None = None,
     ) -> StoredFunction:
         """Make a version `active`, `deprecated` (still runs) or `quarantined` (does not run).
 
         Making a version active again ends its quarantine: the count of security events starts over.
+
+        Args:
+            actor: for the audit log; None: the user of the operating system.
 
         Raises:
             NotFound: there is no such function or version.
@@ -139,7 +148,7 @@ class FunctionStore:
             target = f"{name}@{function.number}"
             log.record(
                 session.connection(),
-                actors.local_actor(),
+                actor or actors.local_actor(),
                 "function.status",
                 target,
                 namespace=self.namespace,

@@ -64,6 +64,13 @@ class Route:
         return {"by": self.by, "agent": self.agent, "scores": self.scores}
 
 
+def ranked(
+    connection: Connection, message: str, *, namespace: str = "default", among: Sequence[str] | None = None
+) -> dict[str, float]:
+    """Return the scores of the ten agents that fit the message best, the best first."""
+    return {row.name: round(row.score, 6) for row in connection.execute(RANK, _values(message, namespace, among))}
+
+
 def choose(
     connection: Connection, message: str, *, namespace: str = "default", among: Sequence[str] | None = None
 ) -> Route:
@@ -75,7 +82,7 @@ def choose(
     Raises:
         AmbiguousRoute: none fits, or the best ones fit equally well; the message lists the candidates.
     """
-    values = {"message": message[:10_000], "namespace": namespace, "among": list(among) if among else None}
+    values = _values(message, namespace, among)
     rows = connection.execute(RANK, values).all()
     if not rows:
         names = list(connection.scalars(NAMES, values))
@@ -106,3 +113,7 @@ def candidates(connection: Connection, among: Sequence[str], *, namespace: str =
     return [
         dict(row) for row in connection.execute(CANDIDATES, {"namespace": namespace, "among": list(among)}).mappings()
     ]
+
+
+def _values(message: str, namespace: str, among: Sequence[str] | None) -> dict[str, Any]:
+    return {"message": message[:10_000], "namespace": namespace, "among": list(among) if among else None}

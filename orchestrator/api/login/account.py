@@ -33,6 +33,7 @@ TEXTS: Final = {
     P.PAYLOADS_READ: "see inputs, outputs, prompts and errors",
     P.AGENTS_READ: "see agents and capabilities",
     P.DEFINITIONS_READ: "see definitions and the code of functions",
+    P.DEFINITIONS_ACTIVATE: "roll back and disable agents, quarantine functions, and undo it",
     P.OPERATIONS_READ: "see pauses, limits, stops, standing budgets, schedules, webhooks, workers and alerts",
     P.LIMITS_WRITE: "change pauses, limits, stops and standing budgets",
     P.ALERTS_WRITE: "acknowledge and silence alerts",

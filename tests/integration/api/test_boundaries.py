@@ -48,6 +48,10 @@ BODIES: dict[str, Any] = {
     "PUT /v1/limits/{scope}/{name}": {"max_running": 1},
     "POST /v1/silences": {"rule": "unserved", "until": SOON, "reason": "known"},
     "POST /v1/keys": {"name": "new", "role": "viewer"},
+    "POST /v1/agents/{name}/rollback": {"version": 1},
+    "PUT /v1/agents/{name}/status": {"status": "disabled"},
+    "POST /v1/routes": {"message": "hello"},
+    "PUT /v1/functions/{name}/status": {"status": "quarantined"},
     "POST /v1/stops": {"scope": "agent", "name": "Ours"},
     "PUT /v1/budgets": {"scope": "agent", "name": "Ours", "period": "day", "dollars": 1},
 }
