@@ -25,6 +25,7 @@ REQUESTS: dict[tuple[str, str], Any] = {
     ("post", "/v1/tasks/{task_id}/budget"): {"add_dollars": 0.5},
     ("post", "/v1/replays"): {"agent": "triage", "states": ["failed"], "dry_run": True},
     ("post", "/v1/erasures"): {"tenant": "acme", "dry_run": True},
+    ("put", "/v1/errors/{fingerprint}"): {"state": "resolved", "reason": "Version 4 reads both formats."},
     ("put", "/v1/pauses/{scope}/{name}"): {"reason": "The provider is down."},
     ("put", "/v1/limits/{scope}/{name}"): {"max_running": 5, "rate": "100/m"},
     ("put", "/v1/budgets"): {"scope": "agent", "name": "triage", "period": "day", "dollars": 5},
