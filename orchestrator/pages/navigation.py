@@ -25,8 +25,11 @@ MAIN = (
     Place("/overview", "Overview", "g o"),
     Place("/tasks", "Tasks", "g t"),
     Place("/inbox", "Inbox", "g i"),
+    Place("/errors", "Errors", "g e"),
+    Place("/workers", "Workers", "g w"),
+    Place("/analytics", "Analytics", "g s"),
 )
-MORE: tuple[Place, ...] = ()
+MORE: tuple[Place, ...] = (Place("/capabilities", "Capabilities", "g c"),)
 
 
 def reachable(places: Iterable[Place], key: Key | None) -> list[Place]:

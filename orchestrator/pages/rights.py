@@ -11,6 +11,9 @@ TASK = "/tasks/{task_id}"
 SEE = API["GET /v1/tasks/{task_id}"]
 CAPABILITIES = API["GET /v1/capabilities"]
 ALERTS = API["GET /v1/alerts"]
+PAUSES = API["GET /v1/pauses"]
+SCALE = API["GET /v1/capabilities/{name}/scale"]
+ERROR = "/errors/{fingerprint}"
 
 RULES: Mapping[str, Rule] = {
     "GET /overview": API["GET /v1/stats"],
@@ -35,5 +38,19 @@ RULES: Mapping[str, Rule] = {
     "GET /inbox/live": API["GET /v1/tasks"],
     "GET /inbox/{task_id}": API["GET /v1/tasks/{task_id}/why"],
     "GET /inbox/{task_id}/raw": API["GET /v1/tasks/{task_id}/why"],
+    "GET /errors": API["GET /v1/errors"],
+    "GET /errors/live": API["GET /v1/errors"],
+    f"GET {ERROR}": API["GET /v1/errors/{fingerprint}"],
+    f"POST {ERROR}/decide": API["PUT /v1/errors/{fingerprint}"],
+    f"GET {ERROR}/replay": API["POST /v1/replays"],
+    f"POST {ERROR}/replay": API["POST /v1/replays"],
+    "GET /capabilities": CAPABILITIES,
+    "GET /capabilities/live": CAPABILITIES,
+    "POST /capabilities/pause": API["PUT /v1/pauses/{scope}/{name}"],
+    "POST /capabilities/resume": API["DELETE /v1/pauses/{scope}/{name}"],
+    "GET /workers": API["GET /v1/workers"],
+    "GET /workers/live": API["GET /v1/workers"],
+    "GET /analytics": API["GET /v1/stats"],
+    "GET /analytics/csv": API["GET /v1/stats"],
 }
 """By method and path, as the routes have them."""

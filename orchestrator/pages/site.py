@@ -11,14 +11,27 @@ from orchestrator.api import rights
 from orchestrator.api.app import limited_engine
 from orchestrator.api.base_path import check_base_path
 from orchestrator.api.login.pages import see_other
-from orchestrator.pages import acts, inbox, live, overview, raw, rendering, task_list, task_page
+from orchestrator.pages import (
+    acts,
+    analytics,
+    capabilities,
+    errors,
+    inbox,
+    live,
+    overview,
+    raw,
+    rendering,
+    task_list,
+    task_page,
+    workers,
+)
 from orchestrator.pages.access import authorize
 from orchestrator.pages.live import Streams
 from orchestrator.pages.rights import RULES
 from shared.database.connections import autocommit
 
-PAGES = (overview, live, task_list, task_page, raw, inbox, acts)
-"""The modules whose pages need a login. The addresses of streams come before those of tasks."""
+PAGES = (overview, live, task_list, task_page, raw, inbox, acts, errors, capabilities, workers, analytics)
+"""The modules whose pages need a login. The addresses of streams come before those of tasks and errors."""
 POOL_SIZE = 4
 STATEMENT_TIMEOUT = "3s"
 # Every query has an index. The planner prefers to read all of a table where a page needs the beginning of an index.

@@ -31,15 +31,19 @@ FORMS: dict[str, dict[str, str]] = {
     "POST /tasks/{task_id}/budget": {"stop": "1"},
     "POST /tasks/{task_id}/decide": {"verdict": "approve", "step": "1"},
     "POST /tasks/{task_id}/resume": {"scope": "agent", "name": "none"},
+    "POST /errors/{fingerprint}/decide": {"state": "resolved"},
+    "POST /errors/{fingerprint}/replay": {"rate": "1"},
+    "POST /capabilities/pause": {"name": "none"},
+    "POST /capabilities/resume": {"name": "none"},
 }
 
 
 def call(browser: Browser, endpoint: str, token: str, task: str) -> httpx2.Response:
     """Open a page, or send its form; a stream is not read."""
     method, path = endpoint.split(" ")
-    path = (
-        path.replace("{task_id}", task).replace("{other_id}", task).replace("{number}", "1").replace("{what}", "input")
-    )
+    names = {"task_id": task, "other_id": task, "number": "1", "what": "input", "fingerprint": task}
+    for name, value in names.items():
+        path = path.replace(f"{{{name}}}", value)
     assert "{" not in path, f"{endpoint}: give its path parameters here"
     if method == "POST":
         return browser.post(path, {**FORMS.get(endpoint, {}), "csrf_token": token})
@@ -107,7 +111,7 @@ def test_foreign_tasks_are_like_unknown_ones(logged_in: Open, client: Client, da
         answers = [_normal(call(browser, endpoint, token, task)) for task in (foreign, str(uuid4()))]
         assert answers[0][0] in (403, 404), endpoint
         assert answers[0] == answers[1], endpoint
-    for page in ("/overview", "/tasks", "/inbox", f"/tasks?q={foreign[:20]}"):
+    for page in ("/overview", "/tasks", "/inbox", f"/tasks?q={foreign[:20]}", "/errors", "/capabilities", "/analytics"):
         shown = browser.get(page)
         assert foreign not in shown.text, page
         assert kind.startswith("tenant") or "Theirs" not in shown.text, page
