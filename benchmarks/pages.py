@@ -122,6 +122,27 @@ LARGE_OUTPUT = text(
     "UPDATE task_outcomes SET output = (SELECT jsonb_agg(md5(n::text)) FROM generate_series(1, :bytes / 36) n) "
     "WHERE task_id = :task"
 )
+# Ends of rows that SQL created are not counted, so their counts are created too: hours of 14 days, and 90 days.
+COUNTS = text(
+    """
+    INSERT INTO statistics (grain, kind, bucket, namespace, agent, version, capability, tenant, outcome, step, name,
+                            count, microdollars, input_tokens, run_seconds, runs, waits)
+        SELECT g.grain, k.kind, b.bucket, 'default', 'agent-' || a, 1, 'bench', 'tenant-' || a % 50,
+               CASE k.kind WHEN 'failure' THEN '' WHEN 'step' THEN 'finished' ELSE k.outcome END, k.step,
+               CASE k.kind WHEN 'failure' THEN 'f' || a % 20 WHEN 'step' THEN 'claude-sonnet-5-5' ELSE '' END,
+               k.count, CASE k.kind WHEN 'step' THEN 1200 ELSE 0 END, CASE k.kind WHEN 'step' THEN 900 ELSE 0 END, 1,
+               CASE WHEN k.kind IN ('execution', 'step') THEN array_fill(k.count, ARRAY[20]) ELSE '{}' END,
+               CASE k.kind WHEN 'execution' THEN array_fill(k.count, ARRAY[12]) ELSE '{}' END
+            FROM (VALUES ('hour', interval '1 h', 336), ('day', interval '1 d', 90)) AS g (grain, width, buckets),
+            LATERAL (SELECT date_trunc(g.grain, now(), 'UTC') - n * g.width AS bucket
+                         FROM generate_series(0, g.buckets - 1) AS n) AS b,
+            generate_series(0, :agents - 1) AS a,
+            (VALUES ('task', 'succeeded', '', 95::bigint), ('task', 'failed', '', 5),
+                    ('execution', 'succeeded', '', 95), ('execution', 'failed', '', 5),
+                    ('step', '', 'model_call', 95), ('failure', '', 'tool_error', 5))
+                AS k (kind, outcome, step, count)
+    """
+)
 SOME = text("SELECT task_id FROM task_status WHERE state = :state ORDER BY task_id DESC OFFSET :skip LIMIT 1")
 ROOT = text("SELECT root_id FROM tasks WHERE depth = 1 LIMIT 1")
 
@@ -210,6 +231,9 @@ def fill(engine: Engine, tasks: int) -> None:
             for statement in FILL:
                 connection.execute(text(statement), {"tasks": min(BATCH, tasks - done), "agents": AGENTS})
     with engine.begin() as connection:
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+        connection.execute(COUNTS, {"agents": AGENTS})
+    with engine.begin() as connection:
         connection.execute(text("SET LOCAL session_replication_role = replica"))
         connection.execute(GROW_TREES, {"tree": TREE, "trees": TREES})
         journal = connection.scalar(SOME, {"state": "succeeded", "skip": 1})
@@ -285,6 +309,16 @@ def paths(engine: Engine) -> dict[str, str]:
         "function": "/functions/long?a=1&b=100",
         "tools": "/tools",
         "tool": "/tools/echo",
+        "errors": "/errors",
+        "errors, 90 days": "/errors?last=90d&state=all",
+        "error": "/errors/f3",
+        "error, replay": "/errors/f3/replay",
+        "workers": "/workers",
+        "capabilities": "/capabilities",
+        "analytics": "/analytics",
+        "analytics: agent and key": "/analytics?by=agent&by=key&last=7d&measure=dollars",
+        "analytics: 90 days": "/analytics?by=version&last=90d",
+        "analytics, CSV": "/analytics/csv?by=agent&by=key",
     }
 
 

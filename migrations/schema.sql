@@ -343,6 +343,18 @@ CREATE TABLE conversations (
 ALTER TABLE ONLY conversations
     ADD CONSTRAINT conversations_pkey PRIMARY KEY (namespace, id);
 
+CREATE TABLE error_states (
+    namespace text NOT NULL,
+    fingerprint text NOT NULL,
+    state text NOT NULL,
+    reason text,
+    changed_at timestamp with time zone DEFAULT now() NOT NULL,
+    changed_by text NOT NULL,
+    CONSTRAINT error_states_state_check CHECK ((state = ANY (ARRAY['resolved'::text, 'ignored'::text])))
+);
+ALTER TABLE ONLY error_states
+    ADD CONSTRAINT error_states_pkey PRIMARY KEY (namespace, fingerprint);
+
 CREATE TABLE executions (
     task_id uuid NOT NULL,
     claim integer NOT NULL,
@@ -900,7 +912,7 @@ ALTER TABLE ONLY task_outcomes
     ADD CONSTRAINT task_outcomes_pkey PRIMARY KEY (task_id);
 CREATE INDEX task_outcomes_content_idx ON task_outcomes USING btree (output_sha256) WHERE (output_sha256 IS NOT NULL);
 CREATE INDEX task_outcomes_ended_in_idx ON task_outcomes USING btree (ended_in) WHERE (ended_in IS NOT NULL);
-CREATE INDEX task_outcomes_fingerprint_idx ON task_outcomes USING btree (error_fingerprint) WHERE (state = 'failed'::text);
+CREATE INDEX task_outcomes_error_idx ON task_outcomes USING btree (error_fingerprint, finished_at) WHERE (state = 'failed'::text);
 CREATE TRIGGER task_outcomes_immutable BEFORE UPDATE ON task_outcomes FOR EACH ROW WHEN (((to_jsonb(old.*) - 'ended_in'::text) IS DISTINCT FROM (to_jsonb(new.*) - 'ended_in'::text))) EXECUTE FUNCTION minion_refuse_change();
 ALTER TABLE ONLY task_outcomes
     ADD CONSTRAINT task_outcomes_output_sha256_fkey FOREIGN KEY (output_sha256) REFERENCES contents(sha256);
@@ -1210,6 +1222,7 @@ CREATE TABLE workers (
     started_at timestamp with time zone DEFAULT now() NOT NULL,
     last_seen timestamp with time zone DEFAULT now() NOT NULL,
     packages text[],
+    memory_bytes bigint,
     CONSTRAINT workers_status_check CHECK ((status = ANY (ARRAY['online'::text, 'stopped'::text, 'lost'::text])))
 );
 ALTER TABLE ONLY workers

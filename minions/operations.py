@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 from uuid import UUID, uuid4
@@ -56,6 +57,60 @@ class Operations:
     def dead_letters(self, agent: str | None = None, namespace: str | None = None) -> Iterator[dict[str, Any]]:
         """Yield failed tasks without a replay, grouped by the kind of error."""
         return self._transport.pages("/v1/dead-letters", {"agent": agent, "namespace": namespace, "limit": PAGE})
+
+    def errors(
+        self,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        agent: str | None = None,
+        state: str | None = None,
+        namespace: str | None = None,
+        limit: int = 100,
+    ) -> dict[str, Any]:
+        """Return the kinds of errors of a time range, the most frequent first, with the number of all failures.
+
+        Args:
+            since: by default a day ago.
+            agent: only failures of this agent.
+            state: only kinds in this state: `open`, `reopened`, `resolved` or `ignored`.
+        """
+        filters = {"agent": agent, "state": state, "namespace": namespace, "limit": limit}
+        found: dict[str, Any] = self._transport.get("/v1/errors", params={**_range(since, until), **filters})
+        return found
+
+    def error(
+        self,
+        fingerprint: str,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        namespace: str | None = None,
+    ) -> dict[str, Any]:
+        """Return one kind of error, with its number by the hour or the day.
+
+        Raises:
+            NotFound: no failure of it is known.
+        """
+        params = {**_range(since, until), "namespace": namespace}
+        found: dict[str, Any] = self._transport.get(_error_path(fingerprint), params=params)
+        return found
+
+    def decide_error(
+        self, fingerprint: str, state: str, reason: str | None = None, namespace: str | None = None
+    ) -> dict[str, Any]:
+        """Resolve or ignore a kind of error, or open it again. A resolved one reopens when a task fails with it.
+
+        Args:
+            state: `resolved`, `ignored` or `open`.
+
+        Raises:
+            NotFound: no failure of it is known.
+        """
+        body = to_json(given(state=state, reason=reason), what="The decision")
+        params = {"namespace": namespace}
+        decided: dict[str, Any] = self._transport.put(_error_path(fingerprint), body, params=params)
+        return decided
 
     def pause(self, scope: str, name: str, reason: str | None = None, namespace: str | None = None) -> dict[str, Any]:
         """Keep the tasks of a `capability`, an `agent` or a `key` from starting."""
@@ -373,6 +428,17 @@ class Operations:
         path = f"/v1/webhooks/deliveries/{quote(str(delivery), safe='')}/retry"
         found: dict[str, Any] = self._transport.post(path, "{}", safe=True)
         return found
+
+
+def _error_path(fingerprint: str) -> str:
+    return f"/v1/errors/{quote(fingerprint, safe='')}"
+
+
+def _range(since: datetime | None, until: datetime | None) -> dict[str, str | None]:
+    return {
+        "since": since.isoformat() if since else None,
+        "until": until.isoformat() if until else None,
+    }
 
 
 def _rule_path(kind: str, scope: str, name: str) -> str:

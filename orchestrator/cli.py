@@ -27,6 +27,7 @@ from orchestrator.commands import (
     diff,
     doctor,
     erase,
+    errors,
     functions,
     keys,
     processes,
@@ -60,7 +61,7 @@ GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Run Minions", (processes,)),
     ("Tasks", (tasks, budgets, diff)),
     ("Tasks that wait for a person", (decisions,)),
-    ("Failed tasks", (replays,)),
+    ("Failed tasks", (errors, replays)),
     ("When tasks start", (rules, standing_budgets, schedules)),
     ("Definitions", (definitions, agents, functions, secrets)),
     (

@@ -155,6 +155,7 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = None
     allow_short_api_key: bool = False
     flower_password: SecretStr | None = None
+    flower_url: str | None = Field(None, pattern=r"^https?://[^\s/][^\s]*$", max_length=2000)
     metrics_token: SecretStr | None = None
     alert_urls: SecretStr | None = None
     alert_pending_seconds: float = Field(3600.0, ge=0, le=31_622_400)

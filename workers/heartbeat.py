@@ -34,6 +34,7 @@ from shared.settings import Settings
 from shared.tasks import lifecycle
 from workers import time_limits
 from workers.interrupter import Interrupter
+from workers.memory import MemoryGauge
 from workers.monitoring import Monitors, event_of_lost_child
 
 log = structlog.get_logger(__name__)
@@ -49,8 +50,8 @@ REGISTER = text(
     """
 )
 BEAT = text(
-    "UPDATE workers SET last_seen = now(), busy = :busy, slots = :slots, active = :active, idle_since = "
-    "CASE WHEN :idle THEN COALESCE(idle_since, now()) END, status = 'online' WHERE id = :id RETURNING 1"
+    "UPDATE workers SET last_seen = now(), busy = :busy, slots = :slots, active = :active, memory_bytes = :memory, "
+    "idle_since = CASE WHEN :idle THEN COALESCE(idle_since, now()) END, status = 'online' WHERE id = :id RETURNING 1"
 )
 STOPPED = text("UPDATE workers SET status = 'stopped', busy = 0, active = '{}', idle_since = NULL WHERE id = :id")
 HELD = text("SELECT task_id, claim FROM task_status WHERE worker_id = :id AND state = 'running'")
@@ -112,6 +113,7 @@ class Heartbeat:
         self.interrupter = Interrupter(settings.cancel_grace_seconds) if "prefork" in str(worker.pool_cls) else None
         self._registered = False
         self._latest_slots = 1
+        self._memory = MemoryGauge()
         self.monitors = Monitors(worker)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -209,6 +211,7 @@ class Heartbeat:
         # Messages that wait for a full lane are not lost.
         idle = busy < slots and not (lane and lane.unstarted)
         values = {"id": WORKER_ID, "busy": busy, "slots": slots, "active": active, "idle": idle}
+        values["memory"] = self._memory.read()
         with self.engine.begin() as connection:
             return connection.scalar(BEAT, values) is not None
 

@@ -22,6 +22,7 @@ from orchestrator.api import (
     capabilities,
     documentation,
     erasures,
+    errors,
     events,
     examples,
     functions,
@@ -96,6 +97,7 @@ GUARDED = (
     metrics,
     stats,
     alerts,
+    errors,
 )
 """The modules whose routes need an API key: `orchestrator.api.rights` has what it must be allowed to do."""
 LOGIN = (form, account, oidc, link)

@@ -29,6 +29,7 @@ REQUESTS: dict[tuple[str, str], Any] = {
     ("put", "/v1/agents/{name}/status"): {"status": "disabled", "reason": "It answers in the wrong language."},
     ("post", "/v1/routes"): {"message": "I was charged twice"},
     ("put", "/v1/functions/{name}/status"): {"status": "quarantined", "reason": "It reads what it should not."},
+    ("put", "/v1/errors/{fingerprint}"): {"state": "resolved", "reason": "Version 4 reads both formats."},
     ("put", "/v1/pauses/{scope}/{name}"): {"reason": "The provider is down."},
     ("put", "/v1/limits/{scope}/{name}"): {"max_running": 5, "rate": "100/m"},
     ("put", "/v1/budgets"): {"scope": "agent", "name": "triage", "period": "day", "dollars": 5},

@@ -16,7 +16,7 @@ from shared.tasks.queries import Page, page_of
 WORKERS = text("""
     SELECT id, name, capabilities, slots, busy, status,
            status = 'online' AND last_seen > now() - CAST(:lease AS interval) AS live,
-           pool, host, pid, version, packages, started_at, last_seen
+           pool, host, pid, version, packages, memory_bytes, started_at, last_seen
         FROM workers
         WHERE (CAST(:status AS text) IS NULL OR status = :status) AND (CAST(:before AS uuid) IS NULL OR id < :before)
         ORDER BY id DESC LIMIT :most
@@ -41,6 +41,9 @@ class Worker(BaseModel):
     version: str
     packages: list[str] | None = Field(
         description="Packages that functions may import there; null if it does not report them."
+    )
+    memory_bytes: int | None = Field(
+        description="Memory of its processes, in which a shared page counts once; null if it does not report it."
     )
     started_at: datetime
     last_seen: datetime

@@ -238,6 +238,7 @@ class LocalSystem:
         if self.flower:
             self.facts["flower_port"] = self._take_port("Flower", FLOWER_PORT)
             self.facts["places"]["Flower"] = f"http://127.0.0.1:{self.facts['flower_port']}"
+            _set_default("MINION_FLOWER_URL", self.facts["places"]["Flower"])
 
     def _take_port(self, who: str, preferred: int) -> int:
         """Return the preferred port if it is free, else any free one, and report it. No other `minion up` takes it."""

@@ -43,6 +43,10 @@ FILTERS = """
     AND (CAST(:tenant AS text) IS NULL OR tenant = :tenant)
     AND (CAST(:tenant_prefix AS text) IS NULL OR starts_with(tenant, :tenant_prefix))
 """
+HISTOGRAMS = {
+    column: f"ARRAY[{', '.join(f'sum({column}[{n}])' for n in range(1, len(histogram.BOUNDS) + 2))}]::bigint[]"
+    for column in ("runs", "waits")
+}
 LISTS = [bindparam(name, type_=ARRAY(TEXT)) for name in ("kinds", "only_agents", "only_capabilities")]
 AGE = text("SELECT GREATEST(extract(epoch FROM now() - counted_at), 0)::float8 FROM statistics_state")
 
@@ -55,6 +59,8 @@ class Question:
 
     Attributes:
         by: what the items are grouped by.
+        kinds: the kinds of work that are summed up, if it is not about steps.
+        coarse: days answer, also in a range of 14 days at most.
         filters: values of `namespace`, `agent`, `version`, `capability`, `key`, `model`, `function`, and the bounds of
             the reader's scope: see `shared.access.scope.Scope.conditions`.
     """
@@ -62,6 +68,8 @@ class Question:
     since: datetime
     until: datetime
     by: tuple[By, ...] = ()
+    kinds: tuple[str, ...] = ("task", "execution", "step")
+    coarse: bool = False
     filters: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,7 +84,8 @@ class Question:
     def grain(self) -> str:
         """The size of the buckets that answer."""
         recent = self.since > datetime.now(UTC) - HOURS_KEPT
-        return "hour" if recent and self.until - self.since <= HOURS_FOR and "day" not in self.by else "day"
+        short = self.until - self.since <= HOURS_FOR and not self.coarse
+        return "hour" if recent and short and "day" not in self.by else "day"
 
     @property
     def about_steps(self) -> bool:
@@ -97,24 +106,36 @@ class _Sums:
 
     amounts: dict[str, dict[str, int]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(int)))
     outcomes: dict[str, dict[str, int]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(int)))
-    runs: dict[str, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
-    waits: dict[str, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
+    runs: Sequence[int] = ()
+    waits: Sequence[int] = ()
     calls: int = 0
 
 
-def answer(connection: Connection, question: Question, *, limit: int) -> dict[str, Any]:
-    """Return the items with the highest counts first."""
-    since, until = question.range
-    values = _values(question, since, until)
+def answer(
+    connection: Connection,
+    question: Question,
+    *,
+    limit: int,
+    times: Sequence[str] = tuple(HISTOGRAMS),
+    failures: bool = True,
+) -> dict[str, Any]:
+    """Return the items with the highest counts first.
+
+    Args:
+        times: the histograms to read, which take most of the work; without one there are no quantiles of it.
+        failures: with the most frequent failures of each item.
+    """
+    values = values_of(question)
     items: dict[Group, _Sums] = defaultdict(_Sums)
     _read_sums(connection, question, values, items)
-    _read_histograms(connection, question, values, items)
+    if times:
+        _read_times(connection, question, values, items, times)
     main = "step" if question.about_steps else "task"
     ranked = sorted(items.items(), key=lambda item: (-item[1].amounts[main]["count"], str(item[0])))[:limit]
-    failures = {} if question.about_steps else _failures(connection, question, values)
+    found = _failures(connection, question, values) if failures and not question.about_steps else {}
     return {
-        "since": since,
-        "until": until,
+        "since": values["since"],
+        "until": values["until"],
         "grain": question.grain,
         "about": f"{main}s",
         "age_seconds": connection.scalar(AGE),
@@ -122,14 +143,16 @@ def answer(connection: Connection, question: Question, *, limit: int) -> dict[st
             {
                 **dict(zip(question.by, group, strict=True)),
                 **_item(sums, main),
-                "failures": failures.get(group, []),
+                "failures": found.get(group, []),
             }
             for group, sums in ranked
         ],
     }
 
 
-def _values(question: Question, since: datetime, until: datetime) -> dict[str, Any]:
+def values_of(question: Question) -> dict[str, Any]:
+    """Return the parameters of `FILTERS`."""
+    since, until = question.range
     names = ("namespace", "agent", "version", "capability", "key", "model", "function", "tenant", "tenant_prefix")
     return {
         **{name: question.filters.get(name) for name in names},
@@ -138,25 +161,23 @@ def _values(question: Question, since: datetime, until: datetime) -> dict[str, A
         "only_models": "model" in question.by,
         "only_functions": "function" in question.by,
         "grain": question.grain,
-        "kinds": ["step"] if question.about_steps else ["task", "execution", "step"],
+        "kinds": ["step"] if question.about_steps else list(question.kinds),
         "since": since,
         "until": until,
     }
 
 
-def _select(question: Question, columns: str, source: str, more: str) -> Any:
-    groups = [COLUMNS.get(name, name) for name in question.by]
-    positions = ", ".join(map(str, range(1, len(groups) + more.count(",") + 2)))
-    return text(
-        f"SELECT {', '.join([*groups, more, columns])} FROM {source} "  # noqa: S608 - from the lists above
-        f"WHERE {FILTERS} GROUP BY {positions}"
-    ).bindparams(*LISTS)
+def _select(question: Question, columns: str, more: str = "") -> Any:
+    groups = [*(COLUMNS.get(name, name) for name in question.by), *filter(None, more.split(", "))]
+    grouped = f" GROUP BY {', '.join(map(str, range(1, len(groups) + 1)))}" if groups else ""
+    selected = ", ".join([*groups, columns])
+    return text(f"SELECT {selected} FROM statistics WHERE {FILTERS}{grouped}").bindparams(*LISTS)  # noqa: S608
 
 
 def _read_sums(connection: Connection, question: Question, values: dict[str, Any], items: dict[Group, _Sums]) -> None:
     sums = ", ".join(f"sum({name})::bigint" for name in COUNTED)
     width = len(question.by)
-    for row in connection.execute(_select(question, sums, "statistics", "kind, outcome, step"), values):
+    for row in connection.execute(_select(question, sums, "kind, outcome, step"), values):
         kind, outcome, step = row[width : width + 3]
         item = items[tuple(row[:width])]
         amounts = dict(zip(COUNTED, row[width + 3 :], strict=True))
@@ -167,22 +188,28 @@ def _read_sums(connection: Connection, question: Question, values: dict[str, Any
             item.calls += amounts["count"]
 
 
-def _read_histograms(
-    connection: Connection, question: Question, values: dict[str, Any], items: dict[Group, _Sums]
+def _read_times(
+    connection: Connection,
+    question: Question,
+    values: dict[str, Any],
+    items: dict[Group, _Sums],
+    columns: Sequence[str],
 ) -> None:
+    """Add the histograms of claims, or of steps if the items are about those."""
+    timed = values | {"kinds": ["step" if question.about_steps else "execution"]}
+    statement = _select(question, ", ".join(HISTOGRAMS[column] for column in columns))
     width = len(question.by)
-    for column in ("runs", "waits"):
-        source = f"statistics, unnest({column}) WITH ORDINALITY AS u (counted, n)"
-        for row in connection.execute(_select(question, "sum(counted)::bigint", source, "kind, n"), values):
-            kind, bucket, counted = row[width:]
-            getattr(items[tuple(row[:width])], column)[kind][bucket - 1] = counted
+    for row in connection.execute(statement, timed):
+        if (item := items.get(tuple(row[:width]))) is not None:
+            for column, counts in zip(columns, row[width:], strict=True):
+                setattr(item, column, [count or 0 for count in counts])
 
 
 def _failures(connection: Connection, question: Question, values: dict[str, Any]) -> dict[Group, list[dict[str, Any]]]:
     """Return the most frequent failures of each group."""
     width = len(question.by)
     found: dict[Group, list[dict[str, Any]]] = defaultdict(list)
-    statement = _select(question, "sum(count)::bigint", "statistics", "name, step")
+    statement = _select(question, "sum(count)::bigint", "name, step")
     rows = connection.execute(statement, values | {"kinds": ["failure"], "only_models": False})
     for row in sorted(rows, key=lambda row: -row[-1]):
         fingerprint, error, tasks = row[width:]
@@ -193,12 +220,11 @@ def _failures(connection: Connection, question: Question, values: dict[str, Any]
 
 def _item(sums: _Sums, main: str) -> dict[str, Any]:
     steps, executions = sums.amounts["step"], sums.amounts["execution"]
-    timed = "step" if main == "step" else "execution"
     return {
         "count": sums.amounts[main]["count"],
         "outcomes": dict(sorted(sums.outcomes[main].items())),
-        "run": _quantiles(sums.runs[timed]),
-        "wait": _quantiles(sums.waits[timed]),
+        "run": _quantiles(sums.runs),
+        "wait": _quantiles(sums.waits),
         "retries": sums.outcomes["execution"]["retried"],
         "lost": sums.outcomes["execution"]["lost"],
         "model_calls": sums.calls,
@@ -214,11 +240,10 @@ def _item(sums: _Sums, main: str) -> dict[str, Any]:
     }
 
 
-def _quantiles(counts: Mapping[int, int]) -> dict[str, float] | None:
-    if not counts:
+def _quantiles(counts: Sequence[int]) -> dict[str, float] | None:
+    if not any(counts):
         return None
-    listed: Sequence[int] = [counts.get(bucket, 0) for bucket in range(max(counts) + 1)]
-    values: Iterable[float | None] = (histogram.quantile(listed, fraction) for fraction in FRACTIONS)
+    values: Iterable[float | None] = (histogram.quantile(counts, fraction) for fraction in FRACTIONS)
     return {
         f"p{fraction * 100:g}": value for fraction, value in zip(FRACTIONS, values, strict=True) if value is not None
     }

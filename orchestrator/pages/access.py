@@ -13,10 +13,12 @@ from orchestrator.api.addresses import address_of, network_of
 from orchestrator.api.login import pages as login_pages
 from orchestrator.api.login.form import read_form
 from orchestrator.api.login.opening import check_configured
+from orchestrator.api.parameters import NamespaceQuery
 from orchestrator.pages.rights import RULES
 from shared.access.actors import Key
+from shared.access.scope import LONGEST_NAME
 from shared.access.sessions import Login
-from shared.errors import Unauthorized
+from shared.errors import InvalidInput, Unauthorized
 
 LIVE_HEADER = "minion-live"
 """On requests that a page sends by itself: they do not count as use of the login."""
@@ -71,6 +73,19 @@ async def sent_form(request: Request) -> dict[str, str]:
     fields = await read_form(request, LARGEST_FORM)
     auth.check_csrf(request, fields.pop("csrf_token", ""))
     return fields
+
+
+def namespace_of(form: dict[str, str], key: Key) -> NamespaceQuery:
+    """Return the namespace that a form names, or that its key is bound to.
+
+    Raises:
+        Forbidden: the key is bound to another one.
+        InvalidInput: it is no name of a namespace.
+    """
+    asked = form.get("namespace") or None
+    if asked is not None and (len(asked) > LONGEST_NAME or "\x00" in asked):
+        raise InvalidInput(f"The namespace must have at most {LONGEST_NAME} characters, without U+0000.")
+    return NamespaceQuery(namespace=key.scope.namespace_of(asked))
 
 
 async def _engine_of_pages(request: Request) -> Engine:

@@ -108,6 +108,17 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
 
 
+def size(count: float | None) -> str:
+    """Return a number of bytes in a unit of 1,000."""
+    if count is None:
+        return "–"
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
 def name(value: Any) -> Markup:
     """Return a name that a user or a model chose, isolated from the direction of the text around it."""
     return Markup("<bdi>{}</bdi>").format(one_line(str(value)))
@@ -129,6 +140,7 @@ FILTERS = {
     "duration": duration,
     "money": money,
     "number": number,
+    "size": size,
     "name": name,
     "with_code": with_code,
     "shown": Shown,

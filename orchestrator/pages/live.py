@@ -151,6 +151,9 @@ class Streams:
 @router.get("/inbox/live")
 @router.get("/limits/live")
 @router.get("/alerts/live")
+@router.get("/errors/live")
+@router.get("/capabilities/live")
+@router.get("/workers/live")
 async def follow_all(request: Request) -> Response:
     """Streams the changes of a page about many tasks."""
     streams: Streams = request.app.state.streams

@@ -26,8 +26,12 @@ MAIN = (
     Place("/tasks", "Tasks", "g t"),
     Place("/inbox", "Inbox", "g i"),
     Place("/agents", "Agents", "g a"),
+    Place("/errors", "Errors", "g e"),
+    Place("/workers", "Workers", "g w"),
+    Place("/analytics", "Analytics", "g s"),
 )
-MORE: tuple[Place, ...] = (
+MORE = (
+    Place("/capabilities", "Capabilities", "g c"),
     Place("/functions", "Functions", "g f"),
     Place("/tools", "Tools", "g x"),
     Place("/alerts", "Alerts", "g l"),
@@ -35,7 +39,7 @@ MORE: tuple[Place, ...] = (
     Place("/limits", "Limits", "g m"),
     Place("/budgets", "Budgets", "g b"),
     Place("/webhooks", "Webhooks", "g n"),
-    Place("/secrets", "Secrets", "g c"),
+    Place("/secrets", "Secrets", "g r"),
     Place("/keys", "Keys", "g k"),
     Place("/audit", "Audit", "g u"),
 )

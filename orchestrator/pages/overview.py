@@ -8,16 +8,14 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from markupsafe import Markup
-from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection
 
 from orchestrator.api import alerts
-from orchestrator.api import capabilities as api
 from orchestrator.api.auth import Caller
-from orchestrator.api.problems import STATEMENT_TIMEOUT
 from orchestrator.observe import stats
 from orchestrator.observe.stats import Question
 from orchestrator.pages.access import Reading
+from orchestrator.pages.capabilities import counted_capabilities, oldest_pending
 from orchestrator.pages.inbox import MOST_COUNTED, waiting_for_people
 from orchestrator.pages.rendering import Page, render
 from orchestrator.pages.rights import ALERTS, CAPABILITIES
@@ -28,27 +26,19 @@ HOURS = 24
 FIRING = alerts.AlertPage(state="firing", limit=20)
 ENDED_BADLY = ("failed", "expired")
 PICTURE = (240, 40)
-# The leader reads them every few seconds, for metrics too.
-OLDEST = text(
-    """
-    SELECT g->0->>'capability' AS name, gauges_at - (g->>1)::float8 * interval '1 s' AS since
-        FROM statistics_state, jsonb_array_elements(gauges->'minions_oldest_pending_seconds') AS g
-    """
-)
-
 router = APIRouter(route_class=Page, include_in_schema=False)
 
 
 @router.get("/overview")
 def show_overview(request: Request, database: Reading, key: Caller) -> Response:
     """The overview."""
-    listed = _capabilities(request, database, key) if CAPABILITIES.permits(key) else []
+    listed = counted_capabilities(request, database, key) if CAPABILITIES.permits(key) else []
     firing = alerts.list_alerts(FIRING, request, database, key) if ALERTS.permits(key) else None
     with database.connect() as connection:
         past = _past(connection, key)
         decisions = queries.count_up_to(connection, waiting_for_people(key.scope), MOST_COUNTED + 1)
         # They are about all namespaces together.
-        oldest = _oldest(connection) if key.scope.is_whole else {}
+        oldest = oldest_pending(connection) if key.scope.is_whole else {}
     return render(
         request,
         "overview.html",
@@ -77,23 +67,13 @@ def sparkline(values: Sequence[float], label: str) -> Markup:
     )
 
 
-def _capabilities(request: Request, database: Engine, key: Key) -> list[Any] | None:
-    """Return the capabilities; None if there are too many waiting tasks to count: the page has more to say."""
-    try:
-        listed: list[Any] = api.list_capabilities(request, database, key)["items"]
-    except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) != STATEMENT_TIMEOUT:
-            raise
-        return None
-    return listed
-
-
 def _past(connection: Connection, key: Key) -> dict[str, Any]:
     """Return what ended in the last day by the hour, and what today has cost."""
     now = datetime.now(UTC)
     filters = {"namespace": key.scope.namespace, **key.scope.conditions}
     first = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=HOURS - 1)
-    hourly = stats.answer(connection, Question(since=first, until=now, by=("hour",), filters=filters), limit=HOURS)
+    by_hours = Question(since=first, until=now, by=("hour",), kinds=("task", "step"), filters=filters)
+    hourly = stats.answer(connection, by_hours, limit=HOURS, times=(), failures=False)
     day = stats.answer(connection, Question(since=first, until=now, by=(), filters=filters), limit=1)
     by_hour = {item["hour"]: item for item in hourly["items"]}
     hours = [by_hour.get(first + timedelta(hours=hour)) for hour in range(HOURS)]
@@ -114,8 +94,3 @@ def _past(connection: Connection, key: Key) -> dict[str, Any]:
         "failed_picture": sparkline(failed, f"Failed and expired tasks by the hour: {', '.join(map(str, failed))}"),
         "cost_picture": sparkline(dollars, f"Dollars by the hour: {', '.join(f'{each:.4f}' for each in dollars)}"),
     }
-
-
-def _oldest(connection: Connection) -> dict[str, datetime]:
-    """Return since when the first pending task of each capability waits."""
-    return {row.name: row.since for row in connection.execute(OLDEST)}

@@ -18,6 +18,9 @@ STATS = API["GET /v1/stats"]
 TOOLS = API["GET /v1/tools"]
 FUNCTION = API["GET /v1/functions/{name}"]
 AUDIT = API["GET /v1/audit"]
+PAUSES = API["GET /v1/pauses"]
+SCALE = API["GET /v1/capabilities/{name}/scale"]
+ERROR = "/errors/{fingerprint}"
 
 RULES: Mapping[str, Rule] = {
     "GET /overview": API["GET /v1/stats"],
@@ -99,5 +102,19 @@ RULES: Mapping[str, Rule] = {
     "GET /tools": TOOLS,
     "GET /tools/{name}": API["GET /v1/tools/{name}"],
     "GET /tools/{name}/raw": API["GET /v1/tools/{name}"],
+    "GET /errors": API["GET /v1/errors"],
+    "GET /errors/live": API["GET /v1/errors"],
+    f"GET {ERROR}": API["GET /v1/errors/{fingerprint}"],
+    f"POST {ERROR}/decide": API["PUT /v1/errors/{fingerprint}"],
+    f"GET {ERROR}/replay": API["POST /v1/replays"],
+    f"POST {ERROR}/replay": API["POST /v1/replays"],
+    "GET /capabilities": CAPABILITIES,
+    "GET /capabilities/live": CAPABILITIES,
+    "POST /capabilities/pause": API["PUT /v1/pauses/{scope}/{name}"],
+    "POST /capabilities/resume": API["DELETE /v1/pauses/{scope}/{name}"],
+    "GET /workers": API["GET /v1/workers"],
+    "GET /workers/live": API["GET /v1/workers"],
+    "GET /analytics": API["GET /v1/stats"],
+    "GET /analytics/csv": API["GET /v1/stats"],
 }
 """By method and path, as the routes have them."""

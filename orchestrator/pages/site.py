@@ -15,8 +15,11 @@ from orchestrator.pages import (
     acts,
     agents,
     alerts,
+    analytics,
     audit,
     budgets,
+    capabilities,
+    errors,
     functions,
     inbox,
     keys,
@@ -35,16 +38,18 @@ from orchestrator.pages import (
     tools,
     try_agent,
     webhooks,
+    workers,
 )
 from orchestrator.pages.access import authorize
 from orchestrator.pages.live import Streams
 from orchestrator.pages.rights import RULES
 from shared.database.connections import autocommit
 
-OPERATIONS = (schedules, limits, budgets, webhooks, secrets, keys, alerts, silences, audit)
+WORK = (overview, live, task_list, task_page, raw, inbox, acts, errors, capabilities, workers, analytics)
 DEFINITIONS = (agents, try_agent, routing, functions, tools)
-PAGES = (overview, live, task_list, task_page, raw, inbox, acts, *DEFINITIONS, *OPERATIONS)
-"""The modules whose pages need a login. The addresses of streams come before those of tasks."""
+OPERATIONS = (schedules, limits, budgets, webhooks, secrets, keys, alerts, silences, audit)
+PAGES = (*WORK, *DEFINITIONS, *OPERATIONS)
+"""The modules whose pages need a login. The addresses of streams come before those of tasks and errors."""
 POOL_SIZE = 4
 STATEMENT_TIMEOUT = "3s"
 # Every query has an index. The planner prefers to read all of a table where a page needs the beginning of an index.

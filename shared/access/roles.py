@@ -25,6 +25,7 @@ class Permission(StrEnum):
     OPERATIONS_READ = "operations:read"
     LIMITS_WRITE = "limits:write"
     ALERTS_WRITE = "alerts:write"
+    ERRORS_WRITE = "errors:write"
     SCHEDULES_WRITE = "schedules:write"
     WEBHOOKS_WRITE = "webhooks:write"
     KEYS_MANAGE = "keys:manage"
@@ -63,11 +64,20 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Permission]]] = {
         P.DEFINITIONS_ACTIVATE,
         P.LIMITS_WRITE,
         P.ALERTS_WRITE,
+        P.ERRORS_WRITE,
         P.SCHEDULES_WRITE,
     },
     Role.APPROVER: _VIEW | {P.TASKS_DECIDE, P.PAYLOADS_READ},
     Role.AUTHOR: _VIEW
-    | {P.TASKS_SUBMIT, P.TASKS_CANCEL, P.TASKS_SIGNAL, P.TASKS_REPLAY, P.SCHEDULES_WRITE, P.PAYLOADS_READ},
+    | {
+        P.TASKS_SUBMIT,
+        P.TASKS_CANCEL,
+        P.TASKS_SIGNAL,
+        P.TASKS_REPLAY,
+        P.ERRORS_WRITE,
+        P.SCHEDULES_WRITE,
+        P.PAYLOADS_READ,
+    },
     Role.ADMIN: frozenset(Permission),
 }
 

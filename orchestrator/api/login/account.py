@@ -37,6 +37,7 @@ TEXTS: Final = {
     P.OPERATIONS_READ: "see pauses, limits, stops, standing budgets, schedules, webhooks, workers and alerts",
     P.LIMITS_WRITE: "change pauses, limits, stops and standing budgets",
     P.ALERTS_WRITE: "acknowledge and silence alerts",
+    P.ERRORS_WRITE: "resolve and ignore kinds of errors",
     P.SCHEDULES_WRITE: "change schedules",
     P.WEBHOOKS_WRITE: "change webhooks",
     P.KEYS_MANAGE: "manage API keys and logins",

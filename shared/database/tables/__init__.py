@@ -38,6 +38,7 @@ from shared.database.tables.definitions import (
 )
 from shared.database.tables.events import TaskEventRow
 from shared.database.tables.operations import (
+    ErrorState,
     LimitRow,
     Pause,
     RateHold,
@@ -81,6 +82,7 @@ __all__ = [
     "Content",
     "Conversation",
     "ConversationSummary",
+    "ErrorState",
     "Execution",
     "Function",
     "FunctionVersion",

@@ -1,4 +1,4 @@
-"""Operators' settings for running tasks: pauses, limits, schedules, webhooks."""
+"""Operators' settings for running tasks: pauses, limits, schedules, webhooks, states of errors."""
 
 from __future__ import annotations
 
@@ -39,6 +39,20 @@ class Pause(Base):
     reason: Mapped[str | None]
     created_at: Mapped[datetime] = created()
     created_by: Mapped[str | None]
+
+
+class ErrorState(Base):
+    """What an operator decided about a kind of error: resolved until it is seen again, or ignored."""
+
+    __tablename__ = "error_states"
+    __table_args__ = (CheckConstraint("state IN ('resolved', 'ignored')", name="state"),)
+
+    namespace: Mapped[str] = mapped_column(primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(primary_key=True)
+    state: Mapped[str]
+    reason: Mapped[str | None]
+    changed_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    changed_by: Mapped[str]
 
 
 class Stop(Base):

@@ -268,7 +268,7 @@ class TaskOutcome(Base):
         CheckConstraint("(state = 'failed') <= (error IS NOT NULL)", name="failed_has_error"),
         CheckConstraint("output IS NULL OR output_sha256 IS NULL", name="one_output"),
         Index("task_outcomes_content_idx", "output_sha256", postgresql_where=text("output_sha256 IS NOT NULL")),
-        Index("task_outcomes_fingerprint_idx", "error_fingerprint", postgresql_where=text("state = 'failed'")),
+        Index("task_outcomes_error_idx", "error_fingerprint", "finished_at", postgresql_where=text("state = 'failed'")),
         ended_in_index("task_outcomes"),
     )
 
@@ -400,6 +400,7 @@ class Worker(Base):
     idle_since: Mapped[datetime | None]
     active: Mapped[list[str]] = mapped_column(server_default=text("'{}'::text[]"))
     packages: Mapped[list[str] | None]
+    memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
     status: Mapped[str] = mapped_column(server_default="online")
     pool: Mapped[str]
     host: Mapped[str]

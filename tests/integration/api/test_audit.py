@@ -61,6 +61,7 @@ class World:
     session: str
     alert: str
     silence: str
+    fingerprint: str
 
 
 @pytest.fixture
@@ -97,12 +98,18 @@ def world(
                 "RETURNING id"
             )
         )
+        fingerprint = connection.scalar(
+            text(
+                "INSERT INTO error_states (namespace, fingerprint, state, changed_by) "
+                "VALUES ('default', 'f00d', 'ignored', 'ann') RETURNING fingerprint"
+            )
+        )
         alert = connection.scalar(
             text("INSERT INTO alerts (rule, namespace, subject, sentence) VALUES ('unserved', 'default', 'work', 's') "
                  "RETURNING id")
         )  # fmt: skip
     silence = client.add_silence(until=SOON, reason="rain", rule="pending_old", namespace="default")["id"]
-    return World(pending, waiting, ended, budgeted, str(delivery), str(session), str(alert), silence)
+    return World(pending, waiting, ended, budgeted, str(delivery), str(session), str(alert), silence, fingerprint)
 
 
 ACTS: dict[str, tuple[str, Callable[[World], tuple[str, Any]]]] = {
@@ -118,6 +125,10 @@ ACTS: dict[str, tuple[str, Callable[[World], tuple[str, Any]]]] = {
     ),
     "POST /v1/tasks/{task_id}/budget": ("task.budget", lambda w: (f"/v1/tasks/{w.budgeted}/budget", {"add_tokens": 5})),
     "POST /v1/replays": ("task.replay_many", lambda w: ("/v1/replays", {"states": ["cancelled"]})),
+    "PUT /v1/errors/{fingerprint}": (
+        "error.set",
+        lambda w: (f"/v1/errors/{w.fingerprint}", {"state": "resolved", "reason": "repaired"}),
+    ),
     "POST /v1/erasures": ("task.erase", lambda w: ("/v1/erasures", {"tenant": "acme"})),
     "POST /v1/agents/{name}/rollback": (
         "agent.rollback",
@@ -212,7 +223,7 @@ def everything(database: Engine) -> list[Any]:
     """The rows that the API can change, as text."""
     tables = (
         "tasks task_status steps signals task_outcomes pauses limits stops standing_budgets schedules webhooks "
-        "webhook_deliveries api_keys audit_log budgets alerts alert_silences agents function_versions"
+        "webhook_deliveries api_keys audit_log budgets alerts alert_silences agents function_versions error_states"
     ).split()
     with database.connect() as connection:
         return [connection.execute(text(f"SELECT t::text FROM {name} t ORDER BY 1")).all() for name in tables]

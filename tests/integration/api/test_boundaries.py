@@ -13,7 +13,7 @@ from uuid import uuid4
 import httpx2
 import pytest
 from fastapi import APIRouter
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.orm import Session
 
 from minions import Client, errors
@@ -31,6 +31,7 @@ from tests.support.definitions import NOOP
 ENDPOINTS = sorted(
     f"{method} {route.path}" for module in GUARDED for route in module.router.routes for method in route.methods
 )
+THEIR_ERROR = "0123456789abcdef"
 SOON = (datetime.now(UTC) + timedelta(days=1)).isoformat()
 SCHEDULE = {"interval_seconds": 3600, "request": {"agent": "Ours"}}
 BODIES: dict[str, Any] = {
@@ -38,6 +39,7 @@ BODIES: dict[str, Any] = {
     "POST /v1/tasks/bulk": {"tasks": [{"agent": "Ours", "key": "ours"}]},
     "POST /v1/tasks/{task_id}/decisions": {"verdict": "approve", "step": 1},
     "POST /v1/tasks/{task_id}/budget": {"stop": True},
+    "PUT /v1/errors/{fingerprint}": {"state": "resolved"},
     "POST /v1/replays": {"dry_run": True},
     "POST /v1/erasures": {"tenant": "theirs"},
     "POST /v1/schedules": {"name": "new", **SCHEDULE},
@@ -69,7 +71,7 @@ BOUNDS: dict[str, dict[str, Any]] = {
 }
 LISTS = ("tasks", "schedules", "webhooks", "keys", "stops", "silences")
 """What a key creates by POST."""
-IDS = ("task_id", "delivery_id", "key", "session_id", "alert_id", "silence_id")
+IDS = ("task_id", "delivery_id", "key", "session_id", "alert_id", "silence_id", "fingerprint")
 # What an endpoint writes under a name that its caller chooses.
 CREATES = {"PUT /v1/schedules/{name}", "PUT /v1/pauses/{scope}/{name}", "PUT /v1/limits/{scope}/{name}"}
 
@@ -127,7 +129,7 @@ def test_rule_without_an_endpoint_does_not_start(settings: Settings) -> None:
 def test_role_may_use_its_endpoints_and_no_other(with_key: WithKey, role: Role) -> None:
     http = with_key(role)
     ids = {name: str(uuid4()) for name in ("task_id", "delivery_id", "session_id", "alert_id", "silence_id")}
-    names = {**ids, "scope": "agent", "name": "none", "key": "none"}
+    names = {**ids, "scope": "agent", "name": "none", "key": "none", "fingerprint": "none"}
     for endpoint in ENDPOINTS:
         response = call(http, endpoint, names)
         if RULES[endpoint].allows(role):
@@ -170,7 +172,7 @@ class World:
         named = ("theirs-schedule", "Theirs", "theirs-webhook", "theirs_function")
         for task, name in zip(written, named, strict=True):
             ids = {"task_id": task, "delivery_id": self.delivery, "key": self.key, "session_id": self.session}
-            ids |= {"alert_id": self.alert, "silence_id": self.silence}
+            ids |= {"alert_id": self.alert, "silence_id": self.silence, "fingerprint": THEIR_ERROR}
             yield {**ids, "scope": "agent", "name": name}
 
 
@@ -237,11 +239,31 @@ def world(request: pytest.FixtureRequest, client: Client, database: Engine) -> W
             ),
             {"namespace": namespace},
         )
+        failed = client.submit("Theirs", {"of": "theirs"}, **fields).id
+        fail(connection, failed, namespace)
     silence = client.add_silence(
         until=datetime.fromisoformat(SOON), reason="theirs", agent="Theirs", rule="unserved", namespace=namespace
     )["id"]
     ids = (str(delivery), key["id"], str(session), str(alert), silence)
     return World(namespace, own, [pending, ended], own_task, *ids)
+
+
+def fail(connection: Connection, task: str, namespace: str) -> None:
+    """Let a task fail, resolve its kind of error, and count it."""
+    for statement in (
+        "SET LOCAL session_replication_role = replica",
+        "UPDATE task_status SET state = 'failed' WHERE task_id = :task",
+        "INSERT INTO task_outcomes (task_id, state, error, error_fingerprint) "
+        """VALUES (:task, 'failed', '{"type": "theirs", "message": "theirs"}', :fingerprint)""",
+        "INSERT INTO error_states (namespace, fingerprint, state, reason, changed_by) "
+        "VALUES (:namespace, :fingerprint, 'resolved', 'theirs', 'theirs')",
+        "INSERT INTO statistics (grain, kind, bucket, namespace, agent, capability, tenant, step, name, count) "
+        "SELECT grain, 'failure', date_trunc(grain, now(), 'UTC'), :namespace, 'Theirs', 'theirs', 'theirs', "
+        "'theirs', :fingerprint, 1 FROM unnest(ARRAY['hour', 'day']) AS g (grain)",
+    ):
+        values = {"task": task, "namespace": namespace, "fingerprint": THEIR_ERROR}
+        connection.execute(text(statement), values)
+    connection.execute(text("SET LOCAL session_replication_role = origin"))
 
 
 def stored(database: Engine, world: World) -> str:
@@ -262,6 +284,7 @@ def stored(database: Engine, world: World) -> str:
         "login_sessions": "user_name = 'key:theirs'",
         "alerts": "subject = 'Theirs'",
         "alert_silences": "reason = 'theirs'",
+        "error_states": "reason = 'theirs'",
     }
     values = {"namespace": world.namespace, "tasks": world.tasks, "delivery": world.delivery}
     with database.connect() as connection:
@@ -370,6 +393,7 @@ def test_the_whole_installation_is_out_of_reach(with_key: WithKey, world: World,
 def test_another_namespace_cannot_be_named(with_key: WithKey, client: Client, world: World, kind: str) -> None:
     http = with_key("admin", namespace="ours")
     names = {"task_id": world.own_task, "delivery_id": str(uuid4()), "scope": "agent", "name": "Theirs", "key": "x"}
+    names["fingerprint"] = THEIR_ERROR
     document = http.get("/openapi.json").json()["paths"]
     with_namespace = [
         endpoint

@@ -47,6 +47,10 @@ FORMS: dict[str, dict[str, str]] = {
     "POST /keys/create": {"name": "new", "role": "viewer"},
     "POST /silences/add": {"rule": "unserved", "hours": "1", "reason": "known"},
     "POST /silences/remove": {"silence": str(uuid4())},
+    "POST /errors/{fingerprint}/decide": {"state": "resolved"},
+    "POST /errors/{fingerprint}/replay": {"rate": "1"},
+    "POST /capabilities/pause": {"name": "none"},
+    "POST /capabilities/resume": {"name": "none"},
 }
 PARAMETERS = {"number": "1", "what": "input"}
 """Path parameters that are not the id or the name of something."""
@@ -122,7 +126,7 @@ def test_foreign_tasks_are_like_unknown_ones(logged_in: Open, client: Client, da
         answers = [_normal(call(browser, endpoint, token, task)) for task in (foreign, str(uuid4()))]
         assert answers[0][0] in (403, 404), endpoint
         assert answers[0] == answers[1], endpoint
-    for page in ("/overview", "/tasks", "/inbox", f"/tasks?q={foreign[:20]}"):
+    for page in ("/overview", "/tasks", "/inbox", f"/tasks?q={foreign[:20]}", "/errors", "/capabilities", "/analytics"):
         shown = browser.get(page)
         assert foreign not in shown.text, page
         assert kind.startswith("tenant") or "Theirs" not in shown.text, page

@@ -59,14 +59,19 @@ def test_installation_below_a_path(
     name = "__Secure-minion_session" if secure else "minion_session"
     assert browser.attributes(name)["path"] == "/minions"
     assert bool(browser.attributes(name)["secure"]) == secure
-    for path in (
-        "/minions/overview",
-        "/minions/tasks",
-        "/minions/inbox",
-        "/minions/agents",
-        "/minions/account",
-        "/minions/docs",
-    ):
+    shown = (
+        "overview",
+        "tasks",
+        "inbox",
+        "agents",
+        "account",
+        "docs",
+        "errors",
+        "workers",
+        "capabilities",
+        "analytics",
+    )
+    for path in (f"/minions/{name}" for name in shown):
         page = get(path)
         assert page.status_code == 200, path
         links = re.findall(r'(?:src|href|action|data-stream)="([^"#]*)"', page.text)

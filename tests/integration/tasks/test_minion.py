@@ -44,6 +44,13 @@ def test_execution_records_worker_and_resources(tasks: Tasks, act: Any, worker: 
     )
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="this system does not report memory")
+def test_heartbeat_reports_memory(database: Engine) -> None:
+    with database.connect() as connection:
+        memory = connection.scalar(text("SELECT max(memory_bytes) FROM workers WHERE status = 'online'"))
+    assert 20e6 < memory < 2e9
+
+
 def test_a_retryable_error_runs_again_after_a_pause(tasks: Tasks, act: Any) -> None:
     task = tasks.run(act(), {"do": "fail", "times": 2})
     assert (task["state"], task["output"], task["attempts"]) == ("succeeded", {"attempt": 3}, 2)

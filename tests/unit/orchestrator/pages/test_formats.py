@@ -49,3 +49,10 @@ def test_code_in_a_sentence_cannot_become_markup() -> None:
     assert formats.with_code("run `minion why <x>` & wait") == "run <code>minion why &lt;x&gt;</code> &amp; wait"
     assert formats.with_code("one ` only") == "one  only"
     assert formats.with_code(None) == ""
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(None, "–"), (0, "0 B"), (999, "999 B"), (123_456_789, "123 MB"), (5e15, "5,000.0 TB")]
+)
+def test_size_has_a_unit_of_thousands(count: float | None, text: str) -> None:
+    assert formats.size(count) == text

@@ -1,0 +1,223 @@
+"""Kinds of errors: which ones there are, where and since when, and the acts on one kind."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+from urllib.parse import quote, urlencode
+
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import Field
+
+from orchestrator.api import errors as api
+from orchestrator.api import replays
+from orchestrator.api.actors import Actor
+from orchestrator.api.auth import Caller
+from orchestrator.api.errors import ErrorKind, ErrorsQuery, ErrorTrend, RangeQuery
+from orchestrator.api.login.pages import see_other
+from orchestrator.api.parameters import Database, StrictQuery, Text, in_namespace
+from orchestrator.observe import errors
+from orchestrator.pages.access import Form, Reading, namespace_of
+from orchestrator.pages.charts import Bar, bar_chart
+from orchestrator.pages.rendering import Page, render
+from orchestrator.pages.rights import RULES
+from orchestrator.pages.time_ranges import RANGES, Last
+from shared.access.actors import Key
+from shared.access.scope import DEFAULT_NAMESPACE
+from shared.errors import InvalidInput, NotFound
+from shared.tasks import queries
+from shared.tasks.queries import TaskFilter
+from shared.tasks.states import State
+
+EXAMPLES = 5
+PREVIEWED = 20
+MOST_REPLAYED = 500
+"""Tasks that one form replays; another form continues."""
+SHOWN = ("open", "reopened")
+RATE = 10.0
+
+router = APIRouter(route_class=Page, include_in_schema=False)
+
+
+class ListQuery(StrictQuery):
+    """A time range and filters."""
+
+    last: Last = "24h"
+    namespace: Text = "default"
+    agent: Text = ""
+    state: Literal["", "open", "reopened", "resolved", "ignored", "all"] = ""
+
+
+class KindQuery(StrictQuery):
+    """A time range, and what was just done."""
+
+    last: Last = "24h"
+    namespace: Text = "default"
+    done: Text = ""
+
+
+class ReplayQuery(StrictQuery):
+    """The rate of replays."""
+
+    namespace: Text = "default"
+    rate: float = Field(RATE, ge=0.001, le=100_000)
+
+
+@router.get("/errors")
+def list_errors(
+    query: Annotated[ListQuery, Depends(in_namespace(ListQuery))], request: Request, database: Reading, key: Caller
+) -> Response:
+    """The kinds of errors of a time range, the most frequent first."""
+    now = datetime.now(UTC)
+    asked = ErrorsQuery(
+        namespace=query.namespace,
+        since=RANGES[query.last].begin(now),
+        until=now,
+        agent=query.agent or None,
+        limit=errors.MOST_KINDS,
+    )
+    found = api.list_errors(asked, database, key)
+    kinds = [ErrorKind.model_validate(item).model_dump() for item in found["items"]]
+    wanted = {"": SHOWN, "all": errors.STATES}.get(query.state, (query.state,))
+    shown = [kind for kind in kinds if kind["state"] in wanted]
+    return render(
+        request,
+        "errors.html",
+        query=query,
+        ranges=RANGES,
+        kinds=shown,
+        hidden=len(kinds) - len(shown),
+        total=found["tasks"],
+        others=found["other_tasks"],
+        age=found["age_seconds"],
+        live="/errors/live",
+    )
+
+
+@router.get("/errors/{fingerprint}")
+def show_error(
+    fingerprint: api.Fingerprint,
+    query: Annotated[KindQuery, Depends(in_namespace(KindQuery))],
+    request: Request,
+    database: Reading,
+    key: Caller,
+) -> Response:
+    """One kind of error."""
+    now, chosen = datetime.now(UTC), RANGES[query.last]
+    asked = RangeQuery(namespace=query.namespace, since=chosen.begin(now), until=now)
+    try:
+        found = api.show_error(fingerprint, asked, database, key)
+    except NotFound:
+        if (elsewhere := _elsewhere(asked, database, key, fingerprint)) is None:
+            raise
+        return see_other(_address(fingerprint, namespace=elsewhere, last=query.last))
+    kind = ErrorTrend.model_validate(found).model_dump()
+    counted = {each["at"]: each["tasks"] for each in kind["trend"]}
+    moments = chosen.moments(now)
+    return render(
+        request,
+        "error.html",
+        query=query,
+        ranges=RANGES,
+        kind=kind,
+        trend=[(at, counted.get(at, 0)) for at in moments],
+        picture=_picture(moments, counted, chosen.unit),
+        unit=chosen.unit,
+        examples=_examples(database, key, query.namespace, fingerprint),
+        can_decide=RULES["POST /errors/{fingerprint}/decide"].permits(key),
+        can_replay=RULES["POST /errors/{fingerprint}/replay"].permits(key),
+        rate=RATE,
+    )
+
+
+@router.post("/errors/{fingerprint}/decide")
+def decide(fingerprint: api.Fingerprint, form: Form, database: Database, actor: Actor) -> Response:
+    """Resolves, ignores or reopens the kind of error."""
+    where = namespace_of(form, actor.key)
+    reason = form.get("reason", "").strip()
+    asked = {"state": form.get("state", ""), **({"reason": reason} if reason else {})}
+    decided = api.decide(fingerprint, where, _body(asked), database, actor)
+    return see_other(_address(fingerprint, namespace=where.namespace, done=decided["state"]))
+
+
+@router.get("/errors/{fingerprint}/replay")
+def preview_replay(
+    fingerprint: api.Fingerprint,
+    query: Annotated[ReplayQuery, Depends(in_namespace(ReplayQuery))],
+    request: Request,
+    database: Database,
+    actor: Actor,
+) -> Response:
+    """The tasks that a replay of all would submit again: nothing is replayed."""
+    asked = {**_chosen(fingerprint, query.namespace, query.rate), "dry_run": True, "limit": PREVIEWED}
+    found = replays.replay_tasks(_body(asked), database, actor)
+    if not found["matched"] and not found["items"]:
+        api.show_error(fingerprint, RangeQuery(namespace=query.namespace), database, actor.key)
+    return render(request, "replay.html", query=query, fingerprint=fingerprint, found=found, done=None)
+
+
+@router.post("/errors/{fingerprint}/replay")
+def replay(fingerprint: api.Fingerprint, form: Form, request: Request, database: Database, actor: Actor) -> Response:
+    """Submits the failed tasks without a replay again, a part of them if they are many."""
+    query = ReplayQuery(namespace=namespace_of(form, actor.key).namespace, rate=_rate(form))
+    asked = {
+        **_chosen(fingerprint, query.namespace, query.rate),
+        "limit": MOST_REPLAYED,
+        **{name: name in form for name in ("pinned", "new_keys")},
+        **{name: form[name] for name in ("cursor", "batch", "start_at") if form.get(name)},
+    }
+    found = replays.replay_tasks(_body(asked), database, actor)
+    if not found["items"] and not form.get("cursor"):
+        api.show_error(fingerprint, RangeQuery(namespace=query.namespace), database, actor.key)
+    done = _number(form) + sum(item.replayed_as is not None for item in found["items"])
+    return render(request, "replay.html", query=query, fingerprint=fingerprint, found=found, done=done, form=form)
+
+
+def _elsewhere(asked: RangeQuery, database: Reading, key: Key, fingerprint: str) -> str | None:
+    """Return another namespace that has the kind of error: links of pages about all namespaces name none."""
+    if key.scope.namespace is not None or asked.namespace != DEFAULT_NAMESPACE:
+        return None
+    with database.connect() as connection:
+        found = errors.namespaces_of(connection, asked.question(key), fingerprint)
+    return found[0] if found else None
+
+
+def _examples(database: Reading, key: Key, namespace: str, fingerprint: str) -> list[dict[str, Any]]:
+    chosen = TaskFilter(
+        namespace=namespace, states=(State.FAILED,), error_fingerprint=fingerprint, **key.scope.conditions
+    )
+    with database.connect() as connection:
+        return queries.search_tasks(connection, chosen, limit=EXAMPLES).items
+
+
+def _picture(moments: list[datetime], counted: dict[datetime, int], unit: str) -> Any:
+    bars = [Bar(counted.get(at, 0), f"{at:%Y-%m-%d %H:%M} UTC: {counted.get(at, 0)}") for at in moments]
+    return bar_chart(bars, f"Failures by the {unit}; the table below has the numbers")
+
+
+def _chosen(fingerprint: str, namespace: str, rate: float) -> dict[str, Any]:
+    return {"error_fingerprint": fingerprint, "namespace": namespace, "rate": rate}
+
+
+def _rate(form: dict[str, str]) -> float:
+    try:
+        rate = float(form.get("rate", ""))
+    except ValueError:
+        rate = 0.0
+    if not 0.001 <= rate <= 100_000:
+        raise InvalidInput("The rate must be a number of tasks per second from 0.001 to 100,000.")
+    return rate
+
+
+def _number(form: dict[str, str]) -> int:
+    done = form.get("done", "0")
+    return int(done) if done.isdecimal() and len(done) < 10 else 0
+
+
+def _address(fingerprint: str, **query: str) -> str:
+    return f"/errors/{quote(fingerprint, safe='')}?{urlencode(query)}"
+
+
+def _body(asked: dict[str, Any]) -> bytes:
+    return json.dumps(asked).encode()
