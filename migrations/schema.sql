@@ -259,6 +259,40 @@ CREATE INDEX budgets_due_idx ON budgets USING btree (due_at) WHERE ((due_at IS N
 ALTER TABLE ONLY budgets
     ADD CONSTRAINT budgets_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
 
+CREATE TABLE bulk_acts (
+    id uuid DEFAULT minion_uuidv7() NOT NULL,
+    namespace text NOT NULL,
+    act text NOT NULL,
+    query text NOT NULL,
+    chosen jsonb NOT NULL,
+    options jsonb NOT NULL,
+    rate double precision NOT NULL,
+    state text DEFAULT 'running'::text NOT NULL,
+    matched bigint NOT NULL,
+    more boolean NOT NULL,
+    done bigint DEFAULT '0'::bigint NOT NULL,
+    failed bigint DEFAULT '0'::bigint NOT NULL,
+    skipped bigint DEFAULT '0'::bigint NOT NULL,
+    failures jsonb DEFAULT '[]'::jsonb NOT NULL,
+    cursor uuid,
+    next_at timestamp with time zone DEFAULT now() NOT NULL,
+    key_id uuid,
+    maker jsonb NOT NULL,
+    created_by text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    ended_at timestamp with time zone,
+    stopped_by text,
+    CONSTRAINT bulk_acts_act_check CHECK ((act = ANY (ARRAY['cancel'::text, 'replay'::text, 'label'::text]))),
+    CONSTRAINT bulk_acts_ended_check CHECK (((state = 'running'::text) = (ended_at IS NULL))),
+    CONSTRAINT bulk_acts_rate_check CHECK ((rate > (0)::double precision)),
+    CONSTRAINT bulk_acts_state_check CHECK ((state = ANY (ARRAY['running'::text, 'stopped'::text, 'done'::text]))),
+    CONSTRAINT bulk_acts_stopped_check CHECK (((state = 'stopped'::text) = (stopped_by IS NOT NULL)))
+);
+ALTER TABLE ONLY bulk_acts
+    ADD CONSTRAINT bulk_acts_pkey PRIMARY KEY (id);
+CREATE INDEX bulk_acts_namespace_idx ON bulk_acts USING btree (namespace, id);
+CREATE INDEX bulk_acts_running_idx ON bulk_acts USING btree (id) WHERE (state = 'running'::text);
+
 CREATE TABLE cached_results (
     key text NOT NULL,
     namespace text DEFAULT 'default'::text NOT NULL,
@@ -561,6 +595,25 @@ ALTER TABLE ONLY retried_steps
 CREATE INDEX retried_steps_ended_in_idx ON retried_steps USING btree (ended_in);
 ALTER TABLE ONLY retried_steps
     ADD CONSTRAINT retried_steps_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
+
+CREATE TABLE saved_views (
+    id uuid DEFAULT minion_uuidv7() NOT NULL,
+    namespace text NOT NULL,
+    owner text NOT NULL,
+    shared boolean NOT NULL,
+    name text NOT NULL,
+    query text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    created_by text NOT NULL,
+    CONSTRAINT saved_views_name_check CHECK ((name <> ''::text))
+);
+ALTER TABLE ONLY saved_views
+    ADD CONSTRAINT saved_views_pkey PRIMARY KEY (id);
+CREATE UNIQUE INDEX saved_views_name_idx ON saved_views USING btree (namespace, (
+CASE
+    WHEN shared THEN ''::text
+    ELSE owner
+END), name);
 
 CREATE TABLE schedules (
     id uuid DEFAULT minion_uuidv7() NOT NULL,

@@ -23,6 +23,7 @@ from uuid import UUID, uuid4
 
 from minions.alerts import Alerts
 from minions.audit import Audit
+from minions.bulk_acts import BulkActs
 from minions.comparison import Comparison, Record, compare
 from minions.current_span import current_traceparent
 from minions.errors import InvalidInput, MinionsError, NotConfigured, WaitTimeout
@@ -48,7 +49,7 @@ class _NotGiven:
 NOT_GIVEN: Final = _NotGiven()
 
 
-class Client(Operations, Alerts, Keys, Audit):
+class Client(Operations, BulkActs, Alerts, Keys, Audit):
     """Client of the API. Threads may share one; close it, or use it as a context manager.
 
     Requests are retried when the API or its database is unavailable and a retry is safe: all that only read, `cancel`,

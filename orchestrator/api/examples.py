@@ -24,6 +24,8 @@ REQUESTS: dict[tuple[str, str], Any] = {
     ("post", "/v1/tasks/{task_id}/decisions"): {"verdict": "approve", "step": 7, "reason": "Checked the order."},
     ("post", "/v1/tasks/{task_id}/budget"): {"add_dollars": 0.5},
     ("post", "/v1/replays"): {"agent": "triage", "states": ["failed"], "dry_run": True},
+    ("post", "/v1/bulk-acts"): {"act": "replay", "query": "agent:triage state:failed since:1d", "dry_run": True},
+    ("patch", "/v1/tasks/{task_id}/labels"): {"labels": {"team": "billing", "urgent": None}},
     ("post", "/v1/erasures"): {"tenant": "acme", "dry_run": True},
     ("put", "/v1/pauses/{scope}/{name}"): {"reason": "The provider is down."},
     ("put", "/v1/limits/{scope}/{name}"): {"max_running": 5, "rate": "100/m"},

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from orchestrator.api import tasks as api
 from orchestrator.api.auth import Caller
 from orchestrator.api.parameters import StrictQuery, Text
-from orchestrator.api.task_ids import TaskId, TaskRef, check_reached, reached, task_id_of
+from orchestrator.api.task_ids import TaskId, TaskRef, check_reached, task_id_of
 from orchestrator.api.task_models import Execution, Step, Task, TaskSummary
 from orchestrator.explain import explain
 from orchestrator.pages.access import Reading
@@ -115,7 +115,7 @@ def show_subtasks(
     """The tasks directly below a task, with their states and costs."""
     with database.connect() as connection:
         task = queries.get_task(connection, task_id)
-        chosen = replace(reached(key.scope), parent_id=task_id)
+        chosen = replace(queries.reached(key.scope), parent_id=task_id)
         page = queries.list_oldest(connection, chosen, limit=SUBTASKS, after=query.cursor)
         usages = queries.usages_of(connection, [each["id"] for each in page.items])
     return render(

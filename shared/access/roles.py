@@ -15,6 +15,7 @@ class Permission(StrEnum):
     TASKS_CANCEL = "tasks:cancel"
     TASKS_SIGNAL = "tasks:signal"
     TASKS_REPLAY = "tasks:replay"
+    TASKS_LABEL = "tasks:label"
     TASKS_DECIDE = "tasks:decide"
     TASKS_ERASE = "tasks:erase"
     BUDGETS_RAISE = "budgets:raise"
@@ -58,6 +59,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Permission]]] = {
         P.TASKS_CANCEL,
         P.TASKS_SIGNAL,
         P.TASKS_REPLAY,
+        P.TASKS_LABEL,
         P.BUDGETS_RAISE,
         P.LIMITS_WRITE,
         P.ALERTS_WRITE,
@@ -65,7 +67,15 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Permission]]] = {
     },
     Role.APPROVER: _VIEW | {P.TASKS_DECIDE, P.PAYLOADS_READ},
     Role.AUTHOR: _VIEW
-    | {P.TASKS_SUBMIT, P.TASKS_CANCEL, P.TASKS_SIGNAL, P.TASKS_REPLAY, P.SCHEDULES_WRITE, P.PAYLOADS_READ},
+    | {
+        P.TASKS_SUBMIT,
+        P.TASKS_CANCEL,
+        P.TASKS_SIGNAL,
+        P.TASKS_REPLAY,
+        P.TASKS_LABEL,
+        P.SCHEDULES_WRITE,
+        P.PAYLOADS_READ,
+    },
     Role.ADMIN: frozenset(Permission),
 }
 

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, RowMapping, TextClause, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TEXT
 from sqlalchemy.dialects.postgresql import UUID as PgUUID
 
+from shared.access.scope import Scope
 from shared.contracts.key_order import in_order, ordered
 from shared.contracts.requests import Usage
 from shared.errors import AmbiguousId, NotFound
@@ -93,8 +94,11 @@ DRIVING = (
     ("namespace", "agent"),
     ("error_fingerprint",),
     ("state",),
+    ("states",),
 )
 MOST_SEARCHED = 10_000
+MOST_COUNTED = 50_000
+"""Tasks that a count of a search looks at."""
 # The conditions that counts have: of `task_status` alone.
 COUNTED = {
     "namespace": "s.namespace = :namespace",
@@ -156,6 +160,11 @@ ENDED = text(
 ).bindparams(bindparam("tasks", type_=ARRAY(PgUUID)), bindparam("final", type_=ARRAY(TEXT)))
 
 
+SUMMARIES_OF = text(
+    f"WITH page AS (SELECT unnest(CAST(:tasks AS uuid[])) AS id) {SUMMARIES} ORDER BY id"  # noqa: S608
+).bindparams(bindparam("tasks", type_=ARRAY(PgUUID)))
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """Some rows of a list; `next` is the start of the following page, None on the last."""
@@ -196,6 +205,21 @@ class TaskFilter:
 
 
 EVERYTHING = TaskFilter(namespace=None)
+
+
+def reached(scope: Scope) -> TaskFilter:
+    """Return the filter for the tasks that a scope reaches."""
+    return TaskFilter(namespace=scope.namespace, **scope.conditions)
+
+
+def matches(connection: Connection, chosen: TaskFilter, task: UUID) -> bool:
+    """Return whether a task matches a filter now."""
+    conditions, values = _conditions(chosen)
+    statement = _bind_types(
+        f"SELECT EXISTS (SELECT FROM {JOINED} WHERE t.id = :task AND {' AND '.join(conditions)})",  # noqa: S608
+        values,
+    )
+    return bool(connection.scalar(statement, {**values, "task": task}))
 
 
 def get_task(connection: Connection, task: UUID) -> dict[str, Any]:
@@ -308,22 +332,10 @@ class Found(Page):
 
 
 def search_tasks(connection: Connection, chosen: TaskFilter, *, limit: int, before: UUID | None = None) -> Found:
-    """Return the newest tasks first, as `list_tasks` does, but look at no more than `MOST_SEARCHED`.
-
-    An index finds the tasks of the most selective filter in their order, and the others are applied to those.
-    """
-    _, values = _conditions(chosen)
-    driving = next((names for names in DRIVING if values.keys() >= set(names)), ())
-    inside = [CONDITIONS[name] for name in values if name in driving or name in TIMES]
-    others = [CONDITIONS[name] for name in values if name not in driving and name not in TIMES]
-    if before is not None:
-        inside, values = [*inside, CONDITIONS["before"]], {**values, "before": before}
-    searched = (
-        f"SELECT t.id, ({' AND '.join(others) or 'true'}) AS matches FROM {JOINED} "  # noqa: S608
-        f"WHERE {' AND '.join(inside) or 'true'} ORDER BY t.id DESC"
-    )
+    """Return the newest tasks first, as `list_tasks` does, but look at no more than `MOST_SEARCHED`."""
+    searched, values = _searched(chosen, "DESC", before)
     statement = _bind_types(
-        f"WITH page AS MATERIALIZED (SELECT id FROM ({searched} LIMIT :searched) AS each WHERE matches LIMIT :most) "  # noqa: S608
+        f"WITH page AS MATERIALIZED (SELECT id FROM ({searched}) AS looked WHERE matches LIMIT :most) "  # noqa: S608
         f"{SUMMARIES} ORDER BY id DESC",
         values,
     )
@@ -331,9 +343,79 @@ def search_tasks(connection: Connection, chosen: TaskFilter, *, limit: int, befo
     page = page_of(connection.execute(statement, given).mappings().all(), limit, "id")
     if page.next is not None:
         return Found(page.items, page.next)
-    last = _bind_types(f"SELECT id FROM ({searched} OFFSET :searched LIMIT 1) AS last", values)  # noqa: S608
-    until = connection.scalar(last, {**values, "searched": MOST_SEARCHED - 1})
+    last = _bind_types(f"SELECT id FROM ({searched}) AS looked OFFSET :searched - 1", values)  # noqa: S608
+    until = connection.scalar(last, {**values, "searched": MOST_SEARCHED})
     return Found(page.items, until and str(_after(until)), is_cut=until is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """The tasks that were found in a stretch of a search, the oldest first.
+
+    Attributes:
+        until: the last task that was looked at; None: there are none behind the stretch.
+    """
+
+    found: list[UUID]
+    until: UUID | None
+
+
+def search_oldest(connection: Connection, chosen: TaskFilter, *, limit: int, after: UUID | None = None) -> Stretch:
+    """Search the oldest tasks first, in a stretch of at most `MOST_SEARCHED`, and return the first that match."""
+    searched, values = _searched(chosen, "ASC", after)
+    statement = _bind_types(
+        "SELECT id, matches FROM (SELECT id, matches, lead(id) OVER (ORDER BY id) IS NULL AS is_last "  # noqa: S608
+        f"FROM ({searched}) AS looked) AS placed WHERE matches OR is_last ORDER BY id LIMIT :most",
+        values,
+    )
+    rows = connection.execute(statement, {**values, "searched": MOST_SEARCHED, "most": limit}).all()
+    if not rows:
+        return Stretch([], None)
+    return Stretch([row.id for row in rows if row.matches], rows[-1].id)
+
+
+def summaries(connection: Connection, tasks: Sequence[UUID]) -> list[dict[str, Any]]:
+    """Return these tasks, the oldest first, without what may be large."""
+    rows = connection.execute(SUMMARIES_OF, {"tasks": list(tasks)}).mappings()
+    return [dict(row) for row in rows]
+
+
+def count_searched(connection: Connection, chosen: TaskFilter) -> tuple[dict[str, int], bool]:
+    """Count tasks by state among the first `MOST_COUNTED` of a search; and return whether there may be more."""
+    searched, values = _searched(chosen, "ASC", None)
+    statement = _bind_types(
+        "SELECT state, count(*) FILTER (WHERE matches) AS number, count(*) AS looked "  # noqa: S608
+        f"FROM ({searched}) AS looked GROUP BY state ORDER BY state",
+        values,
+    )
+    rows = connection.execute(statement, {**values, "searched": MOST_COUNTED}).all()
+    return {row.state: row.number for row in rows if row.number}, sum(row.looked for row in rows) == MOST_COUNTED
+
+
+def _searched(chosen: TaskFilter, order: str, at: UUID | None) -> tuple[str, dict[str, Any]]:
+    """Return a query of the first `:searched` tasks that a search looks at, and the values of its other parameters.
+
+    An index finds the tasks of the most selective filter in their order, and the others are applied to those.
+
+    Args:
+        order: `ASC` or `DESC`, by id.
+        at: the cursor.
+    """
+    _, values = _conditions(chosen)
+    driving = next((names for names in DRIVING if values.keys() >= set(names)), ())
+    inside = [CONDITIONS[name] for name in values if name in driving or name in TIMES]
+    others = [CONDITIONS[name] for name in values if name not in driving and name not in TIMES]
+    if at is not None:
+        cursor = "after" if order == "ASC" else "before"
+        inside, values = [*inside, CONDITIONS[cursor]], {**values, cursor: at}
+    end = f"ORDER BY id {order} LIMIT :searched"
+    of_one = f"SELECT t.id, s.state, ({' AND '.join(others) or 'true'}) AS matches FROM {JOINED} WHERE "  # noqa: S608
+    if driving != ("states",):
+        return f"{of_one} {' AND '.join(inside) or 'true'} {end}", values
+    # The index has the order of the ids in each state.
+    inside[inside.index(CONDITIONS["states"])] = "s.state = wanted.state"
+    of_each = f"LATERAL ({of_one} {' AND '.join(inside)} {end}) AS each"
+    return f"SELECT each.* FROM unnest(:states) AS wanted (state) CROSS JOIN {of_each} {end}", values  # noqa: S608
 
 
 def _after(last: UUID) -> UUID:

@@ -22,6 +22,7 @@ from shared.database.tables.budgets import (
     StandingReservation,
     StandingUsage,
 )
+from shared.database.tables.bulk_acts import BulkAct, SavedView
 from shared.database.tables.cached_results import CachedResult
 from shared.database.tables.conversations import ConversationSummary
 from shared.database.tables.definitions import (
@@ -75,6 +76,7 @@ __all__ = [
     "AuditRow",
     "Base",
     "Budget",
+    "BulkAct",
     "CachedResult",
     "Content",
     "Conversation",
@@ -92,6 +94,7 @@ __all__ = [
     "Relation",
     "Reservation",
     "RetriedStep",
+    "SavedView",
     "Schedule",
     "Secret",
     "SecurityEvent",

@@ -58,6 +58,7 @@ class World:
     session: str
     alert: str
     silence: str
+    bulk_act: str
 
 
 @pytest.fixture
@@ -99,7 +100,8 @@ def world(
                  "RETURNING id")
         )  # fmt: skip
     silence = client.add_silence(until=SOON, reason="rain", rule="pending_old", namespace="default")["id"]
-    return World(pending, waiting, ended, budgeted, str(delivery), str(session), str(alert), silence)
+    bulk_act = client.start_bulk_act("label", "agent:Careful", labels={"env": "prod"})["id"]
+    return World(pending, waiting, ended, budgeted, str(delivery), str(session), str(alert), silence, bulk_act)
 
 
 ACTS: dict[str, tuple[str, Callable[[World], tuple[str, Any]]]] = {
@@ -115,6 +117,15 @@ ACTS: dict[str, tuple[str, Callable[[World], tuple[str, Any]]]] = {
     ),
     "POST /v1/tasks/{task_id}/budget": ("task.budget", lambda w: (f"/v1/tasks/{w.budgeted}/budget", {"add_tokens": 5})),
     "POST /v1/replays": ("task.replay_many", lambda w: ("/v1/replays", {"states": ["cancelled"]})),
+    "PATCH /v1/tasks/{task_id}/labels": (
+        "task.label",
+        lambda w: (f"/v1/tasks/{w.ended}/labels", {"labels": {"env": "private value"}}),
+    ),
+    "POST /v1/bulk-acts": (
+        "bulk_act.start",
+        lambda w: ("/v1/bulk-acts", {"act": "cancel", "query": "agent:Careful", "reason": "private reason"}),
+    ),
+    "POST /v1/bulk-acts/{bulk_act_id}/stop": ("bulk_act.stop", lambda w: (f"/v1/bulk-acts/{w.bulk_act}/stop", None)),
     "POST /v1/erasures": ("task.erase", lambda w: ("/v1/erasures", {"tenant": "acme"})),
     "PUT /v1/pauses/{scope}/{name}": ("pause.set", lambda w: ("/v1/pauses/agent/Careful", {"reason": "rain"})),
     "DELETE /v1/pauses/{scope}/{name}": ("pause.remove", lambda w: ("/v1/pauses/agent/Careful", None)),
@@ -197,7 +208,7 @@ def everything(database: Engine) -> list[Any]:
     """The rows that the API can change, as text."""
     tables = (
         "tasks task_status steps signals task_outcomes pauses limits stops standing_budgets schedules webhooks "
-        "webhook_deliveries api_keys audit_log budgets alerts alert_silences"
+        "webhook_deliveries api_keys audit_log budgets alerts alert_silences bulk_acts"
     ).split()
     with database.connect() as connection:
         return [connection.execute(text(f"SELECT t::text FROM {name} t ORDER BY 1")).all() for name in tables]

@@ -100,7 +100,7 @@ def test_foreign_tasks_are_like_unknown_ones(logged_in: Open, client: Client, da
     define_in(database, namespace, NOOP, agent("Theirs", "theirs"))
     foreign = client.submit("Theirs", {"of": "theirs"}, key="theirs", namespace=namespace, labels={"of": "theirs"}).id
     client.pause("agent", "Theirs", namespace=namespace)
-    world = World(namespace, "default", [foreign], foreign, "", "", "", "", "")
+    world = World(namespace, "default", [foreign], foreign, "", "", "", "", "", "")
     browser = logged_in("admin", **BOUNDS[kind])
     token, before = token_of(browser), stored(database, world)
     for endpoint in (each for each in ENDPOINTS if "{" in each):
