@@ -315,6 +315,11 @@ class Client(Operations, BulkActs, Alerts, Keys, Audit):
         body = to_json(given(reason=reason), what="The reason")
         return self._task(self._transport.post(_task_path(task, "cancel"), body, safe=True))
 
+    def label(self, task: TaskId, labels: Mapping[str, str | None]) -> Task:
+        """Set labels of a task, and of no task below it; None removes one, and others stay."""
+        body = to_json({"labels": dict(labels)}, what="The labels")
+        return self._task(self._transport.patch(_task_path(task, "labels"), body))
+
     def replay(
         self,
         task: TaskId,

@@ -197,9 +197,7 @@ def plan_of(connection: Connection, asked: BulkRequest, key: Key) -> Plan:
     named = filters.namespace if "namespace" in filters.model_fields_set else None
     filters = filters.model_copy(update={"namespace": key.scope.namespace_of(named)})
     chosen = filters.chosen(connection, key)
-    return store.plan(
-        connection, asked.act, asked.query, chosen, asked.options, asked.rate, until=asked.created_before
-    )
+    return store.plan(connection, asked.act, asked.query, chosen, asked.options, asked.rate, until=asked.created_before)
 
 
 def preview(connection: Connection, planned: Plan, actor: Actor) -> dict[str, Any]:

@@ -324,9 +324,7 @@ def change_budget(task_id: TaskId, sent: body.TaskBody, database: Database, acto
 def _replay(database: Engine, task_id: UUID, asked: ReplayRequest, actor: actors.Actor) -> Accepted:
     if asked.from_step is None:
         with database.begin() as connection:
-            return task_acts.replay(
-                connection, task_id, actor, pinned=bool(asked.pinned), new_keys=asked.new_keys
-            )
+            return task_acts.replay(connection, task_id, actor, pinned=bool(asked.pinned), new_keys=asked.new_keys)
     with autocommit(database).connect() as connection:
         task_acts.check_conversation(connection, queries.get_task(connection, task_id), actor.key.scope)
 

@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Connection, Engine, bindparam, text
+from sqlalchemy import Connection, Engine, RowMapping, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
 
@@ -97,7 +97,7 @@ class BulkRunner(Loop):
         """Give up the lead."""
         self.leadership.release()
 
-    def _work_off(self, row: Mapping[str, Any]) -> None:
+    def _work_off(self, row: RowMapping) -> None:
         chosen, actor = FILTERS.validate_python(row["chosen"]), _actor(row["maker"])
         with self.statements.connect() as connection:
             stretch = queries.search_oldest(connection, chosen, limit=row["due"], after=row["cursor"])
@@ -124,7 +124,7 @@ class BulkRunner(Loop):
                 audit.record(connection, actor, "bulk_act.stop", id, namespace=row.namespace, after=progress)
 
 
-def act_on(connection: Connection, row: Mapping[str, Any], task: UUID, chosen: TaskFilter, actor: Actor) -> bool:
+def act_on(connection: Connection, row: RowMapping, task: UUID, chosen: TaskFilter, actor: Actor) -> bool:
     """Act on one task, and advance the bulk act. Return False if it was stopped, or has passed the task.
 
     Raises:
@@ -141,7 +141,7 @@ def act_on(connection: Connection, row: Mapping[str, Any], task: UUID, chosen: T
     return True
 
 
-def _try(connection: Connection, row: Mapping[str, Any], task: UUID, actor: Actor) -> tuple[str, Any]:
+def _try(connection: Connection, row: RowMapping, task: UUID, actor: Actor) -> tuple[str, Any]:
     """Return the outcome, and why it failed. A refusal does not stop the others."""
     try:
         with connection.begin_nested():
@@ -158,7 +158,7 @@ def _try(connection: Connection, row: Mapping[str, Any], task: UUID, actor: Acto
     return "done", None
 
 
-def _act(connection: Connection, row: Mapping[str, Any], task: UUID, actor: Actor) -> None:
+def _act(connection: Connection, row: RowMapping, task: UUID, actor: Actor) -> None:
     options, how = row["options"], {"bulk_act": row["id"]}
     match row["act"]:
         case "cancel":

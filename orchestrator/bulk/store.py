@@ -116,8 +116,10 @@ def plan(
     until = until or connection.execute(NOW).scalar_one() + timedelta(milliseconds=1)
     before = min(until, chosen.created_before or until)
     able = replace(chosen, states=_states(act, chosen), created_before=before)
-    if act == "replay" and not options.get("again"):
-        able = replace(able, unreplayed=True)
+    if act == "replay":
+        # As `orchestrator.api.replays`: the parent of a failed task is not replayed beside it.
+        able = replace(able, own_failure=None if chosen.agent else True)
+        able = able if options["again"] else replace(able, unreplayed=True)
     by_state, more = queries.count_searched(connection, able)
     return Plan(act, query, able, options, rate, by_state, more, until)
 

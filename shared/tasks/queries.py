@@ -160,9 +160,9 @@ ENDED = text(
 ).bindparams(bindparam("tasks", type_=ARRAY(PgUUID)), bindparam("final", type_=ARRAY(TEXT)))
 
 
-SUMMARIES_OF = text(
-    f"WITH page AS (SELECT unnest(CAST(:tasks AS uuid[])) AS id) {SUMMARIES} ORDER BY id"  # noqa: S608
-).bindparams(bindparam("tasks", type_=ARRAY(PgUUID)))
+SUMMARIES_OF = text(f"WITH page AS (SELECT unnest(CAST(:tasks AS uuid[])) AS id) {SUMMARIES} ORDER BY id").bindparams(
+    bindparam("tasks", type_=ARRAY(PgUUID))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,10 +412,11 @@ def _searched(chosen: TaskFilter, order: str, at: UUID | None) -> tuple[str, dic
     of_one = f"SELECT t.id, s.state, ({' AND '.join(others) or 'true'}) AS matches FROM {JOINED} WHERE "  # noqa: S608
     if driving != ("states",):
         return f"{of_one} {' AND '.join(inside) or 'true'} {end}", values
-    # The index has the order of the ids in each state.
-    inside[inside.index(CONDITIONS["states"])] = "s.state = wanted.state"
-    of_each = f"LATERAL ({of_one} {' AND '.join(inside)} {end}) AS each"
-    return f"SELECT each.* FROM unnest(:states) AS wanted (state) CROSS JOIN {of_each} {end}", values  # noqa: S608
+    # The index has the order of the ids in each state. The planner must see each of them by itself.
+    inside.remove(CONDITIONS["states"])
+    wanted = {f"state_{number}": state for number, state in enumerate(values.pop("states"))}
+    of_each = [f"({of_one} {' AND '.join([f's.state = :{name}', *inside])} {end})" for name in wanted]
+    return f"SELECT * FROM ({' UNION ALL '.join(of_each)}) AS of_all {end}", {**values, **wanted}  # noqa: S608
 
 
 def _after(last: UUID) -> UUID:

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, Double, Index, text
+from sqlalchemy import BigInteger, CheckConstraint, Double, Index, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.database.tables.base import NOW, Base, created, new_id
@@ -67,17 +67,20 @@ class BulkAct(Base):
 
 
 class SavedView(Base):
-    """A named query of the list of tasks, for its owner, or for all readers of a namespace."""
+    """A named query of the list of tasks, for its owner, or without one, for all readers of the namespace.
+
+    `owner` and `maker` are identities of keys.
+    """
 
     __tablename__ = "saved_views"
     __table_args__ = (CheckConstraint("name <> ''", name="name"),)
 
     id: Mapped[UUID] = new_id()
     namespace: Mapped[str]
-    owner: Mapped[str]
-    shared: Mapped[bool]
+    owner: Mapped[str | None]
     name: Mapped[str]
     query: Mapped[str]
+    maker: Mapped[str]
     created_at: Mapped[datetime] = created()
     created_by: Mapped[str]
 
@@ -85,7 +88,7 @@ class SavedView(Base):
 Index(
     "saved_views_name_idx",
     SavedView.namespace,
-    text("(CASE WHEN shared THEN '' ELSE owner END)"),
+    func.coalesce(SavedView.owner, text("''")),
     SavedView.name,
     unique=True,
 )
