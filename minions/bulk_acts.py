@@ -30,7 +30,7 @@ class BulkActs:
         Args:
             query: like `agent:triage state:failed since:1d`.
             rate: tasks a second; by default 20.
-            dry_run: only count the tasks, as `matched` and `by_state`, and show the `first`.
+            dry_run: only count the tasks, as `matched` and `by_state`, and show the `newest`.
             labels: of the act `label`: values by name; None removes a label.
             options: `reason` of a cancellation; `pinned`, `new_keys` and `again` of a replay; `created_before`, the
                 `until` of a dry run.

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from orchestrator.api import body, problems
 from orchestrator.api.actors import Actor
 from orchestrator.api.auth import Caller
-from orchestrator.api.masking import PRIVATE, Error, Labels
+from orchestrator.api.masking import Error, Labels
 from orchestrator.api.parameters import Database, ItemPage, PageQuery, Statements, Text, in_namespace
 from orchestrator.api.task_filters import TaskQuery
 from orchestrator.api.task_models import NewLabels, TaskSummary, check_private
@@ -24,9 +24,9 @@ from shared.contracts.strict_model import Moment, Strict, faults_of
 from shared.errors import InvalidInput
 from shared.tasks import queries
 from shared.tasks.queries import Page
-from shared.tasks.task_query import LONGEST
+from shared.tasks.task_query import LONGEST, names_private_label
 
-FIRST = 20
+SHOWN = 20
 """Tasks that a dry run shows."""
 OWN: dict[str, tuple[str, ...]] = {
     "cancel": ("reason",),
@@ -112,7 +112,7 @@ class BulkAct(BaseModel):
     stopped_by: str | None
     by_state: dict[str, int] = Field({}, description="Only of a dry run: the number of tasks in each state.")
     until: datetime | None = Field(None, description="Only of a dry run: younger tasks do not belong to it.")
-    first: list[TaskSummary] = Field([], description="Only of a dry run: the first tasks.")
+    newest: list[TaskSummary] = Field([], description="Only of a dry run: some of the tasks, the newest first.")
 
 
 class BulkActQuery(PageQuery):
@@ -192,7 +192,7 @@ def plan_of(connection: Connection, asked: BulkRequest, key: Key) -> Plan:
         filters = TaskQuery.model_validate({"query": asked.query})
     except ValidationError as error:
         raise InvalidInput(f"The query is not valid: {'; '.join(faults_of(error))}.") from None
-    if any(label.startswith(PRIVATE) for label in filters.label):
+    if names_private_label({"label": filters.label}):
         raise InvalidInput("The query of a bulk act is stored and shown, so it must not name a private label.")
     named = filters.namespace if "namespace" in filters.model_fields_set else None
     filters = filters.model_copy(update={"namespace": key.scope.namespace_of(named)})
@@ -202,8 +202,6 @@ def plan_of(connection: Connection, asked: BulkRequest, key: Key) -> Plan:
 
 def preview(connection: Connection, planned: Plan, actor: Actor) -> dict[str, Any]:
     """Return a dry run, in the form of a bulk act."""
-    found = queries.search_oldest(connection, planned.chosen, limit=FIRST).found
-    first = queries.summaries(connection, found)
     return {
         "id": None,
         "namespace": planned.chosen.namespace,
@@ -222,5 +220,5 @@ def preview(connection: Connection, planned: Plan, actor: Actor) -> dict[str, An
         "stopped_by": None,
         "by_state": planned.by_state,
         "until": planned.until,
-        "first": first,
+        "newest": queries.search_tasks(connection, planned.chosen, limit=SHOWN).items,
     }

@@ -10,10 +10,11 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from orchestrator.api.masking import PRIVATE, ConversationId, Error, Labels, Payload, Payloads, PayloadText
+from orchestrator.api.masking import ConversationId, Error, Labels, Payload, Payloads, PayloadText
 from shared.access.actors import Key
 from shared.access.roles import Permission
 from shared.tasks.states import State
+from shared.tasks.task_query import PRIVATE
 
 BULK_LIMIT = 10_000
 

@@ -17,7 +17,7 @@ app = typer.Typer(
 )
 QUERY = typer.Argument(help="Filters, such as: agent:triage state:failed since:1d")
 RATE = typer.Option(20.0, "--rate", min=0.01, max=1000, help="Tasks a second.")
-DRY_RUN = typer.Option(False, "--dry-run", help="Only count the tasks, and show the first.")
+DRY_RUN = typer.Option(False, "--dry-run", help="Only count the tasks, and show the newest.")
 ID = typer.Argument(help="The id of the bulk act.", metavar="ID")
 
 
@@ -143,6 +143,6 @@ def _print_dry_run(planned: dict[str, Any]) -> None:
     console.print(f"{planned['matched']}{more} tasks match{': ' if states else '.'}{states}")
     print_table(
         ("id", "agent", "state", "created"),
-        ((task["id"], task["agent"], task["state"], local_time(task["created_at"])) for task in planned["first"]),
+        ((task["id"], task["agent"], task["state"], local_time(task["created_at"])) for task in planned["newest"]),
         empty="Nothing to do.",
     )

@@ -26,7 +26,7 @@ MAIN = (
     Place("/tasks", "Tasks", "g t"),
     Place("/inbox", "Inbox", "g i"),
 )
-MORE: tuple[Place, ...] = ()
+MORE: tuple[Place, ...] = (Place("/bulk-acts", "Bulk acts", "g b"),)
 
 
 def reachable(places: Iterable[Place], key: Key | None) -> list[Place]:

@@ -11,13 +11,25 @@ from orchestrator.api import rights
 from orchestrator.api.app import limited_engine
 from orchestrator.api.base_path import check_base_path
 from orchestrator.api.login.pages import see_other
-from orchestrator.pages import acts, inbox, live, overview, raw, rendering, task_list, task_page
+from orchestrator.pages import (
+    acts,
+    bulk_acts,
+    inbox,
+    live,
+    overview,
+    palette,
+    raw,
+    rendering,
+    saved_views,
+    task_list,
+    task_page,
+)
 from orchestrator.pages.access import authorize
 from orchestrator.pages.live import Streams
 from orchestrator.pages.rights import RULES
 from shared.database.connections import autocommit
 
-PAGES = (overview, live, task_list, task_page, raw, inbox, acts)
+PAGES = (overview, live, task_list, task_page, raw, inbox, acts, bulk_acts, saved_views, palette)
 """The modules whose pages need a login. The addresses of streams come before those of tasks."""
 POOL_SIZE = 4
 STATEMENT_TIMEOUT = "3s"

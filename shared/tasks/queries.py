@@ -160,11 +160,6 @@ ENDED = text(
 ).bindparams(bindparam("tasks", type_=ARRAY(PgUUID)), bindparam("final", type_=ARRAY(TEXT)))
 
 
-SUMMARIES_OF = text(f"WITH page AS (SELECT unnest(CAST(:tasks AS uuid[])) AS id) {SUMMARIES} ORDER BY id").bindparams(
-    bindparam("tasks", type_=ARRAY(PgUUID))
-)
-
-
 @dataclass(frozen=True, slots=True)
 class Page:
     """Some rows of a list; `next` is the start of the following page, None on the last."""
@@ -374,15 +369,9 @@ def search_oldest(connection: Connection, chosen: TaskFilter, *, limit: int, aft
     return Stretch([row.id for row in rows if row.matches], rows[-1].id)
 
 
-def summaries(connection: Connection, tasks: Sequence[UUID]) -> list[dict[str, Any]]:
-    """Return these tasks, the oldest first, without what may be large."""
-    rows = connection.execute(SUMMARIES_OF, {"tasks": list(tasks)}).mappings()
-    return [dict(row) for row in rows]
-
-
 def count_searched(connection: Connection, chosen: TaskFilter) -> tuple[dict[str, int], bool]:
-    """Count tasks by state among the first `MOST_COUNTED` of a search; and return whether there may be more."""
-    searched, values = _searched(chosen, "ASC", None)
+    """Count tasks by state among the newest `MOST_COUNTED` of a search; and return whether there may be more."""
+    searched, values = _searched(chosen, "DESC", None)
     statement = _bind_types(
         "SELECT state, count(*) FILTER (WHERE matches) AS number, count(*) AS looked "  # noqa: S608
         f"FROM ({searched}) AS looked GROUP BY state ORDER BY state",

@@ -79,7 +79,7 @@ def test_dry_run_counts_and_changes_nothing(client: Client, database: Engine) ->
     client.cancel(tasks[0])
     planned = client.start_bulk_act("cancel", "agent:Idle", dry_run=True)
     assert (planned["id"], planned["state"], planned["matched"]) == (None, None, 2)
-    assert [task["id"] for task in planned["first"]] == tasks[1:]
+    assert [task["id"] for task in planned["newest"]] == tasks[:0:-1]
     assert sum(planned["by_state"].values()) == 2
     assert not list(client.bulk_acts())
     assert client.get(tasks[1]).state != "cancelled"
@@ -231,7 +231,9 @@ def test_tasks_out_of_reach_are_never_touched(
     [foreign] = submit(client, 1, "Theirs", key="theirs")
     http = with_key("operator", **bounds)
     asked = {"act": "cancel", "query": "since:1d", "rate": FAST}
-    assert [each["id"] for each in http.post("/v1/bulk-acts", json={**asked, "dry_run": True}).json()["first"]] == [own]
+    assert [each["id"] for each in http.post("/v1/bulk-acts", json={**asked, "dry_run": True}).json()["newest"]] == [
+        own
+    ]
     started = http.post("/v1/bulk-acts", json=asked).json()
     assert started["matched"] == 1
     assert work(started["id"])["done"] == 1

@@ -27,6 +27,8 @@ ENDPOINTS = sorted(
     f"{method} {route.path}" for module in site.PAGES for route in module.router.routes for method in route.methods
 )
 FORMS: dict[str, dict[str, str]] = {
+    "POST /bulk-acts": {"act": "cancel", "query": "agent:None"},
+    "POST /views": {"name": "failed", "query": "state:failed"},
     "POST /tasks/{task_id}/signal": {"name": "go"},
     "POST /tasks/{task_id}/budget": {"stop": "1"},
     "POST /tasks/{task_id}/decide": {"verdict": "approve", "step": "1"},
@@ -38,7 +40,12 @@ def call(browser: Browser, endpoint: str, token: str, task: str) -> httpx2.Respo
     """Open a page, or send its form; a stream is not read."""
     method, path = endpoint.split(" ")
     path = (
-        path.replace("{task_id}", task).replace("{other_id}", task).replace("{number}", "1").replace("{what}", "input")
+        path.replace("{task_id}", task)
+        .replace("{bulk_act_id}", task)
+        .replace("{view_id}", task)
+        .replace("{other_id}", task)
+        .replace("{number}", "1")
+        .replace("{what}", "input")
     )
     assert "{" not in path, f"{endpoint}: give its path parameters here"
     if method == "POST":
