@@ -22,6 +22,7 @@ RULES: Mapping[str, Rule] = {
     f"GET {TASK}/steps/{{number}}": API["GET /v1/tasks/{task_id}/steps"],
     f"GET {TASK}/conversation": API["GET /v1/tasks/{task_id}/steps"],
     f"GET {TASK}/subtasks": API["GET /v1/tasks/{task_id}/tree"],
+    f"GET {TASK}/graph": API["GET /v1/tasks/{task_id}/tree"],
     f"GET {TASK}/diff/{{other_id}}": API["GET /v1/tasks/{task_id}/steps"],
     f"GET {TASK}/raw/{{what}}": SEE,
     f"GET {TASK}/steps/{{number}}/raw/{{what}}": API["GET /v1/tasks/{task_id}/steps"],
