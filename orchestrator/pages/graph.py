@@ -1,74 +1,127 @@
-"""The tree of a task's sub-tasks as a graph, drawn as SVG: agents, states and costs."""
+"""The chain below a task as a graph, drawn as SVG: a box for the tasks of one agent, with their states and costs."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
 from markupsafe import Markup
 
 from orchestrator.api.base_path import link
-from orchestrator.pages.formats import money
+from orchestrator.pages.formats import money, number
+from orchestrator.pages.rendering import tasks_where
 from shared.contracts.visible_text import one_line
+from shared.tasks.states import State
 
-COLUMN = 240
+COLUMN = 250
 ROW = 52
-BOX = (200, 40)
+BOX = (210, 40)
 LONGEST_NAME = 26
+LONGEST_ABOUT = 32
+# What a box of several tasks shows by its colour: the first of these that one of them has.
+TELLING = (State.FAILED, State.EXPIRED, State.RUNNING, State.QUEUED, State.WAITING, State.PENDING, State.SCHEDULED)
 
+Path = tuple[str, ...]
 Place = tuple[float, float]
 
 
-def graph(tasks: Sequence[Mapping[str, Any]], costs: Mapping[UUID, int]) -> Markup:
-    """Return the picture.
+@dataclass(slots=True)
+class Node:
+    """The tasks of an agent that are reached by the same agents.
+
+    Attributes:
+        path: the agents from the first task down to these.
+        first: the oldest of them.
+        states: how many are in each state.
+        address: the page of the task, or the list of all.
+    """
+
+    path: Path
+    first: UUID
+    states: dict[str, int] = field(default_factory=dict)
+    cost_microdollars: int = 0
+    address: str = ""
+
+    @property
+    def number(self) -> int:
+        """The number of tasks."""
+        return sum(self.states.values())
+
+    @property
+    def agent(self) -> str:
+        """The agent of the tasks."""
+        return self.path[-1] or "not routed"
+
+    @property
+    def state(self) -> str:
+        """The state of the task; of several, the one to look at."""
+        return next((state for state in TELLING if state in self.states), next(iter(self.states)))
+
+
+def nodes_of(rows: Sequence[Mapping[str, Any]], task: Mapping[str, Any]) -> list[Node]:
+    """Return the boxes of a graph, parents before their children.
 
     Args:
-        tasks: the first task, and some of those below it, the oldest first.
-        costs: microdollars by task.
+        rows: of `queries.group_tree`.
+        task: the first task.
     """
-    places = _places(tasks)
-    width = max(x for x, _ in places.values()) + BOX[0] + 10
-    height = max(y for _, y in places.values()) + BOX[1] + 10
-    edges = [_edge(places[task["parent_id"]], places[task["id"]]) for task in tasks if task["parent_id"] in places]
-    boxes = [_box(task, places[task["id"]], costs.get(task["id"], 0)) for task in tasks]
+    nodes: dict[Path, Node] = {}
+    for row in rows:
+        node = nodes.setdefault(tuple(row["path"]), Node(tuple(row["path"]), row["first"]))
+        node.states[row["state"]] = row["number"]
+        node.cost_microdollars += row["cost_microdollars"]
+    for node in nodes.values():
+        if node.number == 1 or not node.path[-1]:
+            node.address = link(f"/tasks/{node.first}")
+        else:
+            node.address = tasks_where(task["namespace"], agent=node.path[-1], root=str(task["root_id"]))
+    return [nodes[path] for path in _depth_first(nodes)]
+
+
+def graph(nodes: Sequence[Node]) -> Markup:
+    """Return the picture of the boxes, which come as from `nodes_of`."""
+    places = _places(nodes)
+    width = max(x for x, _ in places.values()) + BOX[0] + 4
+    height = max(y for _, y in places.values()) + BOX[1] + 4
+    edges = [_edge(places[node.path[:-1]], places[node.path]) for node in nodes if node.path[:-1] in places]
+    boxes = [_box(node, places[node.path]) for node in nodes]
+    label = f"Graph of {len(nodes)} agents. The list below has the same."
     return Markup('<svg class="graph" width="{}" height="{}" role="group" aria-label="{}">{}{}</svg>').format(
-        round(width), round(height), f"Graph of {len(tasks)} tasks. The list below has the same.",
-        Markup("").join(edges), Markup("").join(boxes),
-    )  # fmt: skip
+        round(width), round(height), label, Markup("").join(edges), Markup("").join(boxes)
+    )
 
 
-def _places(tasks: Sequence[Mapping[str, Any]]) -> dict[UUID, Place]:
-    """Return the upper left corner of each task: a column for each depth, a parent in the middle of its children."""
-    known = {task["id"] for task in tasks}
-    children: dict[UUID | None, list[UUID]] = defaultdict(list)
-    for task in tasks:
+def _depth_first(nodes: Mapping[Path, Node]) -> list[Path]:
+    """Return all paths, each before those below it, and siblings by age."""
+    below: dict[Path | None, list[Path]] = defaultdict(list)
+    for path in nodes:
         # The reader may not see what is between two tasks.
-        children[task["parent_id"] if task["parent_id"] in known else None].append(task["id"])
-    rows: dict[UUID, float] = {}
-    free = 0
-    # From the end, each task comes after its children.
-    for id in reversed(_depth_first(children)):
-        below = [rows[child] for child in children[id]]
-        rows[id] = sum(below) / len(below) if below else free
-        free += not below
-    first = tasks[0]["depth"]
-    # The oldest is at the top.
-    return {
-        task["id"]: ((task["depth"] - first) * COLUMN + 2, (free - 1 - rows[task["id"]]) * ROW + 2) for task in tasks
-    }
-
-
-def _depth_first(children: Mapping[UUID | None, list[UUID]]) -> list[UUID]:
-    """Return all tasks, each before its children."""
-    order: list[UUID] = []
-    left = list(reversed(children[None]))
+        below[path[:-1] if path[:-1] in nodes else None].append(path)
+    order: list[Path] = []
+    left = list(reversed(below[None]))
     while left:
-        id = left.pop()
-        order.append(id)
-        left += reversed(children[id])
+        path = left.pop()
+        order.append(path)
+        left += reversed(below[path])
     return order
+
+
+def _places(nodes: Sequence[Node]) -> dict[Path, Place]:
+    """Return the upper left corner of each box: a column for each depth, a parent beside the first of its children."""
+    places: dict[Path, Place] = {}
+    begun: set[Path] = set()
+    row = -1
+    for node in nodes:
+        depth = len(node.path) - len(nodes[0].path)
+        parent = node.path[:-1]
+        # The first child is in the row of its parent.
+        row += parent not in places or parent in begun
+        begun.add(parent)
+        places[node.path] = (depth * COLUMN + 2, row * ROW + 2)
+    return places
 
 
 def _edge(parent: Place, child: Place) -> Markup:
@@ -80,15 +133,21 @@ def _edge(parent: Place, child: Place) -> Markup:
     )
 
 
-def _box(task: Mapping[str, Any], place: Place, cost: int) -> Markup:
-    name = one_line(task["agent"] or "not routed")
-    shown = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
-    about = f"{task['state']}, {money(cost)}"
+def _box(node: Node, place: Place) -> Markup:
+    name = one_line(node.agent)
+    many = f" × {number(node.number)}" if node.number > 1 else ""
+    counts = ", ".join(f"{number(count)} {state}" if many else state for state, count in node.states.items())
+    about = f"{money(node.cost_microdollars)}, {counts}"
     return Markup(
         '<a href="{}" aria-label="{}"><title>{}</title><rect class="node {}" x="{:.0f}" y="{:.0f}" width="{}" '
         'height="{}" rx="6"/><text x="{:.0f}" y="{:.0f}">{}</text>'
         '<text class="soft" x="{:.0f}" y="{:.0f}">{}</text></a>'
     ).format(
-        link(f"/tasks/{task['id']}"), f"{name}: {about}", name, task["state"], *place, *BOX,
-        place[0] + 10, place[1] + 17, shown, place[0] + 10, place[1] + 33, about,
+        node.address, f"{name}{many}: {about}", f"{name}{many}: {about}", node.state, *place, *BOX,
+        place[0] + 10, place[1] + 17, f"{_cut(name, LONGEST_NAME - len(many))}{many}",
+        place[0] + 10, place[1] + 33, _cut(about, LONGEST_ABOUT),
     )  # fmt: skip
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

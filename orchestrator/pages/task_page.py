@@ -24,7 +24,7 @@ from orchestrator.pages.access import Reading
 from orchestrator.pages.comparing import MOST_STEPS, comparison_of
 from orchestrator.pages.conversation import turns_of
 from orchestrator.pages.decision_form import decision_of
-from orchestrator.pages.graph import graph
+from orchestrator.pages.graph import graph, nodes_of
 from orchestrator.pages.moves import permitted
 from orchestrator.pages.rendering import Page, render
 from orchestrator.pages.snippets import snippets_of
@@ -39,7 +39,8 @@ STEPS = 100
 CLAIMS = 100
 SUBTASKS = 50
 TURNS = 50
-NODES = 60
+MOST_GRAPHED = 5000
+MOST_NODES = 200
 
 router = APIRouter(route_class=Page, include_in_schema=False)
 
@@ -155,20 +156,18 @@ def show_subtasks(
 
 @router.get("/tasks/{task_id}/graph")
 def show_graph(task_id: TaskId, request: Request, database: Reading, key: Caller) -> Response:
-    """A task and the tasks below it as a graph, with their states and costs."""
+    """The chain below a task as a graph: its agents, with the states and costs of their tasks."""
     with database.connect() as connection:
-        page = queries.list_tree(connection, task_id, limit=NODES, within=queries.reached(key.scope))
-        tasks = [_summary(each) for each in page.items]
-        usages = queries.usages_of(connection, [each["id"] for each in tasks])
-    costs = {id: usage["cost_microdollars"] for id, usage in usages.items()}
+        task = queries.get_task(connection, task_id)
+        rows = queries.group_tree(connection, task_id, most=MOST_GRAPHED, within=queries.reached(key.scope))
+    nodes = nodes_of(rows, task)
     return render(
         request,
         "graph.html",
-        task=tasks[0],
-        tasks=tasks,
-        usages=usages,
-        picture=graph(tasks, costs),
-        next=page.next,
+        task=_summary(task),
+        nodes=nodes[:MOST_NODES],
+        picture=graph(nodes[:MOST_NODES]),
+        is_cut=len(nodes) > MOST_NODES or sum(node.number for node in nodes) >= MOST_GRAPHED,
     )
 
 

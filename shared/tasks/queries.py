@@ -481,6 +481,33 @@ def list_tree(
     return _of_task(connection, statement, task, limit, after, "id", **values)
 
 
+def group_tree(connection: Connection, task: UUID, *, most: int, within: TaskFilter) -> list[dict[str, Any]]:
+    """Return a task and everything below it that matches `within`, grouped by the agents from the task down to each.
+
+    Args:
+        most: the number of tasks to look at, those near the task first.
+
+    Returns:
+        For each `path` of agents (unrouted tasks have an empty name) and `state`: the `number` of tasks, the `first`
+        of them, and their `cost_microdollars`. The oldest first.
+    """
+    conditions, values = _conditions(within)
+    statement = _bind_types(
+        "WITH RECURSIVE tree (id, path) AS ("  # noqa: S608
+        "SELECT id, ARRAY[COALESCE(agent_name, '')] FROM tasks WHERE id = :task UNION ALL "
+        "SELECT c.id, tree.path || COALESCE(c.agent_name, '') FROM tasks c JOIN tree ON c.parent_id = tree.id), "
+        "looked AS MATERIALIZED (SELECT id, path FROM tree LIMIT :most) "
+        "SELECT looked.path, s.state, count(*) AS number, (array_agg(looked.id ORDER BY looked.id))[1] AS first, "
+        "COALESCE(sum(spent.cost), 0)::bigint AS cost_microdollars "
+        f"FROM looked JOIN ({JOINED}) ON t.id = looked.id CROSS JOIN LATERAL ("
+        "SELECT sum(e.cost_microdollars) AS cost FROM executions e WHERE e.task_id = looked.id) AS spent "
+        f"WHERE {' AND '.join(conditions)} GROUP BY 1, 2 ORDER BY 4",
+        values,
+    )
+    rows = connection.execute(statement, {**values, "task": task, "most": most}).mappings()
+    return [dict(row) for row in rows]
+
+
 def list_steps(connection: Connection, task: UUID, *, limit: int, after: int = 0) -> Page:
     """Return a task's journal, in the order of the steps' numbers.
 

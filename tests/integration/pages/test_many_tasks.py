@@ -15,6 +15,7 @@ from minions import Client
 from orchestrator.bulk.runner import BulkRunner
 from shared.settings import Settings
 from tests.integration.api.test_boundaries import agent, define_in
+from tests.integration.conftest import InlineWorker, Tasks
 from tests.integration.pages.conftest import Open as Plain
 from tests.integration.pages.test_in_chromium import HOSTILE, Open
 from tests.support.browser import Browser, hidden
@@ -237,3 +238,41 @@ def test_palette_is_a_page_without_scripts(logged_in: Plain, idle: list[str]) ->
     assert 'href="/tasks?q=agent%3AIdle"' in page
     assert 'href="/bulk-acts"' in page
     assert browser.get(f"/tasks?q={idle[0]}").headers["location"] == f"/tasks/{idle[0]}"
+
+
+# ------------------------------------------------------------------------------------------------- graph and timeline
+
+
+@pytest.fixture
+def chain(act: Any, define: Any, tasks: Tasks, inline_worker: InlineWorker) -> str:
+    """A chain of two tasks that has run."""
+    relations = [{"agent": act()}, {"agent": "Act"}]
+    config = {"capabilities": ["work"]}
+    define({"kind": "agent", "name": "Chain", "type": "function", "relations": relations, "config": config})
+    task = tasks.submit("Chain", {"do": "answer", "answer": {"do": "answer"}})
+    inline_worker.run_all()
+    return str(task)
+
+
+def test_graph_shows_the_chain_within_the_bounds_of_its_reader(logged_in: Plain, chain: str) -> None:
+    browser = logged_in("viewer")
+    assert f'href="/tasks/{chain}/graph"' in browser.get(f"/tasks/{chain}").text
+    page = browser.get(f"/tasks/{chain}/graph").text
+    assert "Act × 2: $0, 2 succeeded" in page
+    assert quote(f"agent:Act root:{chain}", safe="") in page
+    assert "Act" not in logged_in("viewer", agents=["Chain"]).get(f"/tasks/{chain}/graph").text.partition("<main")[2]
+
+
+def test_part_of_the_timeline_has_an_address(visit: Open, chain: str) -> None:
+    visited = visit("viewer")
+    page = visited.go(f"/tasks/{chain}")
+    page.get_by_role("link", name="Zoom: Claim 1").locator("text").click()
+    expect(page.get_by_role("link", name="The whole timeline")).to_be_visible()
+    expect(page.get_by_role("link", name="Zoom: Claim 1")).to_be_visible()
+    assert Axe().run(page).violations_count == 0
+    page.get_by_role("link", name="The whole timeline").click()
+    page.wait_for_url(f"**/tasks/{chain}")
+    page.go_back()
+    expect(page.get_by_role("link", name="The whole timeline")).to_be_visible()
+    visited.go(f"/tasks/{chain}?from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z")
+    expect(page.get_by_role("main")).to_contain_text("`to` must be later than `from`")
