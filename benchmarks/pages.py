@@ -212,6 +212,10 @@ def paths(engine: Engine) -> dict[str, str]:
         "step": f"/tasks/{journal}/steps/100",
         "conversation": f"/tasks/{journal}/conversation",
         "sub-tasks of a tree": f"/tasks/{root}/subtasks",
+        "graph of a tree": f"/tasks/{root}/graph",
+        "bulk act, dry run": "/bulk-acts/new?q=state:failed&act=replay",
+        "bulk act, dry run by label": "/bulk-acts/new?q=label:env=prod&act=label",
+        "palette": "/palette",
         "inbox": "/inbox",
         "decision": f"/inbox/{waiting}",
     }

@@ -69,7 +69,7 @@ def plan_bulk_act(
     return _planned(request, database, actor, form)
 
 
-@router.post("/bulk-acts")
+@router.post("/bulk-acts/start")
 async def start_bulk_act(
     form: Form, request: Request, database: Database, reading: Reading, actor: Actor, key: Caller
 ) -> Response:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Response
 from sqlalchemy import Connection, text
 
 from orchestrator.api.actors import Actor
@@ -45,7 +45,7 @@ DELETE = text(
 router = APIRouter(route_class=Page, include_in_schema=False)
 
 
-@router.post("/views")
+@router.post("/tasks/save-view")
 def save_view(form: Form, database: Database, actor: Actor) -> Response:
     """Saves the query of the list under a name."""
     name, query, shared = form.get("name", "").strip(), form.get("query", "").strip(), "shared" in form
@@ -65,9 +65,13 @@ def save_view(form: Form, database: Database, actor: Actor) -> Response:
     return see_other(f"/tasks?{urlencode({'q': query, 'done': 'view_save'})}")
 
 
-@router.post("/views/{view_id}/delete")
-def delete_view(view_id: Annotated[UUID, Path()], form: Form, database: Database, actor: Actor) -> Response:
+@router.post("/tasks/delete-view")
+def delete_view(form: Form, database: Database, actor: Actor) -> Response:
     """Deletes a view."""
+    try:
+        view_id = UUID(form.get("view", ""))
+    except ValueError:
+        raise InvalidInput("`view` must be the id of a view.") from None
     values = _values(actor.key)
     with database.begin() as connection:
         gone = connection.execute(DELETE, {"id": view_id, **values}).mappings().one_or_none()

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
@@ -39,18 +40,19 @@ REFUND = {
     "tool": "book_refund",
     "config": {"capabilities": ["refunds"]},
 }
-LOOKS = {
+LOOKS: dict[str, dict[str, Any]] = {
     "light": {"color_scheme": "light", "viewport": {"width": 960, "height": 600}},
     "dark": {"color_scheme": "dark", "viewport": {"width": 960, "height": 600}},
     "phone": {"color_scheme": "light", "viewport": {"width": 390, "height": 760}},
 }
 DOCUMENTED = (
-    ("overview", "light"),
-    ("tasks", "light"),
-    ("task", "dark"),
-    ("inbox", "phone"),
+    ("overview", "light", 560),
+    ("tasks", "light", 500),
+    ("task", "dark", 500),
+    ("graph", "light", 420),
+    ("inbox", "phone", 620),
 )
-"""The pictures in the documentation: page and look."""
+"""The pictures in the documentation: page, look, and height in pixels, so that each is small."""
 
 
 def main(folder: Path | None) -> None:
@@ -58,14 +60,16 @@ def main(folder: Path | None) -> None:
     with demonstrated() as (system, pages), sync_playwright() as playwright:
         program = next(filter(None, map(shutil.which, PROGRAMS)), None)
         browser = playwright.chromium.launch(executable_path=program, args=list(ARGUMENTS))
-        wanted = DOCUMENTED if folder is None else [(name, look) for look in LOOKS for name in pages]
-        for look in LOOKS:
-            page = opened(browser, look, system)
-            for name in (each for each, its_look in wanted if its_look == look):
+        wanted = DOCUMENTED if folder is None else [(name, look, None) for look in LOOKS for name in pages]
+        for look, options in LOOKS.items():
+            page = opened(browser, options, system)
+            for name, _, height in (each for each in wanted if each[1] == look):
                 page.goto(f"{system.facts['api_url']}{pages[name]}")
+                if height is not None:
+                    page.set_viewport_size({**options["viewport"], "height": height})
                 target = IMAGES / f"{name}.png" if folder is None else folder / f"{name}-{look}.png"
                 target.parent.mkdir(parents=True, exist_ok=True)
-                page.screenshot(path=target, full_page=folder is not None)
+                page.screenshot(path=target, full_page=height is None)
         browser.close()
 
 
@@ -98,9 +102,9 @@ def pages_of(client: Client) -> dict[str, str]:
     wait_until(lambda: client.bulk_act(act)["state"] == "done", "the bulk act is done")
     return {
         "overview": "/overview",
-        "tasks": "/tasks",
-        "task": f"/tasks/{audit.id}",
-        "failed": f"/tasks/{failed.id}",
+        "tasks": "/tasks?q=state%3Afailed+since%3A1d",
+        "task": f"/tasks/{failed.id}",
+        "chain": f"/tasks/{audit.id}",
         "graph": f"/tasks/{audit.id}/graph",
         "inbox": "/inbox",
         "decision": f"/inbox/{asked}",
@@ -109,9 +113,9 @@ def pages_of(client: Client) -> dict[str, str]:
     }
 
 
-def opened(browser: Browser, look: str, system: LocalSystem) -> Page:
+def opened(browser: Browser, options: dict[str, Any], system: LocalSystem) -> Page:
     """Return a page that is logged in by a link."""
-    page = browser.new_context(**LOOKS[look]).new_page()  # type: ignore[arg-type]
+    page = browser.new_context(**options).new_page()
     page.goto(system.login_link())
     page.wait_for_url("**/overview")
     return page

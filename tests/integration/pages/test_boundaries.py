@@ -27,8 +27,9 @@ ENDPOINTS = sorted(
     f"{method} {route.path}" for module in site.PAGES for route in module.router.routes for method in route.methods
 )
 FORMS: dict[str, dict[str, str]] = {
-    "POST /bulk-acts": {"act": "cancel", "query": "agent:None"},
-    "POST /views": {"name": "failed", "query": "state:failed"},
+    "POST /bulk-acts/start": {"act": "cancel", "query": "agent:None"},
+    "POST /tasks/save-view": {"name": "failed", "query": "state:failed"},
+    "POST /tasks/delete-view": {"view": str(uuid4())},
     "POST /tasks/{task_id}/signal": {"name": "go"},
     "POST /tasks/{task_id}/budget": {"stop": "1"},
     "POST /tasks/{task_id}/decide": {"verdict": "approve", "step": "1"},
@@ -42,7 +43,6 @@ def call(browser: Browser, endpoint: str, token: str, task: str) -> httpx2.Respo
     path = (
         path.replace("{task_id}", task)
         .replace("{bulk_act_id}", task)
-        .replace("{view_id}", task)
         .replace("{other_id}", task)
         .replace("{number}", "1")
         .replace("{what}", "input")

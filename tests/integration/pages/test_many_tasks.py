@@ -40,8 +40,8 @@ def idle(define: Any, client: Client) -> list[str]:
 def start(browser: Browser, act: str, **fields: str) -> str:
     """Start a bulk act by its form; return the address of its page."""
     page = browser.get(f"/bulk-acts/new?q=agent%3AIdle&act={act}").text
-    given = hidden(page[page.index('action="/bulk-acts"') :])
-    answer = browser.post("/bulk-acts", {**given, "rate": "1000", **fields})
+    given = hidden(page[page.index('action="/bulk-acts/start"') :])
+    answer = browser.post("/bulk-acts/start", {**given, "rate": "1000", **fields})
     assert answer.status_code == 303, answer.text
     return str(answer.headers["location"])
 
@@ -107,7 +107,7 @@ def test_each_act_starts_from_its_form(logged_in: Plain, client: Client, idle: l
 def test_form_with_a_mistake_comes_back_with_it(logged_in: Plain, fields: dict[str, str], words: str) -> None:
     browser = logged_in("operator")
     page = browser.get("/bulk-acts/new?q=agent%3AIdle&act=label").text
-    answer = browser.post("/bulk-acts", {**hidden(page[page.index('action="/bulk-acts"') :]), **fields})
+    answer = browser.post("/bulk-acts/start", {**hidden(page[page.index('action="/bulk-acts/start"') :]), **fields})
     assert answer.status_code == 422
     assert words in answer.text
     assert 'value="agent:Idle"' in answer.text or "query" in fields
@@ -148,7 +148,7 @@ def test_view_is_saved_shown_and_deleted(visit: Open, client: Client) -> None:
 
 def save(browser: Browser, **fields: str) -> Any:
     token = hidden(browser.get("/account").text)["csrf_token"]
-    return browser.post("/views", {"csrf_token": token, **fields})
+    return browser.post("/tasks/save-view", {"csrf_token": token, **fields})
 
 
 def test_views_are_seen_within_their_bounds(logged_in: Plain, database: Engine) -> None:
