@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
 
 from orchestrator import task_acts
-from orchestrator.bulk.store import ACTORS, FILTERS
+from orchestrator.bulk.store import ACTORS, filter_of
 from orchestrator.loops.leadership import Leadership
 from orchestrator.loops.loop import Loop
 from shared.access.actors import Actor, orchestrator
@@ -88,7 +88,7 @@ class BulkRunner(Loop):
             if self.stopping.is_set() or not self.leadership.held():
                 break
             if row["is_over"]:
-                self._end_without_key(row["id"])
+                self._end(row["id"], "its key is no longer valid")
             elif row["due"] > 0:
                 self._work_off(row)
         return 0.0 if any(row["due"] == BATCH for row in running) else SECONDS
@@ -98,7 +98,12 @@ class BulkRunner(Loop):
         self.leadership.release()
 
     def _work_off(self, row: RowMapping) -> None:
-        chosen, actor = FILTERS.validate_python(row["chosen"]), _actor(row["maker"])
+        try:
+            chosen, actor = filter_of(row["chosen"]), _actor(row["maker"])
+        except ValueError:  # of Pydantic too
+            log.exception("bulk_act_unreadable", bulk_act=str(row["id"]))
+            self._end(row["id"], "this release cannot read it")
+            return
         with self.statements.connect() as connection:
             stretch = queries.search_oldest(connection, chosen, limit=row["due"], after=row["cursor"])
         for task in stretch.found:
@@ -114,14 +119,14 @@ class BulkRunner(Loop):
             else:
                 connection.execute(PASS_OVER, {"id": row["id"], "until": stretch.until})
 
-    def _end_without_key(self, id: UUID) -> None:
-        """Stop an act whose key was revoked or has expired."""
+    def _end(self, id: UUID, why: str) -> None:
+        """Stop an act that must not or cannot continue."""
         actor = orchestrator()
         with self.engine.begin() as connection:
-            row = connection.execute(END, {"id": id, "who": f"{actor}: the key is no longer valid"}).one_or_none()
+            row = connection.execute(END, {"id": id, "who": f"{actor}: {why}"}).one_or_none()
             if row is not None:
-                progress = {"reason": "the key is no longer valid", "done": row.done, "failed": row.failed}
-                audit.record(connection, actor, "bulk_act.stop", id, namespace=row.namespace, after=progress)
+                after = {"reason": why, "done": row.done, "failed": row.failed, "skipped": row.skipped}
+                audit.record(connection, actor, "bulk_act.stop", id, namespace=row.namespace, after=after)
 
 
 def act_on(connection: Connection, row: RowMapping, task: UUID, chosen: TaskFilter, actor: Actor) -> bool:

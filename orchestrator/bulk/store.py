@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
 from uuid import UUID
@@ -113,7 +113,8 @@ def plan(
         InvalidInput: the query names only states in which the act has no effect.
     """
     # A millisecond later: ids have the time in milliseconds, and tasks of this one are seen.
-    until = until or connection.execute(NOW).scalar_one() + timedelta(milliseconds=1)
+    now = connection.execute(NOW).scalar_one() + timedelta(milliseconds=1)
+    until = min(until or now, now)
     before = min(until, chosen.created_before or until)
     able = replace(chosen, states=_states(act, chosen), created_before=before)
     if act == "replay":
@@ -191,6 +192,17 @@ def stop(connection: Connection, id: UUID, actor: Actor) -> dict[str, Any]:
     progress = {name: row[name] for name in ("done", "failed", "skipped")}
     _record(connection, actor, "bulk_act.stop", dict(row), progress)
     return dict(row)
+
+
+def filter_of(stored: Mapping[str, Any]) -> TaskFilter:
+    """Return a stored filter.
+
+    Raises:
+        ValueError: this release does not know all of it: without that, the act would be about more tasks.
+    """
+    if unknown := stored.keys() - {field.name for field in fields(TaskFilter)}:
+        raise ValueError(f"unknown fields of a filter: {', '.join(sorted(unknown))}")
+    return FILTERS.validate_python(stored)
 
 
 def _states(act: Act, chosen: TaskFilter) -> tuple[State, ...]:

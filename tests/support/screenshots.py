@@ -47,8 +47,8 @@ LOOKS: dict[str, dict[str, Any]] = {
 }
 DOCUMENTED = (
     ("overview", "light", 560),
-    ("tasks", "light", 500),
-    ("task", "dark", 500),
+    ("tasks", "light", 460),
+    ("task", "dark", 440),
     ("graph", "light", 420),
     ("inbox", "phone", 620),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -111,6 +111,8 @@ def test_tasks_after_the_dry_run_are_not_included(client: Client, work: Work) ->
     ended = work(client.start_bulk_act("cancel", "agent:Idle", rate=FAST, created_before=until)["id"])
     assert ended["done"] == len(tasks)
     assert client.get(later).state != "cancelled"
+    planned = client.start_bulk_act("cancel", "agent:Idle", created_before="2100-01-01T00:00:00Z", dry_run=True)
+    assert datetime.fromisoformat(planned["until"]) < datetime.now(UTC) + timedelta(minutes=1)
 
 
 @pytest.mark.usefixtures("nobodys")
@@ -214,7 +216,20 @@ def test_act_stops_with_the_key_that_started_it(client: Client, with_key: WithKe
     runner.run_once()
     stopped = client.bulk_act(id)
     assert (stopped["state"], stopped["done"]) == ("stopped", 1)
-    assert "the key is no longer valid" in stopped["stopped_by"]
+    assert "its key is no longer valid" in stopped["stopped_by"]
+
+
+@pytest.mark.usefixtures("nobodys")
+def test_unreadable_act_does_not_hold_up_the_others(client: Client, work: Work, database: Engine) -> None:
+    submit(client, 1)
+    broken = client.start_bulk_act("cancel", "agent:Idle")["id"]
+    good = client.start_bulk_act("cancel", "agent:Idle")["id"]
+    with database.begin() as connection:
+        connection.execute(
+            text("""UPDATE bulk_acts SET chosen = '{"of_a_later_release": 1}' WHERE id = :id"""), {"id": broken}
+        )
+    assert work(good)["done"] == 1
+    assert "this release cannot read it" in client.bulk_act(broken)["stopped_by"]
 
 
 # ---------------------------------------------------------------------------------------------------------- rights
