@@ -95,6 +95,7 @@ VALUES: dict[str, Any] = {
     "version": 3,
     "worker": "support-4711@host",
     "workers": 1,
+    "BulkAct.state": "running",
     "Capability.name": "support",
     "Schedule.name": "morning",
     "Step.status": "finished",

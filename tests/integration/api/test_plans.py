@@ -139,6 +139,7 @@ def test_searches_of_the_oldest_find_everything_in_bounded_stretches(large: Engi
             seen += stretch.found
             after = stretch.until
         whole = queries.list_oldest(connection, chosen, limit=1000)
+    with large.connect() as connection:
         by_state, more = queries.count_searched(connection, chosen)
     assert seen == [task["id"] for task in whole.items]
     assert (sum(by_state.values()), more) == (len(seen), False)
