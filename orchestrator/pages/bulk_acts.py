@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -117,8 +117,9 @@ def _planned(
     request: Request, database: Reading, actor: Actor, form: dict[str, str], error: MinionError | None = None
 ) -> Response:
     """Return the page of the dry run of what a form asks for."""
+    form = {"act": "", "query": "", **form}
     planned = None
-    if form.get("act") in get_args(store.Act) and form.get("query", "").strip():
+    if form["act"] in store.ACTS and form["query"].strip():
         try:
             planned = _preview(form, database, actor)
         except MinionError as refused:

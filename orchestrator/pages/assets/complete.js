@@ -12,6 +12,5 @@ function offer(text, list, words) {
   const before = text.slice(0, text.search(/\S*$/));
   const typed = text.slice(before.length);
   const fitting = words.filter((word) => word.startsWith(typed) && word !== typed);
-  // A term's name alone is offered until it is typed; then its values are.
   list.replaceChildren(...fitting.slice(0, 50).map((word) => new Option("", before + word)));
 }

@@ -10,7 +10,7 @@ export function offerPalette() {
   document.addEventListener("keydown", (event) => {
     if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "k") {
       event.preventDefault();
-      open(dialog, field);
+      show(dialog, field);
     }
   });
   field.addEventListener("input", () => list(dialog, field));
@@ -23,7 +23,7 @@ export function offerPalette() {
   });
 }
 
-async function open(dialog, field) {
+async function show(dialog, field) {
   if (dialog.open) return;
   field.value = "";
   dialog.showModal();
@@ -51,7 +51,7 @@ function list(dialog, field) {
   const options = fitting(dialog, field.value.trim()).slice(0, MOST).map(({ text, address }, index) => {
     const option = document.createElement("li");
     option.id = `palette-${index}`;
-    option.role = "option";
+    option.setAttribute("role", "option");
     option.textContent = text;
     option.dataset.address = address;
     option.addEventListener("click", () => location.assign(address));

@@ -113,6 +113,14 @@ def test_form_with_a_mistake_comes_back_with_it(logged_in: Plain, fields: dict[s
     assert 'value="agent:Idle"' in answer.text or "query" in fields
 
 
+def test_form_without_fields_is_refused(logged_in: Plain) -> None:
+    browser = logged_in("operator")
+    token = hidden(browser.get("/account").text)["csrf_token"]
+    assert browser.post("/bulk-acts/start", {"csrf_token": token}).status_code == 422
+    assert browser.post("/tasks/save-view", {"csrf_token": token}).status_code == 422
+    assert browser.post("/tasks/delete-view", {"csrf_token": token}).status_code == 422
+
+
 @pytest.mark.usefixtures("idle")
 def test_page_offers_only_the_acts_of_its_reader(logged_in: Plain, client: Client) -> None:
     viewer, submitter = logged_in("viewer"), logged_in("submitter")
