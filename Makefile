@@ -8,7 +8,7 @@ PEERS := $(VENV)/.installed-bench
 PIP_FLAGS := --disable-pip-version-check --no-input --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test unit soak chaos crash-matrix lint format schema bench soak-load flood dist lock clean
+.PHONY: help install demo up test unit soak chaos crash-matrix lint format schema bench soak-load flood screenshots dist lock clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -75,6 +75,9 @@ soak-load: install  ## Run a steady load for an hour, and fail if something grow
 
 flood: install  ## Send 1,000 bad and unauthorised requests a second while tasks run (3 min; FLOOD="--seconds 20")
 	@PYTHONDONTWRITEBYTECODE= $(RUN) benchmarks.flood $(FLOOD)
+
+screenshots: install  ## Take the pictures of the documentation, with Chromium (2 min)
+	@$(RUN) tests.support.screenshots
 
 dist: install  ## Build client and server into dist/, as wheels and source archives
 	@$(RUN) build --no-isolation --outdir dist minions

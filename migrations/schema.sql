@@ -289,6 +289,40 @@ CREATE INDEX budgets_due_idx ON budgets USING btree (due_at) WHERE ((due_at IS N
 ALTER TABLE ONLY budgets
     ADD CONSTRAINT budgets_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
 
+CREATE TABLE bulk_acts (
+    id uuid DEFAULT minion_uuidv7() NOT NULL,
+    namespace text NOT NULL,
+    act text NOT NULL,
+    query text NOT NULL,
+    chosen jsonb NOT NULL,
+    options jsonb NOT NULL,
+    rate double precision NOT NULL,
+    state text DEFAULT 'running'::text NOT NULL,
+    matched bigint NOT NULL,
+    more boolean NOT NULL,
+    done bigint DEFAULT '0'::bigint NOT NULL,
+    failed bigint DEFAULT '0'::bigint NOT NULL,
+    skipped bigint DEFAULT '0'::bigint NOT NULL,
+    failures jsonb DEFAULT '[]'::jsonb NOT NULL,
+    cursor uuid,
+    next_at timestamp with time zone DEFAULT now() NOT NULL,
+    key_id uuid,
+    maker jsonb NOT NULL,
+    created_by text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    ended_at timestamp with time zone,
+    stopped_by text,
+    CONSTRAINT bulk_acts_act_check CHECK ((act = ANY (ARRAY['cancel'::text, 'replay'::text, 'label'::text]))),
+    CONSTRAINT bulk_acts_ended_check CHECK (((state = 'running'::text) = (ended_at IS NULL))),
+    CONSTRAINT bulk_acts_rate_check CHECK ((rate > (0)::double precision)),
+    CONSTRAINT bulk_acts_state_check CHECK ((state = ANY (ARRAY['running'::text, 'stopped'::text, 'done'::text]))),
+    CONSTRAINT bulk_acts_stopped_check CHECK (((state = 'stopped'::text) = (stopped_by IS NOT NULL)))
+);
+ALTER TABLE ONLY bulk_acts
+    ADD CONSTRAINT bulk_acts_pkey PRIMARY KEY (id);
+CREATE INDEX bulk_acts_namespace_idx ON bulk_acts USING btree (namespace, id);
+CREATE INDEX bulk_acts_running_idx ON bulk_acts USING btree (id) WHERE (state = 'running'::text);
+
 CREATE TABLE cached_results (
     key text NOT NULL,
     namespace text DEFAULT 'default'::text NOT NULL,
@@ -620,6 +654,21 @@ ALTER TABLE ONLY retried_steps
 CREATE INDEX retried_steps_ended_in_idx ON retried_steps USING btree (ended_in);
 ALTER TABLE ONLY retried_steps
     ADD CONSTRAINT retried_steps_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
+
+CREATE TABLE saved_views (
+    id uuid DEFAULT minion_uuidv7() NOT NULL,
+    namespace text NOT NULL,
+    owner text,
+    name text NOT NULL,
+    query text NOT NULL,
+    maker text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    created_by text NOT NULL,
+    CONSTRAINT saved_views_name_check CHECK ((name <> ''::text))
+);
+ALTER TABLE ONLY saved_views
+    ADD CONSTRAINT saved_views_pkey PRIMARY KEY (id);
+CREATE UNIQUE INDEX saved_views_name_idx ON saved_views USING btree (namespace, COALESCE(owner, ''::text), name);
 
 CREATE TABLE schedules (
     id uuid DEFAULT minion_uuidv7() NOT NULL,
@@ -1066,7 +1115,7 @@ CREATE INDEX tasks_conversation_idx ON tasks USING btree (namespace, conversatio
 CREATE INDEX tasks_parent_idx ON tasks USING btree (parent_id) WHERE (parent_id IS NOT NULL);
 CREATE INDEX tasks_replay_idx ON tasks USING btree (replay_of) WHERE (replay_of IS NOT NULL);
 CREATE INDEX tasks_root_idx ON tasks USING btree (root_id);
-CREATE TRIGGER tasks_immutable BEFORE UPDATE ON tasks FOR EACH ROW WHEN ((((old.agent_version_id IS NOT NULL) AND (new.agent_version_id IS DISTINCT FROM old.agent_version_id)) OR ((old.agent_name IS NOT NULL) AND (new.agent_name IS DISTINCT FROM old.agent_name)) OR ((((((old.id IS DISTINCT FROM new.id) OR (old.namespace IS DISTINCT FROM new.namespace)) OR (old.root_id IS DISTINCT FROM new.root_id)) OR (old.origin_id IS DISTINCT FROM new.origin_id)) OR (old.depth IS DISTINCT FROM new.depth)) OR (old.created_at IS DISTINCT FROM new.created_at)) OR (((((old.input IS DISTINCT FROM new.input) OR (old.messages IS DISTINCT FROM new.messages)) OR (old.parent_id IS DISTINCT FROM new.parent_id)) OR (old.parent_step IS DISTINCT FROM new.parent_step)) OR (old.conversation_id IS DISTINCT FROM new.conversation_id)) OR (((((((old.capability IS DISTINCT FROM new.capability) OR (old.key IS DISTINCT FROM new.key)) OR (old.labels IS DISTINCT FROM new.labels)) OR (old.submitted_by IS DISTINCT FROM new.submitted_by)) OR (old.traceparent IS DISTINCT FROM new.traceparent)) OR (old.journal_format IS DISTINCT FROM new.journal_format)) OR (old.deadline IS DISTINCT FROM new.deadline)) OR ((new.replay_of IS NOT NULL) AND (new.replay_of IS DISTINCT FROM old.replay_of)))) EXECUTE FUNCTION minion_refuse_change();
+CREATE TRIGGER tasks_immutable BEFORE UPDATE ON tasks FOR EACH ROW WHEN ((((old.agent_version_id IS NOT NULL) AND (new.agent_version_id IS DISTINCT FROM old.agent_version_id)) OR ((old.agent_name IS NOT NULL) AND (new.agent_name IS DISTINCT FROM old.agent_name)) OR ((((((old.id IS DISTINCT FROM new.id) OR (old.namespace IS DISTINCT FROM new.namespace)) OR (old.root_id IS DISTINCT FROM new.root_id)) OR (old.origin_id IS DISTINCT FROM new.origin_id)) OR (old.depth IS DISTINCT FROM new.depth)) OR (old.created_at IS DISTINCT FROM new.created_at)) OR (((((old.input IS DISTINCT FROM new.input) OR (old.messages IS DISTINCT FROM new.messages)) OR (old.parent_id IS DISTINCT FROM new.parent_id)) OR (old.parent_step IS DISTINCT FROM new.parent_step)) OR (old.conversation_id IS DISTINCT FROM new.conversation_id)) OR ((((((old.capability IS DISTINCT FROM new.capability) OR (old.key IS DISTINCT FROM new.key)) OR (old.submitted_by IS DISTINCT FROM new.submitted_by)) OR (old.traceparent IS DISTINCT FROM new.traceparent)) OR (old.journal_format IS DISTINCT FROM new.journal_format)) OR (old.deadline IS DISTINCT FROM new.deadline)) OR ((new.replay_of IS NOT NULL) AND (new.replay_of IS DISTINCT FROM old.replay_of)))) EXECUTE FUNCTION minion_refuse_change();
 ALTER TABLE ONLY tasks
     ADD CONSTRAINT tasks_agent_version_id_fkey FOREIGN KEY (agent_version_id) REFERENCES agent_versions(id);
 ALTER TABLE ONLY tasks

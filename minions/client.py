@@ -23,6 +23,7 @@ from uuid import UUID, uuid4
 
 from minions.alerts import Alerts
 from minions.audit import Audit
+from minions.bulk_acts import BulkActs
 from minions.comparison import Comparison, Record, compare
 from minions.current_span import current_traceparent
 from minions.errors import InvalidInput, MinionsError, NotConfigured, WaitTimeout
@@ -48,7 +49,7 @@ class _NotGiven:
 NOT_GIVEN: Final = _NotGiven()
 
 
-class Client(Operations, Alerts, Keys, Audit):
+class Client(Operations, BulkActs, Alerts, Keys, Audit):
     """Client of the API. Threads may share one; close it, or use it as a context manager.
 
     Requests are retried when the API or its database is unavailable and a retry is safe: all that only read, `cancel`,
@@ -317,6 +318,11 @@ class Client(Operations, Alerts, Keys, Audit):
         """Cancel a task and everything below it. A running one is asked to stop; one that has ended is unchanged."""
         body = to_json(given(reason=reason), what="The reason")
         return self._task(self._transport.post(_task_path(task, "cancel"), body, safe=True))
+
+    def label(self, task: TaskId, labels: Mapping[str, str | None]) -> Task:
+        """Set labels of a task, and of no task below it; None removes one, and others stay."""
+        body = to_json({"labels": dict(labels)}, what="The labels")
+        return self._task(self._transport.patch(_task_path(task, "labels"), body))
 
     def replay(
         self,

@@ -21,6 +21,7 @@ from orchestrator.commands import (
     alerts,
     audit,
     budgets,
+    bulk,
     capacity,
     decisions,
     definitions,
@@ -59,7 +60,7 @@ app = typer.Typer(
 # Groups of commands in `minion --help`.
 GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Run Minions", (processes,)),
-    ("Tasks", (tasks, budgets, diff)),
+    ("Tasks", (tasks, bulk, budgets, diff)),
     ("Tasks that wait for a person", (decisions,)),
     ("Failed tasks", (errors, replays)),
     ("When tasks start", (rules, standing_budgets, schedules)),

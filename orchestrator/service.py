@@ -15,6 +15,7 @@ from orchestrator.alerts.watch import AlertWatch
 from orchestrator.api.app import create_app, release
 from orchestrator.api.server import listen, server_config
 from orchestrator.batches.batcher import Batcher
+from orchestrator.bulk.runner import BulkRunner
 from orchestrator.dispatcher import Dispatcher
 from orchestrator.ingress import Ingress
 from orchestrator.loops.loop import Loop
@@ -82,6 +83,7 @@ def make_loops(settings: Settings) -> list[Loop]:
         Waker(engine),
         Clock(settings, engine),
         Scheduler(settings, engine),
+        BulkRunner(settings, engine),
         LostWorkers(settings, engine, monitors),
         Republisher(settings, engine, app),
         Expirer(settings, engine, monitors),

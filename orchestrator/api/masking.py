@@ -16,9 +16,8 @@ from pydantic import PlainSerializer
 from shared.access.actors import Key
 from shared.access.roles import MASK, Permission
 from shared.access.scope import own_name
+from shared.tasks.task_query import PRIVATE
 
-PRIVATE = "private."
-"""How the names of private labels begin."""
 # Facts of an error that quote nothing.
 PLAIN_FACTS = frozenset({"type", "retryable", "attempts", "max_attempts", "losses", "status", "step", "index"})
 

@@ -10,13 +10,14 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, text
 
-from orchestrator.api import body, problems, submission_bounds
+from orchestrator.api import body, problems
 from orchestrator.api.actors import Actor
 from orchestrator.api.masking import Error, PayloadText
 from orchestrator.api.parameters import Database, ItemPage, PageQuery, Statements, Text, in_namespace
 from orchestrator.api.rights import RULES
 from orchestrator.dead_letters import dead_letters
 from orchestrator.replay import replay_many
+from orchestrator.task_acts import check_conversation
 from shared.access.actors import Key
 from shared.audit import log
 from shared.contracts.strict_model import Moment
@@ -144,7 +145,7 @@ def replay_tasks(sent: body.TaskBody, database: Database, actor: Actor) -> dict[
             connection, chosen, batch=batch, pinned=asked.pinned, new_keys=asked.new_keys, rate=asked.rate,
             start_at=asked.start_at, limit=asked.limit, before=asked.cursor, submitted_by=str(actor),
             submitter_key=actor.key.identity,
-            check=lambda task: submission_bounds.check_conversation(connection, task, actor.key.scope),
+            check=lambda task: check_conversation(connection, task, actor.key.scope),
             dry_run=asked.dry_run,
         )  # fmt: skip
         if not asked.dry_run:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from sqlalchemy import Connection, Engine
 
 from orchestrator.api import agents
-from orchestrator.api.task_ids import is_reached, reached
-from shared.access.scope import Scope, own_name
+from orchestrator.api.task_ids import is_reached
+from orchestrator.task_acts import check_conversation
+from shared.access.scope import Scope
 from shared.contracts.requests import TaskRequest
 from shared.database.connections import autocommit
 from shared.errors import Conflict, IdempotencyConflict, MinionError, UnknownAgent, UnknownCapability
 from shared.tasks import submission
 from shared.tasks.lifecycle import Accepted
-from shared.tasks.queries import is_conversation_within
 
 
 @contextmanager
@@ -44,25 +43,6 @@ def check_earlier(connection: Connection, accepted: Sequence[Accepted], scope: S
     """Refuse to name an earlier task that has the idempotency key or unique key of a request, but is out of reach."""
     if not all(task.created or is_reached(connection, task.task_id, scope) for task in accepted):
         raise _taken()
-
-
-def check_conversation(connection: Connection, task: Mapping[str, Any], scope: Scope) -> None:
-    """Refuse to submit or replay a task whose conversation has tasks out of reach: it would read their messages.
-
-    Args:
-        task: its `namespace` and `conversation_id`.
-
-    Raises:
-        Conflict: it has.
-    """
-    conversation = task["conversation_id"]
-    if conversation is None or not scope.is_partial:
-        return
-    if not is_conversation_within(connection, task["namespace"], conversation, reached(scope)):
-        shown = own_name(conversation) if scope.tenant else conversation
-        raise Conflict(
-            f"The conversation {shown!r} has tasks that this API key does not reach, so it must not add one to it."
-        )
 
 
 def _check_conversations(connection: Connection, requests: Sequence[TaskRequest], scope: Scope) -> None:

@@ -9,11 +9,10 @@ from fastapi import Depends, Query
 from pydantic import Field, StringConstraints, model_validator
 from sqlalchemy import Connection
 
-from orchestrator.api import masking
 from orchestrator.api.parameters import PageQuery, StrictQuery, Text, in_namespace
 from orchestrator.api.task_ids import TaskRef, task_id_of
+from orchestrator.api.task_models import check_private
 from shared.access.actors import Key
-from shared.access.roles import Permission
 from shared.access.scope import tenant_name
 from shared.contracts.strict_model import Moment
 from shared.errors import InvalidInput
@@ -72,8 +71,7 @@ class TaskQuery(StrictQuery):
         plain: dict[str, Any] = self.model_dump(include=set(TaskQuery.model_fields) - others, exclude_none=True)
         ids = {name: task_id_of(connection, plain[name], reader.scope) for name in IDS if name in plain}
         labels = dict(label.split(":", 1) for label in self.label)
-        if any(name.startswith(masking.PRIVATE) for name in labels):
-            reader.require(Permission.PAYLOADS_READ)
+        check_private(labels, reader)
         if reader.scope.tenant is not None and self.conversation_id is not None:
             tenant = reader.scope.tenant_of(self.key)
             plain["conversation_id"] = tenant_name(tenant, self.conversation_id, what="conversation_id")

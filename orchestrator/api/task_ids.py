@@ -15,7 +15,7 @@ from orchestrator.api.auth import Caller
 from orchestrator.api.parameters import Statements
 from shared.access.scope import Scope
 from shared.errors import NotFound
-from shared.tasks.queries import TaskFilter, find_task, no_such_task
+from shared.tasks.queries import find_task, no_such_task, reached
 
 WHOLE = 32  # hexadecimal digits
 SHORTEST = 8
@@ -49,11 +49,6 @@ def task_id_of(connection: Connection, digits: str, scope: Scope) -> UUID:
         NotFound, AmbiguousId: see `find_task`.
     """
     return UUID(digits) if len(digits) == WHOLE else find_task(connection, digits, within=reached(scope))
-
-
-def reached(scope: Scope) -> TaskFilter:
-    """Return the filter for the tasks that a scope reaches."""
-    return TaskFilter(namespace=scope.namespace, **scope.conditions)
 
 
 def check_reached(connection: Connection, task: UUID, scope: Scope) -> None:

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from orchestrator.api.masking import ConversationId, Error, Labels, Payload, Payloads, PayloadText
+from shared.access.actors import Key
+from shared.access.roles import Permission
 from shared.tasks.states import State
+from shared.tasks.task_query import PRIVATE
 
 BULK_LIMIT = 10_000
+
+LabelName = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^:\x00]+$")]
+LabelValue = Annotated[str, StringConstraints(max_length=1000, pattern=r"^[^\x00]*$")]
+NewLabels = Annotated[dict[LabelName, LabelValue | None], Field(min_length=1, max_length=50)]
+
+
+def check_private(labels: Iterable[str], key: Key) -> None:
+    """Raise Forbidden if a key must not know the values of one of the labels."""
+    if any(name.startswith(PRIVATE) for name in labels):
+        key.require(Permission.PAYLOADS_READ)
 
 
 class TaskSummary(BaseModel):
@@ -157,6 +171,14 @@ class CancelRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     reason: str = Field("Cancelled over the API.", min_length=1, max_length=500)
+
+
+class LabelRequest(BaseModel):
+    """Labels to set."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    labels: NewLabels = Field(description="Values by name; null removes a label.")
 
 
 class ReplayRequest(BaseModel):

@@ -8,11 +8,12 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import StringConstraints
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import State
 
+from orchestrator import task_acts
 from orchestrator.api import body, problems, submission_bounds
 from orchestrator.api.actors import Actor
 from orchestrator.api.auth import CHECK_SECONDS, Caller, check_again
@@ -20,7 +21,7 @@ from orchestrator.api.base_path import link
 from orchestrator.api.finish_watch import FinishWatch, Heard
 from orchestrator.api.parameters import Database, ItemPage, NumberedPage, Statements, StrictQuery
 from orchestrator.api.task_filters import TaskPage, Tasks, TreePage
-from orchestrator.api.task_ids import TaskId, check_reached, is_reached, reached
+from orchestrator.api.task_ids import TaskId, check_reached, is_reached
 from orchestrator.api.task_models import (
     BULK_LIMIT,
     BulkResult,
@@ -29,15 +30,16 @@ from orchestrator.api.task_models import (
     DecidedTask,
     DecisionRequest,
     Execution,
+    LabelRequest,
     ReplayRequest,
     SignalRequest,
     Step,
     Task,
     TaskSummary,
     Why,
+    check_private,
 )
 from orchestrator.explain import Reader, explain
-from orchestrator.replay import replay
 from orchestrator.replay_from import Edit, replay_from
 from shared.access import actors
 from shared.access.actors import Key
@@ -61,7 +63,6 @@ BULK_SCHEMA = {
     "additionalProperties": False,
     "properties": {"tasks": {"type": "array", "maxItems": BULK_LIMIT, "items": REQUEST_SCHEMA}},
 }
-STATE = text("SELECT state FROM task_status WHERE task_id = :task")
 
 SignalName = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 IdempotencyKey = Annotated[str | None, Header(description="The same as the member `idempotency_key` of the body.")]
@@ -190,7 +191,7 @@ def list_executions(task_id: TaskId, query: NumberedPage, database: Statements) 
 )
 def list_tree(task_id: TaskId, query: TreePage, database: Statements, key: Caller) -> Page:
     """The task and everything below it, the oldest first; `parent_id` and `depth` show how they are related."""
-    within = reached(key.scope)
+    within = queries.reached(key.scope)
     with database.connect() as connection:
         return queries.list_tree(connection, task_id, limit=query.limit, after=query.cursor, within=within)
 
@@ -206,11 +207,7 @@ def cancel_task(task_id: TaskId, sent: body.TaskBody, database: Database, actor:
     ended stays as it is. May be repeated."""
     asked = body.parse_model(CancelRequest, sent, required=False)
     with database.begin() as connection:
-        before = _state(connection, task_id)
-        lifecycle.cancel(connection, task_id, reason=asked.reason, who=str(actor))
-        task = queries.get_task(connection, task_id)
-        _record(connection, actor, "task.cancel", task, before, {"cancel_requested": task["cancel_requested"]})
-        return task
+        return task_acts.cancel(connection, task_id, actor, reason=asked.reason)
 
 
 @router.post(
@@ -228,6 +225,21 @@ def replay_task(
     accepted = _replay(database, task_id, asked, actor)
     _describe(accepted, response)
     return _load(autocommit(database), accepted.task_id)
+
+
+@router.patch(
+    "/{task_id}/labels",
+    response_model=Task,
+    responses=problems.documented(404, 413, 415),
+    openapi_extra=body.documented(LabelRequest.model_json_schema()),
+)
+def label_task(task_id: TaskId, sent: body.TaskBody, database: Database, actor: Actor) -> dict[str, Any]:
+    """Sets labels of a task; null removes one. Other labels stay, and so do those of the tasks below it. A name that
+    begins with `private.` needs `payloads:read` too."""
+    asked = body.parse_model(LabelRequest, sent)
+    check_private(asked.labels, actor.key)
+    with database.begin() as connection:
+        return task_acts.label(connection, task_id, actor, labels=asked.labels)
 
 
 @router.get("/{task_id}/why", response_model=Why, responses=problems.documented(404))
@@ -252,7 +264,7 @@ def signal_task(
     payload = body.parse_model(SignalRequest, sent, required=False).payload
     check(payload, what="The payload", limit=get_settings().max_input_bytes)
     with database.begin() as connection:
-        before = _state(connection, task_id)
+        before = task_acts.state_of(connection, task_id)
         lifecycle.signal(connection, task_id, name, payload)
         task = queries.get_task(connection, task_id)
         _record(connection, actor, "task.signal", task, before, {"signal": name})
@@ -277,7 +289,7 @@ def decide(task_id: TaskId, sent: body.TaskBody, database: Database, actor: Acto
     with autocommit(database).connect() as connection:
         approver = approvals.judge(connection, task_id, asked.step, asked.proposal, arguments, key=actor.key)
     with database.begin() as connection:
-        before = _state(connection, task_id)
+        before = task_acts.state_of(connection, task_id)
         decided = lifecycle.decide(connection, task_id, who=str(actor), approver=approver, **asked.model_dump())
         task = queries.get_task(connection, task_id)
         named = {"step": decided.step, "name": decided.name, "proposal": decided.proposal, "verdict": decided.verdict}
@@ -310,7 +322,11 @@ def change_budget(task_id: TaskId, sent: body.TaskBody, database: Database, acto
 
 
 def _replay(database: Engine, task_id: UUID, asked: ReplayRequest, actor: actors.Actor) -> Accepted:
-    who = str(actor)
+    if asked.from_step is None:
+        with database.begin() as connection:
+            return task_acts.replay(connection, task_id, actor, pinned=bool(asked.pinned), new_keys=asked.new_keys)
+    with autocommit(database).connect() as connection:
+        task_acts.check_conversation(connection, queries.get_task(connection, task_id), actor.key.scope)
 
     def record(connection: Connection, new: UUID) -> None:
         """Write the act, in the transaction that creates the new task."""
@@ -319,18 +335,6 @@ def _replay(database: Engine, task_id: UUID, asked: ReplayRequest, actor: actors
         act = "task.edit" if edited else "task.replay"
         log.record(connection, actor, act, task_id, namespace=task["namespace"], after=how)
 
-    if actor.key.scope.is_partial:
-        with autocommit(database).connect() as connection:
-            task = queries.get_task(connection, task_id)
-            submission_bounds.check_conversation(connection, task, actor.key.scope)
-    if asked.from_step is None:
-        with database.begin() as connection:
-            new = replay(
-                connection, task_id, pinned=bool(asked.pinned), new_keys=asked.new_keys, submitted_by=who,
-                submitter_key=actor.key.identity,
-            )  # fmt: skip
-            record(connection, new.task_id)
-            return new
     edit = Edit(asked.edited_output) if "edited_output" in asked.model_fields_set else None
     if edit is not None:
         # To edit what a person approved is to decide.
@@ -338,15 +342,10 @@ def _replay(database: Engine, task_id: UUID, asked: ReplayRequest, actor: actors
             if approvals.is_approval(connection, task_id, asked.from_step):
                 actor.key.require(Permission.TASKS_DECIDE)
     replayed = replay_from(
-        database, task_id, asked.from_step, edit=edit, new_keys=asked.new_keys, submitted_by=who,
+        database, task_id, asked.from_step, edit=edit, new_keys=asked.new_keys, submitted_by=str(actor),
         key=actor.key, record=record,
     )  # fmt: skip
     return Accepted(replayed, True)
-
-
-def _state(connection: Connection, task_id: UUID) -> dict[str, Any] | None:
-    row = connection.execute(STATE, {"task": task_id}).mappings().one_or_none()
-    return None if row is None else dict(row)
 
 
 def _record(

@@ -39,7 +39,7 @@ COLUMNS = ("id", "agent", "state", "capability", "attempts", "created", "finishe
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (submit, follow, tasks, show, why, cancel, signal):
+    for command in (submit, follow, tasks, show, why, cancel, signal, label):
         app.command()(command)
 
 
@@ -229,6 +229,17 @@ def why(task_id: str = TASK, as_json: bool = AS_JSON) -> None:
         console.print(one_line(found["todo"]))
 
 
+def label(
+    task_id: str = TASK,
+    labels: list[str] = typer.Argument(help="Labels: NAME=VALUE sets one, NAME= removes it.", metavar="NAME=VALUE..."),
+    actor: str | None = ACTOR,
+) -> None:
+    """Set labels of a task; others stay."""
+    with connect(actor) as client:
+        task = client.label(task_id, changed_labels(labels))
+    print_text(" ".join(f"{name}={value}" for name, value in task.labels.items()))
+
+
 def signal(
     task_id: str = TASK,
     name: str = typer.Argument(help="The signal's name."),
@@ -259,6 +270,11 @@ def read_input(argument: str) -> Any:
     except OSError as error:
         raise FileFault(f"{argument.removeprefix('@')} cannot be read: {error.strerror}.") from None
     return parse(argument, what="The input")
+
+
+def changed_labels(written: list[str]) -> dict[str, str | None]:
+    """Return the labels that arguments set, with None for those that they remove."""
+    return {name: value or None for name, value in labels_of(written).items()}
 
 
 def labels_of(pairs: list[str]) -> dict[str, str]:

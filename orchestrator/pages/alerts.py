@@ -16,7 +16,6 @@ from orchestrator.api.actors import Actor
 from orchestrator.api.alerts import REACHED, AlertPage
 from orchestrator.api.auth import Caller
 from orchestrator.api.parameters import Database, StrictQuery
-from orchestrator.api.task_ids import reached
 from orchestrator.api.task_models import TaskSummary
 from orchestrator.pages.access import Form, Reading
 from orchestrator.pages.forms import NOTHING, DoneQuery, Typed, corrected, done, show
@@ -26,6 +25,7 @@ from shared.access.actors import Key
 from shared.access.roles import Permission
 from shared.access.scope import DEFAULT_NAMESPACE
 from shared.tasks import queries
+from shared.tasks.queries import reached
 from shared.tasks.states import State
 
 MOST_TASKS = 10

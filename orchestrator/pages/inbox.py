@@ -15,7 +15,7 @@ from orchestrator.api import masking
 from orchestrator.api import tasks as api
 from orchestrator.api.auth import Caller
 from orchestrator.api.parameters import StrictQuery, Text
-from orchestrator.api.task_ids import TaskId, reached
+from orchestrator.api.task_ids import TaskId
 from orchestrator.api.task_models import TaskSummary
 from orchestrator.pages.access import Reading
 from orchestrator.pages.decision_form import decision_of
@@ -26,7 +26,7 @@ from shared.access.scope import Scope
 from shared.contracts.key_order import ordered
 from shared.errors import NotFound
 from shared.tasks import queries
-from shared.tasks.queries import TaskFilter
+from shared.tasks.queries import TaskFilter, reached
 
 ROWS = 50
 MOST_COUNTED = 10_000

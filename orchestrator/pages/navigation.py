@@ -34,6 +34,7 @@ MORE = (
     Place("/capabilities", "Capabilities", "g c"),
     Place("/functions", "Functions", "g f"),
     Place("/tools", "Tools", "g x"),
+    Place("/bulk-acts", "Bulk acts", "g v"),
     Place("/alerts", "Alerts", "g l"),
     Place("/schedules", "Schedules", "g h"),
     Place("/limits", "Limits", "g m"),

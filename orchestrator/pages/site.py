@@ -18,6 +18,7 @@ from orchestrator.pages import (
     analytics,
     audit,
     budgets,
+    bulk_acts,
     capabilities,
     errors,
     functions,
@@ -27,9 +28,11 @@ from orchestrator.pages import (
     live,
     not_found,
     overview,
+    palette,
     raw,
     rendering,
     routing,
+    saved_views,
     schedules,
     secrets,
     silences,
@@ -45,10 +48,11 @@ from orchestrator.pages.live import Streams
 from orchestrator.pages.rights import RULES
 from shared.database.connections import autocommit
 
-WORK = (overview, live, task_list, task_page, raw, inbox, acts, errors, capabilities, workers, analytics)
+WORK = (overview, live, task_list, task_page, raw, inbox, acts, bulk_acts, saved_views, palette, errors)
+FIGURES = (capabilities, workers, analytics)
 DEFINITIONS = (agents, try_agent, routing, functions, tools)
 OPERATIONS = (schedules, limits, budgets, webhooks, secrets, keys, alerts, silences, audit)
-PAGES = (*WORK, *DEFINITIONS, *OPERATIONS)
+PAGES = (*WORK, *FIGURES, *DEFINITIONS, *OPERATIONS)
 """The modules whose pages need a login. The addresses of streams come before those of tasks and errors."""
 POOL_SIZE = 4
 STATEMENT_TIMEOUT = "3s"

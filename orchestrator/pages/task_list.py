@@ -15,16 +15,21 @@ from orchestrator.api.parameters import StrictQuery, Text, in_namespace
 from orchestrator.api.task_filters import TaskPageQuery
 from orchestrator.api.task_models import TaskSummary
 from orchestrator.pages.access import Reading
+from orchestrator.pages.bulk_acts import permitted_acts
+from orchestrator.pages.palette import agents_of
 from orchestrator.pages.rendering import Page, render
+from orchestrator.pages.saved_views import may_share, views_of
 from shared.access.actors import Key
 from shared.contracts.strict_model import faults_of
 from shared.errors import InvalidInput, MinionError
 from shared.tasks import queries
 from shared.tasks.states import State
-from shared.tasks.task_query import TERMS, task_id_in
+from shared.tasks.task_query import TERMS, task_id_in, written_query
 
 ROWS = 50
 MOST_COUNTED = 10_000
+MOST_NAMES = 200
+"""Agents that complete a query."""
 
 router = APIRouter(route_class=Page, include_in_schema=False)
 
@@ -53,6 +58,7 @@ async def list_tasks(
         shown, status = {"tasks": [], "problem": error.message}, error.status
     else:
         status = 200
+    beside = await run_in_threadpool(_beside, database, key)
     return render(
         request,
         "tasks.html",
@@ -60,11 +66,24 @@ async def list_tasks(
         query=query.q,
         states=list(State),
         terms=list(TERMS),
+        acts=permitted_acts(key) if query.q.strip() else [],
         is_first=query.cursor is None,
         live="/tasks/live" if status == 200 and query.cursor is None else None,
         most_counted=MOST_COUNTED,
+        done=query.done,
+        **beside,
         **{"problem": None, "next": None, "searched": None, "count": None, "usages": {}, **shown},
     )
+
+
+def _beside(database: Reading, key: Key) -> dict[str, Any]:
+    """Return the saved views, and what completes a query."""
+    agents = agents_of(database, key, MOST_NAMES)
+    capabilities = sorted({name for agent in agents for name in agent["capabilities"]})
+    terms = [{"agent": agent["name"]} for agent in agents] + [{"capability": name} for name in capabilities]
+    with database.connect() as connection:
+        views = views_of(connection, key)
+    return {"views": views, "may_share": may_share(key), "completions": [written_query(term) for term in terms]}
 
 
 def _filters(query: ListQuery) -> TaskPageQuery:

@@ -15,6 +15,7 @@ class Permission(StrEnum):
     TASKS_CANCEL = "tasks:cancel"
     TASKS_SIGNAL = "tasks:signal"
     TASKS_REPLAY = "tasks:replay"
+    TASKS_LABEL = "tasks:label"
     TASKS_DECIDE = "tasks:decide"
     TASKS_ERASE = "tasks:erase"
     BUDGETS_RAISE = "budgets:raise"
@@ -60,6 +61,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Permission]]] = {
         P.TASKS_CANCEL,
         P.TASKS_SIGNAL,
         P.TASKS_REPLAY,
+        P.TASKS_LABEL,
         P.BUDGETS_RAISE,
         P.DEFINITIONS_ACTIVATE,
         P.LIMITS_WRITE,
@@ -75,6 +77,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Permission]]] = {
         P.TASKS_SIGNAL,
         P.TASKS_REPLAY,
         P.ERRORS_WRITE,
+        P.TASKS_LABEL,
         P.SCHEDULES_WRITE,
         P.PAYLOADS_READ,
     },

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, RowMapping, TextClause, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TEXT
 from sqlalchemy.dialects.postgresql import UUID as PgUUID
 
+from shared.access.scope import Scope
 from shared.contracts.key_order import in_order, ordered
 from shared.contracts.requests import Usage
 from shared.errors import AmbiguousId, NotFound
@@ -93,6 +94,7 @@ DRIVING = (
     ("namespace", "agent"),
     ("error_fingerprint",),
     ("state",),
+    ("states",),
 )
 MOST_SEARCHED = 10_000
 # The conditions that counts have: of `task_status` alone.
@@ -196,6 +198,21 @@ class TaskFilter:
 
 
 EVERYTHING = TaskFilter(namespace=None)
+
+
+def reached(scope: Scope) -> TaskFilter:
+    """Return the filter for the tasks that a scope reaches."""
+    return TaskFilter(namespace=scope.namespace, **scope.conditions)
+
+
+def matches(connection: Connection, chosen: TaskFilter, task: UUID) -> bool:
+    """Return whether a task matches a filter now."""
+    conditions, values = _conditions(chosen)
+    statement = _bind_types(
+        f"SELECT EXISTS (SELECT FROM {JOINED} WHERE t.id = :task AND {' AND '.join(conditions)})",  # noqa: S608
+        values,
+    )
+    return bool(connection.scalar(statement, {**values, "task": task}))
 
 
 def get_task(connection: Connection, task: UUID) -> dict[str, Any]:
@@ -308,22 +325,10 @@ class Found(Page):
 
 
 def search_tasks(connection: Connection, chosen: TaskFilter, *, limit: int, before: UUID | None = None) -> Found:
-    """Return the newest tasks first, as `list_tasks` does, but look at no more than `MOST_SEARCHED`.
-
-    An index finds the tasks of the most selective filter in their order, and the others are applied to those.
-    """
-    _, values = _conditions(chosen)
-    driving = next((names for names in DRIVING if values.keys() >= set(names)), ())
-    inside = [CONDITIONS[name] for name in values if name in driving or name in TIMES]
-    others = [CONDITIONS[name] for name in values if name not in driving and name not in TIMES]
-    if before is not None:
-        inside, values = [*inside, CONDITIONS["before"]], {**values, "before": before}
-    searched = (
-        f"SELECT t.id, ({' AND '.join(others) or 'true'}) AS matches FROM {JOINED} "  # noqa: S608
-        f"WHERE {' AND '.join(inside) or 'true'} ORDER BY t.id DESC"
-    )
+    """Return the newest tasks first, as `list_tasks` does, but look at no more than `MOST_SEARCHED`."""
+    searched, values = _searched(chosen, "DESC", before)
     statement = _bind_types(
-        f"WITH page AS MATERIALIZED (SELECT id FROM ({searched} LIMIT :searched) AS each WHERE matches LIMIT :most) "  # noqa: S608
+        f"WITH page AS MATERIALIZED (SELECT id FROM ({searched}) AS looked WHERE matches LIMIT :most) "  # noqa: S608
         f"{SUMMARIES} ORDER BY id DESC",
         values,
     )
@@ -331,9 +336,74 @@ def search_tasks(connection: Connection, chosen: TaskFilter, *, limit: int, befo
     page = page_of(connection.execute(statement, given).mappings().all(), limit, "id")
     if page.next is not None:
         return Found(page.items, page.next)
-    last = _bind_types(f"SELECT id FROM ({searched} OFFSET :searched LIMIT 1) AS last", values)  # noqa: S608
-    until = connection.scalar(last, {**values, "searched": MOST_SEARCHED - 1})
+    last = _bind_types(f"SELECT id FROM ({searched}) AS looked OFFSET :searched - 1", values)  # noqa: S608
+    until = connection.scalar(last, {**values, "searched": MOST_SEARCHED})
     return Found(page.items, until and str(_after(until)), is_cut=until is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """The tasks that were found in a stretch of a search, the oldest first.
+
+    Attributes:
+        until: the last task that was looked at; None: there are none behind the stretch.
+    """
+
+    found: list[UUID]
+    until: UUID | None
+
+
+def search_oldest(connection: Connection, chosen: TaskFilter, *, limit: int, after: UUID | None = None) -> Stretch:
+    """Search the oldest tasks first, in a stretch of at most `MOST_SEARCHED`, and return the first that match."""
+    searched, values = _searched(chosen, "ASC", after)
+    statement = _bind_types(
+        "SELECT id, matches FROM (SELECT id, matches, lead(id) OVER (ORDER BY id) IS NULL AS is_last "  # noqa: S608
+        f"FROM ({searched}) AS looked) AS placed WHERE matches OR is_last ORDER BY id LIMIT :most",
+        values,
+    )
+    rows = connection.execute(statement, {**values, "searched": MOST_SEARCHED, "most": limit}).all()
+    if not rows:
+        return Stretch([], None)
+    return Stretch([row.id for row in rows if row.matches], rows[-1].id)
+
+
+def count_searched(connection: Connection, chosen: TaskFilter) -> tuple[dict[str, int], bool]:
+    """Count tasks by state among the newest `MOST_SEARCHED` of a search; and return whether there may be more."""
+    searched, values = _searched(chosen, "DESC", None)
+    statement = _bind_types(
+        "SELECT state, count(*) FILTER (WHERE matches) AS number, count(*) AS looked "  # noqa: S608
+        f"FROM ({searched}) AS looked GROUP BY state ORDER BY state",
+        values,
+    )
+    rows = connection.execute(statement, {**values, "searched": MOST_SEARCHED}).all()
+    return {row.state: row.number for row in rows if row.number}, sum(row.looked for row in rows) == MOST_SEARCHED
+
+
+def _searched(chosen: TaskFilter, order: str, at: UUID | None) -> tuple[str, dict[str, Any]]:
+    """Return a query of the first `:searched` tasks that a search looks at, and the values of its other parameters.
+
+    An index finds the tasks of the most selective filter in their order, and the others are applied to those.
+
+    Args:
+        order: `ASC` or `DESC`, by id.
+        at: the cursor.
+    """
+    _, values = _conditions(chosen)
+    driving = next((names for names in DRIVING if values.keys() >= set(names)), ())
+    inside = [CONDITIONS[name] for name in values if name in driving or name in TIMES]
+    others = [CONDITIONS[name] for name in values if name not in driving and name not in TIMES]
+    if at is not None:
+        cursor = "after" if order == "ASC" else "before"
+        inside, values = [*inside, CONDITIONS[cursor]], {**values, cursor: at}
+    end = f"ORDER BY id {order} LIMIT :searched"
+    of_one = f"SELECT t.id, s.state, ({' AND '.join(others) or 'true'}) AS matches FROM {JOINED} WHERE "  # noqa: S608
+    if driving != ("states",):
+        return f"{of_one} {' AND '.join(inside) or 'true'} {end}", values
+    # The index has the order of the ids in each state. The planner must see each of them by itself.
+    inside.remove(CONDITIONS["states"])
+    wanted = {f"state_{number}": state for number, state in enumerate(values.pop("states"))}
+    of_each = [f"({of_one} {' AND '.join([f's.state = :{name}', *inside])} {end})" for name in wanted]
+    return f"SELECT * FROM ({' UNION ALL '.join(of_each)}) AS of_all {end}", {**values, **wanted}  # noqa: S608
 
 
 def _after(last: UUID) -> UUID:
@@ -407,6 +477,33 @@ def list_tree(
         values,
     )
     return _of_task(connection, statement, task, limit, after, "id", **values)
+
+
+def group_tree(connection: Connection, task: UUID, *, most: int, within: TaskFilter) -> list[dict[str, Any]]:
+    """Return a task and everything below it that matches `within`, grouped by the agents from the task down to each.
+
+    Args:
+        most: the number of tasks to look at, those near the task first.
+
+    Returns:
+        For each `path` of agents (unrouted tasks have an empty name) and `state`: the `number` of tasks, the `first`
+        of them, and their `cost_microdollars`. The oldest first.
+    """
+    conditions, values = _conditions(within)
+    statement = _bind_types(
+        "WITH RECURSIVE tree (id, path) AS ("  # noqa: S608
+        "SELECT id, ARRAY[COALESCE(agent_name, '')] FROM tasks WHERE id = :task UNION ALL "
+        "SELECT c.id, tree.path || COALESCE(c.agent_name, '') FROM tasks c JOIN tree ON c.parent_id = tree.id), "
+        "looked AS MATERIALIZED (SELECT id, path FROM tree LIMIT :most) "
+        "SELECT looked.path, s.state, count(*) AS number, (array_agg(looked.id ORDER BY looked.id))[1] AS first, "
+        "COALESCE(sum(spent.cost), 0)::bigint AS cost_microdollars "
+        f"FROM looked JOIN ({JOINED}) ON t.id = looked.id CROSS JOIN LATERAL ("
+        "SELECT sum(e.cost_microdollars) AS cost FROM executions e WHERE e.task_id = looked.id) AS spent "
+        f"WHERE {' AND '.join(conditions)} GROUP BY 1, 2 ORDER BY 4",
+        values,
+    )
+    rows = connection.execute(statement, {**values, "task": task, "most": most}).mappings()
+    return [dict(row) for row in rows]
 
 
 def list_steps(connection: Connection, task: UUID, *, limit: int, after: int = 0) -> Page:

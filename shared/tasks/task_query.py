@@ -16,6 +16,8 @@ from shared.errors import InvalidInput
 from shared.tasks.states import State
 
 LONGEST = 1000
+PRIVATE = "private."
+"""How the names of private labels begin."""
 TERM = re.compile(r'\s*(?:([A-Za-z_]+):("(?:[^"\\]|\\.)*"|[^\s"]+)|(\S+))')
 PLAIN = re.compile(r'[^\s"]+')
 DURATION = re.compile(r"([0-9]{1,6})([smhd])")
@@ -55,6 +57,11 @@ def parse_query(written: str, now: datetime | None = None) -> Fields:
 def written_query(terms: Mapping[str, str]) -> str:
     """Return the query that has these terms, by name. The opposite of `parse_query`."""
     return " ".join(f"{name}:{_quoted(value)}" for name, value in terms.items())
+
+
+def names_private_label(fields: Fields) -> bool:
+    """Return whether a parsed query has a label whose values not every reader may know."""
+    return any(label.startswith(PRIVATE) for label in fields.get("label", ()))
 
 
 def task_id_in(written: str) -> str | None:

@@ -28,6 +28,7 @@ TEXTS: Final = {
     P.TASKS_CANCEL: "cancel tasks",
     P.TASKS_SIGNAL: "send signals to tasks",
     P.TASKS_REPLAY: "run ended tasks again",
+    P.TASKS_LABEL: "set the labels of tasks",
     P.TASKS_DECIDE: "approve and reject what agents propose, and answer them",
     P.BUDGETS_RAISE: "raise the budgets of tasks",
     P.PAYLOADS_READ: "see inputs, outputs, prompts and errors",

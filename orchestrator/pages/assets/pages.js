@@ -4,9 +4,13 @@ import { follow } from "./live.js";
 import { listenToKeys } from "./keys.js";
 import { openLazily } from "./lazy.js";
 import { offerCopies } from "./copy.js";
+import { completeQueries } from "./complete.js";
+import { offerPalette } from "./palette.js";
 
 keepTimes();
 listenToKeys();
 openLazily(document);
 offerCopies(document);
+completeQueries(document);
+offerPalette();
 follow(document.body.dataset.stream);

@@ -23,6 +23,7 @@ from shared.database.tables.budgets import (
     StandingReservation,
     StandingUsage,
 )
+from shared.database.tables.bulk_acts import BulkAct, SavedView
 from shared.database.tables.cached_results import CachedResult
 from shared.database.tables.conversations import ConversationSummary
 from shared.database.tables.definitions import (
@@ -78,6 +79,7 @@ __all__ = [
     "Base",
     "BatchCall",
     "Budget",
+    "BulkAct",
     "CachedResult",
     "Content",
     "Conversation",
@@ -97,6 +99,7 @@ __all__ = [
     "Relation",
     "Reservation",
     "RetriedStep",
+    "SavedView",
     "Schedule",
     "Secret",
     "SecurityEvent",

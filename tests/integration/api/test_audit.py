@@ -62,6 +62,7 @@ class World:
     alert: str
     silence: str
     fingerprint: str
+    bulk_act: str
 
 
 @pytest.fixture
@@ -109,7 +110,9 @@ def world(
                  "RETURNING id")
         )  # fmt: skip
     silence = client.add_silence(until=SOON, reason="rain", rule="pending_old", namespace="default")["id"]
-    return World(pending, waiting, ended, budgeted, str(delivery), str(session), str(alert), silence, fingerprint)
+    bulk_act = client.start_bulk_act("label", "agent:Careful", labels={"env": "prod"})["id"]
+    seen = (pending, waiting, ended, budgeted, str(delivery), str(session), str(alert), silence)
+    return World(*seen, fingerprint, bulk_act)
 
 
 ACTS: dict[str, tuple[str, Callable[[World], tuple[str, Any]]]] = {
@@ -129,6 +132,15 @@ ACTS: dict[str, tuple[str, Callable[[World], tuple[str, Any]]]] = {
         "error.set",
         lambda w: (f"/v1/errors/{w.fingerprint}", {"state": "resolved", "reason": "repaired"}),
     ),
+    "PATCH /v1/tasks/{task_id}/labels": (
+        "task.label",
+        lambda w: (f"/v1/tasks/{w.ended}/labels", {"labels": {"env": "private value"}}),
+    ),
+    "POST /v1/bulk-acts": (
+        "bulk_act.start",
+        lambda w: ("/v1/bulk-acts", {"act": "cancel", "query": "agent:Careful", "reason": "private reason"}),
+    ),
+    "POST /v1/bulk-acts/{bulk_act_id}/stop": ("bulk_act.stop", lambda w: (f"/v1/bulk-acts/{w.bulk_act}/stop", None)),
     "POST /v1/erasures": ("task.erase", lambda w: ("/v1/erasures", {"tenant": "acme"})),
     "POST /v1/agents/{name}/rollback": (
         "agent.rollback",
@@ -223,7 +235,8 @@ def everything(database: Engine) -> list[Any]:
     """The rows that the API can change, as text."""
     tables = (
         "tasks task_status steps signals task_outcomes pauses limits stops standing_budgets schedules webhooks "
-        "webhook_deliveries api_keys audit_log budgets alerts alert_silences agents function_versions error_states"
+        "webhook_deliveries api_keys audit_log budgets alerts alert_silences agents function_versions error_states "
+        "bulk_acts"
     ).split()
     with database.connect() as connection:
         return [connection.execute(text(f"SELECT t::text FROM {name} t ORDER BY 1")).all() for name in tables]

@@ -41,6 +41,8 @@ BODIES: dict[str, Any] = {
     "POST /v1/tasks/{task_id}/budget": {"stop": True},
     "PUT /v1/errors/{fingerprint}": {"state": "resolved"},
     "POST /v1/replays": {"dry_run": True},
+    "POST /v1/bulk-acts": {"act": "cancel", "query": "agent:Theirs", "dry_run": True},
+    "PATCH /v1/tasks/{task_id}/labels": {"labels": {"a": "b"}},
     "POST /v1/erasures": {"tenant": "theirs"},
     "POST /v1/schedules": {"name": "new", **SCHEDULE},
     "PUT /v1/schedules/{name}": SCHEDULE,
@@ -71,7 +73,7 @@ BOUNDS: dict[str, dict[str, Any]] = {
 }
 LISTS = ("tasks", "schedules", "webhooks", "keys", "stops", "silences")
 """What a key creates by POST."""
-IDS = ("task_id", "delivery_id", "key", "session_id", "alert_id", "silence_id", "fingerprint")
+IDS = ("task_id", "delivery_id", "key", "session_id", "alert_id", "silence_id", "fingerprint", "bulk_act_id")
 # What an endpoint writes under a name that its caller chooses.
 CREATES = {"PUT /v1/schedules/{name}", "PUT /v1/pauses/{scope}/{name}", "PUT /v1/limits/{scope}/{name}"}
 
@@ -128,7 +130,7 @@ def test_rule_without_an_endpoint_does_not_start(settings: Settings) -> None:
 @pytest.mark.parametrize("role", Role)
 def test_role_may_use_its_endpoints_and_no_other(with_key: WithKey, role: Role) -> None:
     http = with_key(role)
-    ids = {name: str(uuid4()) for name in ("task_id", "delivery_id", "session_id", "alert_id", "silence_id")}
+    ids = {name: str(uuid4()) for name in IDS if name not in ("key", "fingerprint")}
     names = {**ids, "scope": "agent", "name": "none", "key": "none", "fingerprint": "none"}
     for endpoint in ENDPOINTS:
         response = call(http, endpoint, names)
@@ -165,6 +167,7 @@ class World:
     session: str
     alert: str
     silence: str
+    bulk_act: str
 
     def foreign(self) -> Iterator[dict[str, str]]:
         """Path parameters that name things out of reach."""
@@ -173,6 +176,7 @@ class World:
         for task, name in zip(written, named, strict=True):
             ids = {"task_id": task, "delivery_id": self.delivery, "key": self.key, "session_id": self.session}
             ids |= {"alert_id": self.alert, "silence_id": self.silence, "fingerprint": THEIR_ERROR}
+            ids |= {"bulk_act_id": self.bulk_act}
             yield {**ids, "scope": "agent", "name": name}
 
 
@@ -244,7 +248,8 @@ def world(request: pytest.FixtureRequest, client: Client, database: Engine) -> W
     silence = client.add_silence(
         until=datetime.fromisoformat(SOON), reason="theirs", agent="Theirs", rule="unserved", namespace=namespace
     )["id"]
-    ids = (str(delivery), key["id"], str(session), str(alert), silence)
+    bulk_act = client.start_bulk_act("cancel", "agent:Theirs namespace:" + namespace)["id"]
+    ids = (str(delivery), key["id"], str(session), str(alert), silence, bulk_act)
     return World(namespace, own, [pending, ended], own_task, *ids)
 
 
@@ -285,6 +290,7 @@ def stored(database: Engine, world: World) -> str:
         "alerts": "subject = 'Theirs'",
         "alert_silences": "reason = 'theirs'",
         "error_states": "reason = 'theirs'",
+        "bulk_acts": "query LIKE '%Theirs%'",
     }
     values = {"namespace": world.namespace, "tasks": world.tasks, "delivery": world.delivery}
     with database.connect() as connection:

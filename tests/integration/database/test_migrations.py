@@ -665,7 +665,6 @@ IMMUTABLE = {
         "input = '1'",
         "agent_name = 'B'",
         "agent_version_id = NULL",
-        'labels = \'{"a": "b"}\'',
         "key = 'x'",
         "namespace = 'x'",
         "deadline = now()",

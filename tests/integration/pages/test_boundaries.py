@@ -27,6 +27,9 @@ ENDPOINTS = sorted(
     f"{method} {route.path}" for module in site.PAGES for route in module.router.routes for method in route.methods
 )
 FORMS: dict[str, dict[str, str]] = {
+    "POST /bulk-acts/start": {"act": "cancel", "query": "agent:None"},
+    "POST /tasks/save-view": {"name": "failed", "query": "state:failed"},
+    "POST /tasks/delete-view": {"view": str(uuid4())},
     "POST /tasks/{task_id}/signal": {"name": "go"},
     "POST /tasks/{task_id}/budget": {"stop": "1"},
     "POST /tasks/{task_id}/decide": {"verdict": "approve", "step": "1"},
@@ -119,7 +122,7 @@ def test_foreign_tasks_are_like_unknown_ones(logged_in: Open, client: Client, da
     define_in(database, namespace, NOOP, agent("Theirs", "theirs"))
     foreign = client.submit("Theirs", {"of": "theirs"}, key="theirs", namespace=namespace, labels={"of": "theirs"}).id
     client.pause("agent", "Theirs", namespace=namespace)
-    world = World(namespace, "default", [foreign], foreign, "", "", "", "", "")
+    world = World(namespace, "default", [foreign], foreign, "", "", "", "", "", "")
     browser = logged_in("admin", **BOUNDS[kind])
     token, before = token_of(browser), stored(database, world)
     for endpoint in (each for each in ENDPOINTS if "{" in each):

@@ -26,10 +26,14 @@ def step(number: int, kind: str, begin: float, end: float, name: str = "s", stat
     return {"number": number, "kind": kind, "name": name, "status": status, **times}
 
 
-def drawn(task_end: float, *marks: Any) -> xml.Element:
+def drawn(task_end: float, *marks: Any, window: Any = None) -> xml.Element:
     task = {"created_at": BEGAN, "finished_at": at(task_end)}
     claims = [mark for mark in marks if "claim" in mark]
-    return xml.fromstring(timeline(task, claims, [mark for mark in marks if "claim" not in mark]))
+    return xml.fromstring(timeline(task, claims, [mark for mark in marks if "claim" not in mark], zoom, window))
+
+
+def zoom(begin: datetime, end: datetime) -> str:
+    return f"{(begin - BEGAN).total_seconds():.2f} {(end - BEGAN).total_seconds():.2f}"
 
 
 def bars(picture: xml.Element, kind: str) -> list[tuple[float, float]]:
@@ -38,7 +42,7 @@ def bars(picture: xml.Element, kind: str) -> list[tuple[float, float]]:
 
 
 def test_task_that_has_not_run_has_no_picture() -> None:
-    assert timeline({"created_at": BEGAN, "finished_at": None}, [], []) == ""
+    assert timeline({"created_at": BEGAN, "finished_at": None}, [], [], zoom) == ""
 
 
 def test_bars_are_in_the_order_of_time() -> None:
@@ -72,7 +76,24 @@ def test_positions_never_leave_the_picture() -> None:
 def test_names_cannot_leave_the_picture() -> None:
     name = '</text><script>alert(1)</script>\u202e"\x1b[31m' * 3
     picture = drawn(1, claim(0, 1), step(1, "tool_call", 0, 1, name))
-    assert {each.tag for each in picture.iter()} <= {"svg", "g", "title", "text", "rect"}
+    assert {each.tag for each in picture.iter()} <= {"svg", "a", "title", "text", "rect"}
     titles = [each.text or "" for each in picture.iter("title")]
     assert any("</text><script>" in title for title in titles)
     assert not re.search("[\x1b\u202e]", "".join(picture.itertext()))
+
+
+def test_each_part_leads_to_its_zoom() -> None:
+    picture = drawn(86_402, claim(0, 1), step(1, "wait", 1, 86_401), claim(86_401, 86_402, 2))
+    addresses = [each.attrib["href"] for each in picture.iter("a")]
+    assert addresses[0] == "-4319.00 90721.00", "the fold"
+    assert addresses[1] == "-0.05 1.05", "the first claim"
+
+
+def test_zoom_shows_a_part_without_folds() -> None:
+    marks = claim(0, 1), step(1, "wait", 1, 86_401), claim(86_401, 86_402, 2)
+    picture = drawn(86_402, *marks, window=(at(10), at(20)))
+    assert (len(bars(picture, "claim")), len(bars(picture, "fold"))) == (0, 0)
+    ((left, right),) = bars(picture, "wait")
+    assert left == LEFT
+    assert right > WIDTH - 20
+    assert timeline({"created_at": BEGAN, "finished_at": at(1)}, [claim(0, 1)], [], zoom, (at(5), at(6))) == ""
