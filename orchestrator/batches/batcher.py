@@ -118,9 +118,10 @@ class Batcher(Loop):
                 send it.
         """
         requests = [{"custom_id": call.custom_id, "params": json.loads(call.body)} for call in calls]
+        if time.monotonic() > until:
+            self._give_up_creation(batch, "The orchestrator slept before it sent the batch.")
+            return
         try:
-            if time.monotonic() > until:
-                raise Refused("The orchestrator slept before it sent the batch")
             batch_id = api.create(requests)
         except Refused as refused:
             self._give_back(batch, calls, refused)
@@ -184,9 +185,13 @@ class Batcher(Loop):
             why = "The answer to its creation was lost; the API does not list it yet."
             self._postpone(batch.id, min(self.settings.batch_poll_seconds, self.settings.batch_lost_seconds), why)
         else:
-            log.warning("batch_not_created", batch=str(batch.id), calls=batch.calls)
-            with self.statements.connect() as connection:
-                batches.refused(connection, batch.id, "The API did not get the batch.", delay=0.0)
+            self._give_up_creation(batch.id, "The API did not receive the batch.")
+
+    def _give_up_creation(self, batch: UUID, why: str) -> None:
+        """Give back the calls of a batch that is not at the API, to be sent again at once."""
+        log.warning("batch_not_created", batch=str(batch), reason=why)
+        with self.statements.connect() as connection:
+            batches.refused(connection, batch, why, delay=0.0)
 
     def _candidates(self, api: BatchesApi, batch: OpenBatch) -> list[Batch]:
         found = [

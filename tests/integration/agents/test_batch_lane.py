@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from minions import testing
 from minions.testing import MessagesApi
+from orchestrator.batches import batcher
 from orchestrator.batches.batcher import Batcher
 from orchestrator.explain import Explanation, explain
 from shared.contracts.documents import parse_definition
@@ -24,17 +27,17 @@ from shared.definitions.apply import store_definitions
 from shared.definitions.files import load
 from shared.errors import InvalidDefinition, InvalidInput
 from shared.settings import Settings
-from shared.tasks import lifecycle, standing_budgets, stops, throttles
+from shared.tasks import batches, lifecycle, standing_budgets, stops, throttles
 from tests.integration.agents.conftest import DefineAgent
 from tests.integration.conftest import InlineWorker, Tasks
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, wait_until
 
 EXAMPLE = ROOT / "examples" / "tickets"
 MODEL = "claude-sonnet-5-5"
 FOREIGN = {"model": MODEL, "max_tokens": 10, "messages": [{"role": "user", "content": "Not ours."}]}
 HURRY = text("UPDATE batch_calls SET due_at = now()")
 CALLS = text("SELECT count(*) FROM batch_calls")
-SHORT = {"batch_seconds": 0.0, "batch_poll_seconds": 0.001, "batch_lost_seconds": 0.001}
+SHORT = {"batch_seconds": 0.0, "batch_poll_seconds": 0.001, "batch_lost_seconds": 1.0}
 
 
 @dataclass
@@ -58,13 +61,16 @@ class Site:
         self.worker.run_due()
 
     def finish(self, task: UUID) -> dict[str, Any]:
-        """Go on until the task has ended."""
-        for _ in range(20):
+        """Go on until the task has ended; return it."""
+
+        def look() -> dict[str, Any] | None:
             found = self.tasks.get(task)
             if found["finished_at"]:
                 return found
             self.round()
-        raise AssertionError(f"{task} has not ended: {self.why(task)}")
+            return None
+
+        return wait_until(look, f"{task} has ended")
 
     def hurry(self) -> None:
         """Let the time pass until calls that the API refused may be sent again."""
@@ -94,8 +100,8 @@ def batching(messages_api: MessagesApi, inline_worker: InlineWorker, tasks: Task
         return Site(tasks, inline_worker, made[-1], inline_worker.engine)
 
     yield make
-    for batcher in made:
-        batcher.close()
+    for each in made:
+        each.close()
 
 
 @pytest.fixture
@@ -237,6 +243,26 @@ def test_batch_whose_calls_were_given_back_is_cancelled(
     messages_api.end_batches()
     assert site.finish(task)["state"] == "succeeded"
     assert len(messages_api.requests) == 1
+
+
+def test_orchestrator_that_slept_does_not_send_its_batch(
+    site: Site, messages_api: MessagesApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = site.submit()
+    gather, slept = batches.gather, []
+
+    def gather_and_sleep(*given: Any, **options: Any) -> Any:
+        if (found := gather(*given, **options)) and not slept:
+            slept.append(found)
+            monkeypatch.setattr(batcher, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 10))
+        elif found:
+            monkeypatch.undo()
+        return found
+
+    monkeypatch.setattr(batches, "gather", gather_and_sleep)
+    assert site.finish(task)["state"] == "succeeded"
+    [batch] = messages_api.batches.values()
+    assert slept
 
 
 # ----------------------------------------------------------------------------------------------------------- refusals
