@@ -261,8 +261,9 @@ def test_orchestrator_that_slept_does_not_send_its_batch(
 
     monkeypatch.setattr(batches, "gather", gather_and_sleep)
     assert site.finish(task)["state"] == "succeeded"
-    [batch] = messages_api.batches.values()
-    assert slept
+    assert len(messages_api.batches) == 1
+    with site.engine.connect() as connection:
+        assert list(connection.scalars(text("SELECT id FROM message_batches"))) != slept
 
 
 # ----------------------------------------------------------------------------------------------------------- refusals
