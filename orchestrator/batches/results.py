@@ -68,6 +68,12 @@ def unknown(why: str, batch_id: str) -> Answer:
     return Answer(_text({"type": "unknown", "error": {"message": why}}, batch_id), UNKNOWN)
 
 
+def invalid(status: int, reason: str) -> Answer:
+    """Return the answer to a call because of which the API refuses a whole batch."""
+    kind = "request_too_large" if status == 413 else "invalid_request_error"
+    return _without_charge({"type": "errored", "error": {"type": kind, "message": reason}}, None)
+
+
 def _succeeded(message: dict[str, Any], batch_id: str, model: str) -> Answer:
     given = message.get("usage")
     if isinstance(given, dict) and given:
@@ -87,10 +93,10 @@ def _succeeded(message: dict[str, Any], batch_id: str, model: str) -> Answer:
     return Answer(text, {"tokens": tokens, "microdollars": cost}, usage)
 
 
-def _without_charge(result: dict[str, Any], batch_id: str) -> Answer:
+def _without_charge(result: dict[str, Any], batch_id: str | None) -> Answer:
     return Answer(_text(result, batch_id), NOTHING)
 
 
-def _text(result: dict[str, Any], batch_id: str) -> str:
+def _text(result: dict[str, Any], batch_id: str | None) -> str:
     # ASCII, so that PostgreSQL can store every character.
     return json.dumps({**result, "batch": batch_id})

@@ -76,6 +76,7 @@ class Site:
         """Let the time pass until calls that the API refused may be sent again."""
         with self.engine.begin() as connection:
             connection.execute(HURRY)
+        self.batcher.not_before = 0.0
 
     def calls(self) -> int:
         """Return the number of calls in the lane."""
