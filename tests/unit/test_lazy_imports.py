@@ -1,5 +1,6 @@
-"""The Anthropic SDK takes 40 MB: only processes that call a model, or whose forks do, load it. The orchestrator does when
-there are calls in the batch lane.
+"""The Anthropic SDK takes 40 MB: only processes that call a model, or whose forks do, load it.
+
+The orchestrator loads it when there are calls in the batch lane.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
 --
 -- Lock order: a task's row, then its row of `batch_calls`, then budgets.
 
--- The name of a call in a batch: it begins with a new claim, or a new attempt of the orchestrator.
+-- The name of a call in a batch: another one in each claim that begins it, and in each batch that it is sent in.
 CREATE OR REPLACE FUNCTION minion_custom_id(t uuid, step integer, c integer, attempt integer) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT concat_ws('_', replace(t::text, '-', ''), step, c, attempt)

@@ -169,6 +169,16 @@ def test_batch_is_sent_when_it_is_full(
     assert "has been in batch msgbatch_0001, of 2 calls" in site.why(first).sentence
 
 
+def test_calls_over_the_limit_go_into_other_batches(
+    batching: Callable[..., Site], define_agent: DefineAgent, messages_api: MessagesApi
+) -> None:
+    define_agent({"lane": "batch"})
+    site = batching(batch_calls=2)
+    tasks = [site.submit() for _ in range(5)]
+    assert {site.finish(task)["state"] for task in tasks} == {"succeeded"}
+    assert [len(batch.requests) for batch in messages_api.batches.values()] == [2, 2, 1]
+
+
 def test_request_in_a_batch_is_that_of_a_direct_call(
     batching: Callable[..., Site], define_agent: DefineAgent, messages_api: MessagesApi
 ) -> None:
@@ -288,6 +298,21 @@ def test_batch_refused_as_a_whole_is_sent_in_halves(site: Site, messages_api: Me
     tasks = [site.submit() for _ in range(3)]
     assert {site.finish(task)["state"] for task in tasks} == {"succeeded"}
     assert [len(batch.requests) for batch in messages_api.batches.values()] == [2, 1]
+
+
+def test_failed_call_that_is_retried_is_another_call(
+    batching: Callable[..., Site], define_agent: DefineAgent, messages_api: MessagesApi
+) -> None:
+    define_agent({"lane": "batch", "retry_on": ["model_error"]})
+    site = batching()
+    messages_api.script = [testing.error(400, "invalid_request_error"), testing.text("Hi.")]
+    task = site.submit()
+    assert site.finish(task)["state"] == "succeeded"
+    names = [batch.requests[0]["custom_id"] for batch in messages_api.batches.values()]
+    assert names == [f"{task.hex}_1_1_1", f"{task.hex}_1_3_1"]
+    assert site.calls() == 1
+    site.batcher.run_once()
+    assert site.calls() == 0
 
 
 def test_call_that_is_refused_alone_fails_its_task(site: Site, messages_api: MessagesApi) -> None:
