@@ -36,6 +36,7 @@ PAGE = 100
 MAX_MESSAGE = 1_000
 UNKNOWN_STATUSES = frozenset({408, 409})
 """With these, as with 500 and above, it is not known what became of the request."""
+UNREADABLE = (AttributeError, TypeError, ValueError)
 NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
 
 
@@ -93,6 +94,8 @@ class BatchesApi:
             return _batch(self._client.messages.batches.retrieve(batch_id))
         except anthropic.APIError as error:
             raise self._failure(error) from None
+        except UNREADABLE as error:
+            raise Lost(f"The Anthropic API's answer cannot be read: {error}") from None
 
     def since(self, moment: datetime) -> Iterator[Batch]:
         """Yield the batches that were created since then, the newest first.
@@ -108,6 +111,8 @@ class BatchesApi:
                 yield batch
         except anthropic.APIError as error:
             raise self._failure(error) from None
+        except UNREADABLE as error:
+            raise Lost(f"The Anthropic API's answer cannot be read: {error}") from None
 
     def cancel(self, batch_id: str) -> None:
         """Cancel a batch, if that is still possible."""

@@ -262,9 +262,8 @@ class Batcher(Loop):
             if since is not None and datetime.now(UTC) - since < timedelta(seconds=self.settings.batch_lost_seconds):
                 batches.postpone(connection, batch.id, delay=self.settings.batch_poll_seconds, why=f"{why}.")
                 return
-            said = f"{why}: whether it was charged is unknown. Replay the task to make the call again."
             for call in batches.calls_of(connection, batch.id):
-                answer = unknown(said, str(batch.batch_id))
+                answer = unknown(why, str(batch.batch_id))
                 batches.answer(connection, batch.id, call.custom_id, answer.text, answer.used, answer.usage)
             batches.end(connection, batch.id)
         log.error("batch_without_results", batch=batch.batch_id, why=why)

@@ -205,9 +205,7 @@ def test_creation_without_answer_is_paid_once(site: Site, messages_api: Messages
     assert len(messages_api.batches) == len(messages_api.requests) == 2
 
 
-def test_batch_in_processing_is_waited_for_before_its_calls_are_sent_again(
-    site: Site, messages_api: MessagesApi
-) -> None:
+def test_batch_in_processing_is_waited_for(site: Site, messages_api: MessagesApi) -> None:
     messages_api.hold_batches = True
     messages_api.batch_faults = ["lost"]
     task = site.submit()
@@ -371,7 +369,33 @@ def test_result_that_comes_twice_counts_once(site: Site, messages_api: MessagesA
     assert len(site.tasks.steps(task)) == 1
 
 
-def test_result_that_never_comes_fails_the_task_without_another_payment(site: Site, messages_api: MessagesApi) -> None:
+@pytest.mark.parametrize(
+    "result",
+    [
+        {"type": "errored", "error": "no object"},
+        {"type": "errored"},
+        {"type": "succeeded", "message": {"content": 5, "usage": {"iterations": 7}}},
+        {"type": "succeeded", "message": "no object"},
+        {"type": "unheard of"},
+    ],
+)
+def test_strange_result_harms_no_other_task(
+    site: Site, messages_api: MessagesApi, monkeypatch: pytest.MonkeyPatch, result: dict[str, Any]
+) -> None:
+    strange, good = site.submit("Strange."), site.submit("Good.")
+
+    def results_of(batch: testing.Batch) -> Iterator[dict[str, Any]]:
+        for line in batch.results:
+            yield {**line, "result": result} if strange.hex in line["custom_id"] else line
+        yield from ([], {"custom_id": 5}, {"custom_id": "unknown", "result": {"type": "succeeded"}})  # type: ignore[misc]
+
+    monkeypatch.setattr(messages_api, "results_of", results_of)
+    assert site.finish(good)["state"] == "succeeded"
+    assert site.finish(strange)["state"] == "failed"
+    assert len(messages_api.batches) == 1
+
+
+def test_result_that_never_comes_fails_the_task(site: Site, messages_api: MessagesApi) -> None:
     messages_api.script = [testing.text("Hi.", batch="missing")]
     task = site.submit(budget={"dollars": 1.0})
     error = site.finish(task)["error"]
@@ -484,7 +508,7 @@ def reserved(site: Site, task: UUID) -> tuple[Any, Any]:
     return dollars["spent"], dollars["reserved"]
 
 
-def test_budget_reserves_half_the_price_while_the_call_waits(
+def test_budget_reserves_half_the_price_during_the_wait(
     batching: Callable[..., Site], define_agent: DefineAgent, messages_api: MessagesApi
 ) -> None:
     define_agent()
@@ -594,7 +618,7 @@ def test_missing_key_is_reported_by_why(site: Site, monkeypatch: pytest.MonkeyPa
 # ---------------------------------------------------------------------------------------------------- lost workers
 
 
-def test_worker_that_dies_before_it_suspends_the_task_leaves_the_call(site: Site, messages_api: MessagesApi) -> None:
+def test_call_outlives_a_worker_that_dies_before_the_wait(site: Site, messages_api: MessagesApi) -> None:
     task = site.submit()
     with site.engine.begin() as connection:
         connection.execute(
