@@ -260,6 +260,7 @@ ALTER TABLE ONLY batch_calls
     ADD CONSTRAINT batch_calls_custom_id_key UNIQUE (custom_id);
 ALTER TABLE ONLY batch_calls
     ADD CONSTRAINT batch_calls_pkey PRIMARY KEY (task_id, step);
+CREATE INDEX batch_calls_answered_idx ON batch_calls USING btree (task_id) WHERE (result IS NOT NULL);
 CREATE INDEX batch_calls_batch_idx ON batch_calls USING btree (batch) WHERE (batch IS NOT NULL);
 CREATE INDEX batch_calls_unsent_idx ON batch_calls USING btree (created_at) WHERE ((batch IS NULL) AND (result IS NULL));
 ALTER TABLE ONLY batch_calls
@@ -4283,12 +4284,14 @@ DECLARE
     tidied integer := 0;
 BEGIN
     FOR over IN
-        SELECT b.task_id, b.step, b.claim, b.result, b.usage, b.batch, s.status FROM batch_calls b
-            JOIN steps s ON s.task_id = b.task_id AND s.number = b.step
-            LEFT JOIN task_outcomes o ON o.task_id = b.task_id
-            WHERE s.status <> 'started' AND b.result IS NOT NULL
-               OR o.task_id IS NOT NULL AND (b.batch IS NULL OR b.result IS NOT NULL)
-            ORDER BY b.task_id LIMIT most
+        -- Two parts, each with an index: most calls are in batches, and have no answer.
+        SELECT b.* FROM batch_calls b WHERE b.result IS NOT NULL AND (
+                EXISTS (SELECT 1 FROM task_outcomes o WHERE o.task_id = b.task_id)
+                OR EXISTS (SELECT 1 FROM steps s WHERE s.task_id = b.task_id AND s.number = b.step AND s.status <> 'started'))
+            UNION ALL
+            SELECT b.* FROM batch_calls b WHERE b.batch IS NULL AND b.result IS NULL
+                AND EXISTS (SELECT 1 FROM task_outcomes o WHERE o.task_id = b.task_id)
+            LIMIT most
     LOOP
         PERFORM 1 FROM task_status WHERE task_id = over.task_id FOR NO KEY UPDATE;
         -- It may have been put into a batch, or have begun again, since.

@@ -66,6 +66,9 @@ def upgrade() -> None:
         ["created_at"],
         postgresql_where=sa.text("batch IS NULL AND result IS NULL"),
     )
+    op.create_index(
+        "batch_calls_answered_idx", "batch_calls", ["task_id"], postgresql_where=sa.text("result IS NOT NULL")
+    )
     op.create_index("batch_calls_batch_idx", "batch_calls", ["batch"], postgresql_where=sa.text("batch IS NOT NULL"))
 
 

@@ -36,6 +36,7 @@ PAGE = 100
 MAX_MESSAGE = 1_000
 UNKNOWN_STATUSES = frozenset({408, 409})
 """With these, as with 500 and above, it is not known what became of the request."""
+UNREADABLE = (AttributeError, TypeError, ValueError)
 NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
 
 
@@ -80,7 +81,7 @@ class BatchesApi:
         except anthropic.APIError as error:
             raise self._failure(error) from None
         if not isinstance(batch_id := getattr(batch, "id", None), str):
-            raise Lost("the answer to the creation of a batch has no id")
+            raise Lost("The answer to the creation of a batch has no id.")
         return batch_id
 
     def retrieve(self, batch_id: str) -> Batch:
@@ -93,6 +94,8 @@ class BatchesApi:
             return _batch(self._client.messages.batches.retrieve(batch_id))
         except anthropic.APIError as error:
             raise self._failure(error) from None
+        except UNREADABLE as error:
+            raise Lost(f"The Anthropic API's answer cannot be read: {error}") from None
 
     def since(self, moment: datetime) -> Iterator[Batch]:
         """Yield the batches that were created since then, the newest first.
@@ -108,6 +111,8 @@ class BatchesApi:
                 yield batch
         except anthropic.APIError as error:
             raise self._failure(error) from None
+        except UNREADABLE as error:
+            raise Lost(f"The Anthropic API's answer cannot be read: {error}") from None
 
     def cancel(self, batch_id: str) -> None:
         """Cancel a batch, if that is still possible."""
@@ -134,17 +139,19 @@ class BatchesApi:
         except anthropic.APIError as error:
             raise self._failure(error) from None
         except httpx2.HTTPError as error:
-            raise Lost(str(error) or type(error).__name__) from None
+            said = self._plain(str(error) or type(error).__name__)
+            raise Lost(f"The connection to the Anthropic API was lost: {said}") from None
 
     def _failure(self, error: anthropic.APIError) -> Refused | Lost:
         if isinstance(error, anthropic.APIStatusError):
             status = error.status_code
-            said = f"The Anthropic API answered {status}: {self._plain(error.api_message or error.message)}"
+            reason = self._plain(error.api_message or error.message)
+            said = f"The Anthropic API answered {status}: {reason}"
             if status >= 500 or status in UNKNOWN_STATUSES:
                 return Lost(said)
             if status in (401, 403):
                 said = f"The Anthropic API refused the key of the orchestrator: check ANTHROPIC_API_KEY. {said}"
-            return Refused(said, status, retry_after(error.response.headers))
+            return Refused(said, status, reason, retry_after(error.response.headers))
         cause = error.__cause__ or error
         said = self._plain(str(cause) or type(cause).__name__)
         if isinstance(cause, NEVER_SENT):
@@ -177,5 +184,5 @@ def _line(text: str) -> dict[str, Any] | None:
             return cast(dict[str, Any], found)
     except (ValueError, TypeError, KeyError, RecursionError):
         pass
-    log.warning("batch_line_unreadable", line=text[:200])
+    log.warning("batch_line_unreadable", characters=len(text))
     return None

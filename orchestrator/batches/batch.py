@@ -11,12 +11,14 @@ class Refused(Exception):
 
     Attributes:
         status: of HTTP; 0: it was not reached.
+        reason: in the API's own words.
         retry_after: seconds that it asked to wait, if it did.
     """
 
-    def __init__(self, message: str, status: int = 0, retry_after: float | None = None) -> None:
+    def __init__(self, message: str, status: int = 0, reason: str = "", retry_after: float | None = None) -> None:
         super().__init__(message)
         self.status = status
+        self.reason = reason
         self.retry_after = retry_after
 
 

@@ -19,7 +19,7 @@ from sqlalchemy import Engine
 
 from minions.backoff import exponential, jittered
 from orchestrator.batches.batch import Batch, Lost, Refused
-from orchestrator.batches.results import Answer, read, unknown
+from orchestrator.batches.results import Answer, invalid, read, unknown
 from orchestrator.loops.leadership import Leadership
 from orchestrator.loops.loop import Loop, seconds_within_lease
 from shared.database.connections import autocommit
@@ -38,8 +38,8 @@ LARGEST_BYTES = 32 << 20
 SKEW = timedelta(minutes=10)
 """Difference between the API's clock and that of PostgreSQL which does no harm."""
 FIRST_SECONDS, LONGEST_SECONDS = 5.0, 900.0
-"""Until calls that the API refused for now are sent again."""
-TOO_LARGE = frozenset({400, 413, 422})
+"""Until the next creation after one that the API refused, whatever its calls."""
+BY_CONTENT = frozenset({400, 413, 422})
 """Statuses for which smaller batches are worth a try: one of the calls, or all of them together, are refused."""
 
 
@@ -55,6 +55,7 @@ class Batcher(Loop):
         self.leadership = Leadership(settings, self.name)
         self.api: BatchesApi | None = None
         self.refusals = 0
+        self.not_before = 0.0
         self.foreign: set[str] = set()
 
     def run_once(self) -> float:
@@ -79,7 +80,7 @@ class Batcher(Loop):
                 return pause
             if batch.is_due:
                 (self._find if batch.batch_id is None else self._collect)(api, batch)
-        while unsent and not self.stopping.is_set() and self.leadership.held():
+        while unsent and time.monotonic() >= self.not_before and not self.stopping.is_set() and self.leadership.held():
             unsent = self._create_next(api)
         return pause
 
@@ -118,9 +119,10 @@ class Batcher(Loop):
                 send it.
         """
         requests = [{"custom_id": call.custom_id, "params": json.loads(call.body)} for call in calls]
+        if time.monotonic() > until:
+            self._give_up_creation(batch, "The orchestrator slept before it sent the batch.")
+            return
         try:
-            if time.monotonic() > until:
-                raise Refused("The orchestrator slept before it sent the batch")
             batch_id = api.create(requests)
         except Refused as refused:
             self._give_back(batch, calls, refused)
@@ -143,21 +145,24 @@ class Batcher(Loop):
 
     def _give_back(self, batch: UUID, calls: list[SentCall], refused: Refused) -> None:
         """Send the calls of a batch that was refused later, or in two halves, or fail the only one."""
-        delay, most, why = 0.0, None, str(refused)
-        if refused.status in TOO_LARGE and len(calls) == 1:
-            error = {"type": "invalid_request_error", "message": why.partition(": ")[2] or why}
-            text = json.dumps({"type": "errored", "error": error, "batch": None})
-            with self.statements.connect() as connection:
-                batches.answer(connection, batch, calls[0].custom_id, text, {"tokens": 0, "microdollars": 0}, None)
-        elif refused.status in TOO_LARGE:
+        delay, most = 0.0, None
+        if refused.status not in BY_CONTENT:
+            delay = self._delay_after(refused)
+            self.not_before = time.monotonic() + delay
+        elif len(calls) > 1:
             most = (len(calls) + 1) // 2
-        else:
-            self.refusals += 1
-            delay = jittered(exponential(self.refusals, first=FIRST_SECONDS, longest=LONGEST_SECONDS))
-            delay = max(delay, min(refused.retry_after or 0.0, LONGEST_SECONDS))
-        log.warning("batch_refused", calls=len(calls), reason=why, seconds=round(delay, 1))
+        log.warning("batch_refused", calls=len(calls), reason=str(refused), seconds=round(delay, 1))
         with self.statements.connect() as connection:
-            batches.refused(connection, batch, why, delay=delay, most=most)
+            if refused.status in BY_CONTENT and len(calls) == 1:
+                answer = invalid(refused.status, refused.reason)
+                batches.answer(connection, batch, calls[0].custom_id, answer.text, answer.used, answer.usage)
+            batches.refused(connection, batch, str(refused), delay=delay, most=most)
+
+    def _delay_after(self, refused: Refused) -> float:
+        """Return the seconds until the next creation: more after each refusal in a row, at least what the API asks."""
+        self.refusals += 1
+        delay = jittered(exponential(self.refusals, first=FIRST_SECONDS, longest=LONGEST_SECONDS))
+        return max(delay, min(refused.retry_after or 0.0, LONGEST_SECONDS))
 
     # ---------------------------------------------------------------------------- a creation whose answer was lost
 
@@ -184,9 +189,13 @@ class Batcher(Loop):
             why = "The answer to its creation was lost; the API does not list it yet."
             self._postpone(batch.id, min(self.settings.batch_poll_seconds, self.settings.batch_lost_seconds), why)
         else:
-            log.warning("batch_not_created", batch=str(batch.id), calls=batch.calls)
-            with self.statements.connect() as connection:
-                batches.refused(connection, batch.id, "The API did not get the batch.", delay=0.0)
+            self._give_up_creation(batch.id, "The API did not receive the batch.")
+
+    def _give_up_creation(self, batch: UUID, why: str) -> None:
+        """Give back the calls of a batch that is not at the API, to be sent again at once."""
+        log.warning("batch_not_created", batch=str(batch), reason=why)
+        with self.statements.connect() as connection:
+            batches.refused(connection, batch, why, delay=0.0)
 
     def _candidates(self, api: BatchesApi, batch: OpenBatch) -> list[Batch]:
         found = [
@@ -253,9 +262,8 @@ class Batcher(Loop):
             if since is not None and datetime.now(UTC) - since < timedelta(seconds=self.settings.batch_lost_seconds):
                 batches.postpone(connection, batch.id, delay=self.settings.batch_poll_seconds, why=f"{why}.")
                 return
-            said = f"{why}: whether it was charged is unknown. Replay the task to make the call again."
             for call in batches.calls_of(connection, batch.id):
-                answer = unknown(said, str(batch.batch_id))
+                answer = unknown(why, str(batch.batch_id))
                 batches.answer(connection, batch.id, call.custom_id, answer.text, answer.used, answer.usage)
             batches.end(connection, batch.id)
         log.error("batch_without_results", batch=batch.batch_id, why=why)

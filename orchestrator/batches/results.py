@@ -9,7 +9,7 @@ from typing import Any
 from shared.model_usage import spent
 
 MOST_ATTEMPTS = 3
-"""Batches in which a call is sent that they do not answer."""
+"""How often a call is sent that gets no answer, before its task fails."""
 WORTH_ASKING_AGAIN = frozenset({"api_error", "overloaded_error", "rate_limit_error", "timeout_error"})
 NOTHING = {"tokens": 0, "microdollars": 0}
 UNKNOWN = {"tokens": None, "microdollars": None}
@@ -47,16 +47,19 @@ def read(line: dict[str, Any], batch_id: str, model: str, attempt: int) -> Answe
     if result["type"] == "succeeded" and isinstance(result.get("message"), dict):
         return _succeeded(result["message"], batch_id, model)
     if result["type"] == "errored":
-        envelope = result.get("error") or {}
-        error = envelope.get("error") or envelope
+        envelope = _object(result.get("error"))
+        error = _object(envelope.get("error")) or envelope
         if error.get("type") not in WORTH_ASKING_AGAIN:
             refused = {"type": "errored", "error": error, "request_id": envelope.get("request_id")}
             return _without_charge(refused, batch_id)
         why = (
             f"The Anthropic API answered the call in batch {batch_id} with {error.get('type')}: {error.get('message')}"
         )
+    elif result["type"] in ("canceled", "expired"):
+        why = f"Batch {batch_id} ended without an answer to the call, which was {result['type']}."
     else:
-        why = f"Batch {batch_id} ended without an answer to the call, which was {str(result['type'])[:50]}."
+        what = str(result["type"])[:50]
+        return unknown(f"The result of the call in batch {batch_id} ({what!r}) cannot be read.", batch_id)
     if attempt < MOST_ATTEMPTS:
         return NotAnswered(why)
     error = {"message": f"{why} It was sent {attempt} times; replay the task to send it again."}
@@ -65,7 +68,14 @@ def read(line: dict[str, Any], batch_id: str, model: str, attempt: int) -> Answe
 
 def unknown(why: str, batch_id: str) -> Answer:
     """Return the answer to a call that may have been charged, and whose answer will not come."""
-    return Answer(_text({"type": "unknown", "error": {"message": why}}, batch_id), UNKNOWN)
+    said = f"{why.rstrip('.')}: whether it was charged is unknown. Replay the task to make the call again."
+    return Answer(_text({"type": "unknown", "error": {"message": said}}, batch_id), UNKNOWN)
+
+
+def invalid(status: int, reason: str) -> Answer:
+    """Return the answer to a call because of which the API refuses a whole batch."""
+    kind = "request_too_large" if status == 413 else "invalid_request_error"
+    return _without_charge({"type": "errored", "error": {"type": kind, "message": reason}}, None)
 
 
 def _succeeded(message: dict[str, Any], batch_id: str, model: str) -> Answer:
@@ -73,7 +83,11 @@ def _succeeded(message: dict[str, Any], batch_id: str, model: str) -> Answer:
     if isinstance(given, dict) and given:
         # Gateways may leave out the tier.
         message = {**message, "usage": {**given, "service_tier": "batch"}}
-    use = spent(message, str(message.get("model") or model))
+    try:
+        use = spent(message, str(message.get("model") or model))
+    except (TypeError, ValueError, AttributeError):
+        # A minion reports what is wrong with it.
+        use = {"cost_microdollars": None}
     cost = use.pop("cost_microdollars")
     tokens = use["input_tokens"] + use["output_tokens"] if "input_tokens" in use else None
     usage = {
@@ -87,10 +101,14 @@ def _succeeded(message: dict[str, Any], batch_id: str, model: str) -> Answer:
     return Answer(text, {"tokens": tokens, "microdollars": cost}, usage)
 
 
-def _without_charge(result: dict[str, Any], batch_id: str) -> Answer:
+def _object(given: Any) -> dict[str, Any]:
+    return given if isinstance(given, dict) else {}
+
+
+def _without_charge(result: dict[str, Any], batch_id: str | None) -> Answer:
     return Answer(_text(result, batch_id), NOTHING)
 
 
-def _text(result: dict[str, Any], batch_id: str) -> str:
+def _text(result: dict[str, Any], batch_id: str | None) -> str:
     # ASCII, so that PostgreSQL can store every character.
     return json.dumps({**result, "batch": batch_id})

@@ -64,6 +64,9 @@ def submit(
         None, help="How long it holds the key: until it starts, or until it ends (default)."
     ),
     budget: str | None = typer.Option(None, help="What it may use: JSON such as '{\"dollars\": 0.5}'."),
+    lane: Literal["direct", "batch", "auto"] | None = typer.Option(
+        None, help="How its model calls are made: at once, in batches at half the price, or by the deadline."
+    ),
     quiet: bool = QUIET,
     as_json: bool = AS_JSON,
 ) -> None:
@@ -85,6 +88,7 @@ def submit(
         "unique_key": unique_key,
         "unique_while": unique_while,
         "budget": None if budget is None else read_input(budget),
+        "lane": lane,
     }
     if message:
         options["messages"] = [{"role": "user", "content": text} for text in message]

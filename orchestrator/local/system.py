@@ -43,7 +43,7 @@ LOOK_SECONDS = 1.0
 DEFAULT_CONCURRENCY = 2
 FLOWER_PORT = 5555
 OF_MODELS = ("ANTHROPIC_",)
-"""Prefixes of the model providers' variables, which only minions need."""
+"""Prefixes of the model providers' variables, which minions need, and the orchestrator for the batch lane."""
 OF_API = (
     "MINION_OIDC_", "MINION_METRICS_TOKEN", "MINION_ALERT_URLS",
     "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS",

@@ -47,6 +47,7 @@ END = text(
 HOLD_BACK = text(
     "UPDATE batch_calls SET error = :why WHERE batch IS NULL AND result IS NULL AND error IS DISTINCT FROM :why"
 )
+HOLD_BATCHES = text("UPDATE message_batches SET error = :why WHERE ended_at IS NULL AND error IS DISTINCT FROM :why")
 PLACE = text(
     "SELECT b.step, b.model, b.attempt, b.error, b.created_at, b.due_at, b.result IS NOT NULL AS answered, "
     "m.id AS batch, m.batch_id, m.calls, m.created_at AS tried_at, m.submitted_at, m.due_at AS asked_at, "
@@ -198,8 +199,9 @@ def end(connection: Connection, batch: UUID) -> bool:
 
 
 def hold_back(connection: Connection, why: str) -> None:
-    """Record why the calls that are in no batch cannot be sent."""
+    """Record why calls cannot be sent, and batches not be asked for."""
     connection.execute(HOLD_BACK, {"why": why})
+    connection.execute(HOLD_BATCHES, {"why": why})
 
 
 def known(connection: Connection, ids: Sequence[str]) -> set[str]:

@@ -199,10 +199,9 @@ class AnthropicClient:
         if result["type"] != "succeeded":
             raise _batch_error(result, model)
         try:
-            message = _checked(result["message"])
+            reply = _reply(_checked(result["message"]), model)
         except UNREADABLE as error:
             raise _unreadable(error) from None
-        reply = _reply(message, model)
         return replace(reply, used_besides={**reply.used_besides, "batch": result["batch"]})
 
     def count_tokens(self, request: ModelRequest) -> int:

@@ -45,6 +45,7 @@ class BatchCall(Base):
     __table_args__ = (
         CheckConstraint("result IS NOT NULL OR body IS NOT NULL", name="body"),
         Index("batch_calls_unsent_idx", "created_at", postgresql_where=text("batch IS NULL AND result IS NULL")),
+        Index("batch_calls_answered_idx", "task_id", postgresql_where=text("result IS NOT NULL")),
         Index("batch_calls_batch_idx", "batch", postgresql_where=text("batch IS NOT NULL")),
     )
 

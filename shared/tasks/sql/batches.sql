@@ -7,7 +7,7 @@
 --
 -- Lock order: a task's row, then its row of `batch_calls`, then budgets.
 
--- The name of a call in a batch: it begins with a new claim, or a new attempt of the orchestrator.
+-- The name of a call in a batch: another one in each claim that begins it, and in each batch that it is sent in.
 CREATE OR REPLACE FUNCTION minion_custom_id(t uuid, step integer, c integer, attempt integer) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT concat_ws('_', replace(t::text, '-', ''), step, c, attempt)
@@ -180,12 +180,14 @@ DECLARE
     tidied integer := 0;
 BEGIN
     FOR over IN
-        SELECT b.task_id, b.step, b.claim, b.result, b.usage, b.batch, s.status FROM batch_calls b
-            JOIN steps s ON s.task_id = b.task_id AND s.number = b.step
-            LEFT JOIN task_outcomes o ON o.task_id = b.task_id
-            WHERE s.status <> 'started' AND b.result IS NOT NULL
-               OR o.task_id IS NOT NULL AND (b.batch IS NULL OR b.result IS NOT NULL)
-            ORDER BY b.task_id LIMIT most
+        -- Two parts, each with an index: most calls are in batches, and have no answer.
+        SELECT b.* FROM batch_calls b WHERE b.result IS NOT NULL AND (
+                EXISTS (SELECT 1 FROM task_outcomes o WHERE o.task_id = b.task_id)
+                OR EXISTS (SELECT 1 FROM steps s WHERE s.task_id = b.task_id AND s.number = b.step AND s.status <> 'started'))
+            UNION ALL
+            SELECT b.* FROM batch_calls b WHERE b.batch IS NULL AND b.result IS NULL
+                AND EXISTS (SELECT 1 FROM task_outcomes o WHERE o.task_id = b.task_id)
+            LIMIT most
     LOOP
         PERFORM 1 FROM task_status WHERE task_id = over.task_id FOR NO KEY UPDATE;
         -- It may have been put into a batch, or have begun again, since.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from minions import testing
 from minions.testing import MessagesApi
+from orchestrator.batches import batcher
 from orchestrator.batches.batcher import Batcher
 from orchestrator.explain import Explanation, explain
 from shared.contracts.documents import parse_definition
@@ -24,17 +27,17 @@ from shared.definitions.apply import store_definitions
 from shared.definitions.files import load
 from shared.errors import InvalidDefinition, InvalidInput
 from shared.settings import Settings
-from shared.tasks import lifecycle, standing_budgets, stops, throttles
+from shared.tasks import batches, lifecycle, standing_budgets, stops, throttles
 from tests.integration.agents.conftest import DefineAgent
 from tests.integration.conftest import InlineWorker, Tasks
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, wait_until
 
 EXAMPLE = ROOT / "examples" / "tickets"
 MODEL = "claude-sonnet-5-5"
 FOREIGN = {"model": MODEL, "max_tokens": 10, "messages": [{"role": "user", "content": "Not ours."}]}
 HURRY = text("UPDATE batch_calls SET due_at = now()")
 CALLS = text("SELECT count(*) FROM batch_calls")
-SHORT = {"batch_seconds": 0.0, "batch_poll_seconds": 0.001, "batch_lost_seconds": 0.001}
+SHORT = {"batch_seconds": 0.0, "batch_poll_seconds": 0.001, "batch_lost_seconds": 1.0}
 
 
 @dataclass
@@ -58,18 +61,22 @@ class Site:
         self.worker.run_due()
 
     def finish(self, task: UUID) -> dict[str, Any]:
-        """Go on until the task has ended."""
-        for _ in range(20):
+        """Go on until the task has ended; return it."""
+
+        def look() -> dict[str, Any] | None:
             found = self.tasks.get(task)
             if found["finished_at"]:
                 return found
             self.round()
-        raise AssertionError(f"{task} has not ended: {self.why(task)}")
+            return None
+
+        return wait_until(look, f"{task} has ended")
 
     def hurry(self) -> None:
         """Let the time pass until calls that the API refused may be sent again."""
         with self.engine.begin() as connection:
             connection.execute(HURRY)
+        self.batcher.not_before = 0.0
 
     def calls(self) -> int:
         """Return the number of calls in the lane."""
@@ -94,8 +101,8 @@ def batching(messages_api: MessagesApi, inline_worker: InlineWorker, tasks: Task
         return Site(tasks, inline_worker, made[-1], inline_worker.engine)
 
     yield make
-    for batcher in made:
-        batcher.close()
+    for each in made:
+        each.close()
 
 
 @pytest.fixture
@@ -162,6 +169,16 @@ def test_batch_is_sent_when_it_is_full(
     assert "has been in batch msgbatch_0001, of 2 calls" in site.why(first).sentence
 
 
+def test_calls_over_the_limit_go_into_other_batches(
+    batching: Callable[..., Site], define_agent: DefineAgent, messages_api: MessagesApi
+) -> None:
+    define_agent({"lane": "batch"})
+    site = batching(batch_calls=2)
+    tasks = [site.submit() for _ in range(5)]
+    assert {site.finish(task)["state"] for task in tasks} == {"succeeded"}
+    assert [len(batch.requests) for batch in messages_api.batches.values()] == [2, 2, 1]
+
+
 def test_request_in_a_batch_is_that_of_a_direct_call(
     batching: Callable[..., Site], define_agent: DefineAgent, messages_api: MessagesApi
 ) -> None:
@@ -188,9 +205,7 @@ def test_creation_without_answer_is_paid_once(site: Site, messages_api: Messages
     assert len(messages_api.batches) == len(messages_api.requests) == 2
 
 
-def test_batch_in_processing_is_waited_for_before_its_calls_are_sent_again(
-    site: Site, messages_api: MessagesApi
-) -> None:
+def test_batch_in_processing_is_waited_for(site: Site, messages_api: MessagesApi) -> None:
     messages_api.hold_batches = True
     messages_api.batch_faults = ["lost"]
     task = site.submit()
@@ -239,6 +254,27 @@ def test_batch_whose_calls_were_given_back_is_cancelled(
     assert len(messages_api.requests) == 1
 
 
+def test_orchestrator_that_slept_does_not_send_its_batch(
+    site: Site, messages_api: MessagesApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = site.submit()
+    gather, slept = batches.gather, []
+
+    def gather_and_sleep(*given: Any, **options: Any) -> Any:
+        if (found := gather(*given, **options)) and not slept:
+            slept.append(found)
+            monkeypatch.setattr(batcher, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 10))
+        elif found:
+            monkeypatch.undo()
+        return found
+
+    monkeypatch.setattr(batches, "gather", gather_and_sleep)
+    assert site.finish(task)["state"] == "succeeded"
+    assert len(messages_api.batches) == 1
+    with site.engine.connect() as connection:
+        assert list(connection.scalars(text("SELECT id FROM message_batches"))) != slept
+
+
 # ----------------------------------------------------------------------------------------------------------- refusals
 
 
@@ -260,6 +296,21 @@ def test_batch_refused_as_a_whole_is_sent_in_halves(site: Site, messages_api: Me
     tasks = [site.submit() for _ in range(3)]
     assert {site.finish(task)["state"] for task in tasks} == {"succeeded"}
     assert [len(batch.requests) for batch in messages_api.batches.values()] == [2, 1]
+
+
+def test_failed_call_that_is_retried_is_another_call(
+    batching: Callable[..., Site], define_agent: DefineAgent, messages_api: MessagesApi
+) -> None:
+    define_agent({"lane": "batch", "retry_on": ["model_error"]})
+    site = batching()
+    messages_api.script = [testing.error(400, "invalid_request_error"), testing.text("Hi.")]
+    task = site.submit()
+    assert site.finish(task)["state"] == "succeeded"
+    names = [batch.requests[0]["custom_id"] for batch in messages_api.batches.values()]
+    assert names == [f"{task.hex}_1_1_1", f"{task.hex}_1_3_1"]
+    assert site.calls() == 1
+    site.batcher.run_once()
+    assert site.calls() == 0
 
 
 def test_call_that_is_refused_alone_fails_its_task(site: Site, messages_api: MessagesApi) -> None:
@@ -318,7 +369,33 @@ def test_result_that_comes_twice_counts_once(site: Site, messages_api: MessagesA
     assert len(site.tasks.steps(task)) == 1
 
 
-def test_result_that_never_comes_fails_the_task_without_another_payment(site: Site, messages_api: MessagesApi) -> None:
+@pytest.mark.parametrize(
+    "result",
+    [
+        {"type": "errored", "error": "no object"},
+        {"type": "errored"},
+        {"type": "succeeded", "message": {"content": 5, "usage": {"iterations": 7}}},
+        {"type": "succeeded", "message": "no object"},
+        {"type": "unheard of"},
+    ],
+)
+def test_strange_result_harms_no_other_task(
+    site: Site, messages_api: MessagesApi, monkeypatch: pytest.MonkeyPatch, result: dict[str, Any]
+) -> None:
+    strange, good = site.submit("Strange."), site.submit("Good.")
+
+    def results_of(batch: testing.Batch) -> Iterator[dict[str, Any]]:
+        for line in batch.results:
+            yield {**line, "result": result} if strange.hex in line["custom_id"] else line
+        yield from ([], {"custom_id": 5}, {"custom_id": "unknown", "result": {"type": "succeeded"}})  # type: ignore[misc]
+
+    monkeypatch.setattr(messages_api, "results_of", results_of)
+    assert site.finish(good)["state"] == "succeeded"
+    assert site.finish(strange)["state"] == "failed"
+    assert len(messages_api.batches) == 1
+
+
+def test_result_that_never_comes_fails_the_task(site: Site, messages_api: MessagesApi) -> None:
     messages_api.script = [testing.text("Hi.", batch="missing")]
     task = site.submit(budget={"dollars": 1.0})
     error = site.finish(task)["error"]
@@ -431,7 +508,7 @@ def reserved(site: Site, task: UUID) -> tuple[Any, Any]:
     return dollars["spent"], dollars["reserved"]
 
 
-def test_budget_reserves_half_the_price_while_the_call_waits(
+def test_budget_reserves_half_the_price_during_the_wait(
     batching: Callable[..., Site], define_agent: DefineAgent, messages_api: MessagesApi
 ) -> None:
     define_agent()
@@ -541,7 +618,7 @@ def test_missing_key_is_reported_by_why(site: Site, monkeypatch: pytest.MonkeyPa
 # ---------------------------------------------------------------------------------------------------- lost workers
 
 
-def test_worker_that_dies_before_it_suspends_the_task_leaves_the_call(site: Site, messages_api: MessagesApi) -> None:
+def test_call_outlives_a_worker_that_dies_before_the_wait(site: Site, messages_api: MessagesApi) -> None:
     task = site.submit()
     with site.engine.begin() as connection:
         connection.execute(

@@ -15,7 +15,7 @@ from orchestrator.commands.doctor import _secrets
 from orchestrator.commands.findings import Finding
 from shared.notifications import make_redis
 from shared.settings import Settings
-from tests.conftest import forget_process_state
+from tests.conftest import Define, forget_process_state
 
 Configure = Callable[[str], dict[str, Finding]]
 
@@ -115,7 +115,7 @@ def test_too_few_connections_are_reported(database: Engine, settings: Settings) 
         )
     finding = findings(settings)["connections"]
     assert finding.verdict == "warning"
-    assert "need up to 1042" in finding.found
+    assert "need up to 1043" in finding.found
     assert "raise max_connections" in finding.advice
 
 
@@ -138,3 +138,11 @@ def test_secret_file_that_everyone_can_read_is_reported(
         [finding] = _secrets(settings)
         assert finding.verdict == verdict
         assert "a secret" not in str(finding)
+
+
+def test_batch_lane_without_a_key_is_reported(database: Engine, settings: Settings, define: Define) -> None:
+    assert "batch lane" not in findings(settings)
+    define({"kind": "agent", "name": "A", "model": "claude-sonnet-5-5", "config": {"lane": "batch"}})
+    found = findings(settings)["batch lane"]
+    assert (found.verdict, found.found) == ("warning", "1 agents, 0 calls wait")
+    assert "the orchestrator needs it" in found.advice
