@@ -221,7 +221,7 @@ def test_palette_goes_anywhere_with_the_keyboard(visit: Open, idle: list[str], d
     for typed, address in (
         ("inb", "/inbox"),
         (idle[0], f"/tasks/{idle[0]}"),
-        ("agent idle", f"/tasks?q={quote('agent:Idle', safe='')}"),
+        ("agent idle", "/agents/Idle"),
         ("state:failed", f"/tasks?q={quote('state:failed', safe='')}"),
     ):
         page.keyboard.press("Control+k")
@@ -243,7 +243,7 @@ def test_palette_goes_anywhere_with_the_keyboard(visit: Open, idle: list[str], d
 def test_palette_is_a_page_without_scripts(logged_in: Plain, idle: list[str]) -> None:
     browser = logged_in("viewer")
     page = browser.get("/palette").text
-    assert 'href="/tasks?q=agent%3AIdle"' in page
+    assert 'href="/agents/Idle"' in page
     assert 'href="/bulk-acts"' in page
     assert browser.get(f"/tasks?q={idle[0]}").headers["location"] == f"/tasks/{idle[0]}"
 
