@@ -22,6 +22,7 @@ from shared.settings import get_settings
 from tests.conftest import Define
 from tests.integration.api.test_boundaries import define_in
 from tests.integration.conftest import InlineWorker, Tasks
+from tests.integration.definitions.test_function_store import tamper
 from tests.integration.pages.conftest import Open, Visit
 from tests.integration.pages.test_in_chromium import HOSTILE, take_picture
 from tests.support.browser import hidden
@@ -391,6 +392,21 @@ def test_function_is_quarantined_and_released(
     assert [row.target for row in rows] == ["double@1", "double@1"]
     assert rows[0].actor.startswith("operator-")
     assert "/status" not in logged_in("viewer").get("/functions/double").text
+
+
+@pytest.mark.parametrize("definition", ["{}", "[]", '"x"', '{"code": 5, "config": null}'])
+def test_function_changed_from_outside_is_quarantined_on_its_page(
+    logged_in: Open, installed: None, database: Engine, definition: str
+) -> None:
+    tamper(database, f"definition = '{definition}'")
+    browser = logged_in("operator")
+    for path in ("/functions/double", "/functions/double/raw", "/functions/double?a=1"):
+        assert browser.get(path).status_code == 200, path
+    form = {"version": "2", "status": "quarantined", "csrf_token": browser.csrf_token()}
+    assert browser.post("/functions/double/status", form).status_code == 303
+    refused = browser.post("/functions/double/status", {**form, "status": "active"})
+    assert refused.status_code == 409
+    assert "does not match its stored SHA-256" in refused.text
 
 
 def test_security_events_are_shown_and_masked(
