@@ -29,8 +29,10 @@ from orchestrator.pages.limits import reachable_scopes
 from orchestrator.pages.rendering import Page
 from shared.access.actors import Key
 from shared.errors import InvalidInput
+from shared.tasks import standing_budgets
 from shared.tasks.standing_budgets import MAX_TOKENS, ON_BREACH, PERIODS, SCOPES
 
+MOST = 100
 DOLLARS = re.compile(r"[0-9]{1,10}(\.[0-9]{1,6})?")
 DONE = {
     "set": "The budget holds from now on.",
@@ -75,12 +77,15 @@ def remove_budget(form: Form, database: Database, actor: Actor) -> Response:
 
 
 def _page(request: Request, database: Reading, key: Key, typed: Typed = NOTHING, done: str | None = None) -> Response:
+    with database.connect() as connection:
+        budgets = standing_budgets.list_budgets(connection, namespace=key.scope.namespace, most=MOST)
     return show(
         request,
         "budgets.html",
         "Budgets",
         typed,
-        budgets=[{**budget, "bars": _bars(budget)} for budget in api.list_budgets(database, key)["items"]],
+        budgets=[{**budget, "bars": _bars(budget)} for budget in budgets],
+        most=MOST,
         scopes=choices(reachable_scopes(SCOPES, key)),
         periods=choices(PERIODS),
         on_breach=choices(ON_BREACH),

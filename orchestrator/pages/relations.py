@@ -88,7 +88,7 @@ def named_in(agent: str, definition: Mapping[str, Any]) -> Node:
     if function := definition.get("function"):
         uses.append(Node("function", function.partition("@")[0]))
     uses += [Node("agent", relation["agent"]) for relation in definition.get("relations", ())]
-    return Node("agent", agent, "", uses)
+    return Node("agent", agent, "", uses[:MOST_USES])
 
 
 def picture(root: Node) -> Markup:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from html import unescape
 from typing import Any
+from unittest.mock import patch
+from urllib.parse import quote
 
 import pytest
 from axe_playwright_python.sync_playwright import DEFAULT_OPTIONS, Axe
@@ -14,7 +17,8 @@ from sqlalchemy import Engine, text
 
 from minions import Client
 from orchestrator.observe.statistician import Statistician
-from orchestrator.pages.relations import Node, picture, relations_of
+from orchestrator.pages import agents, functions, tools
+from orchestrator.pages.relations import MOST_USES, Node, picture, relations_of
 from orchestrator.pages.source import marked
 from shared.access.roles import MASK
 from shared.functions import security_events
@@ -244,6 +248,39 @@ def test_uses_say_how_a_chain_calls(define: Define, database: Engine, strategy: 
     define(NOOP, *agents, {**chain, "config": {**WORK, "chain_strategy": strategy}})
     with database.connect() as connection:
         assert relations_of(connection, "default", "C").uses[1].how == how
+
+
+def test_refused_form_leads_back_to_its_page(logged_in: Open, database: Engine) -> None:
+    define_in(database, "team", NOOP, agent_definition("A"))
+    browser = logged_in("admin")
+    form = {"version": "9", "csrf_token": browser.csrf_token()}
+    refused = browser.post("/agents/A/rollback?namespace=team", form)
+    assert refused.status_code == 404
+    assert 'href="/agents/A?namespace=team">Back to the page' in refused.text
+    browser.cookies.clear()
+    for path, back in (("/agents/A/rollback?namespace=team", "/agents/A?namespace=team"), ("/routing", "/routing")):
+        assert browser.post(path, form).headers["location"] == f"/login?return_to={quote(back, safe='')}"
+
+
+def test_picture_of_many_tools_is_cut(logged_in: Open, define: Define) -> None:
+    names = [f"tool_{number:03}" for number in range(128)]
+    define(function_definition("double"))
+    define(
+        *({"kind": "tool", "name": name, "type": "function", "function": "double"} for name in names),
+        {"kind": "agent", "name": "many", "model": "claude-sonnet-5-5", "tools": names, "config": WORK},
+    )
+    for bounds in ({}, {"agents": ["many"]}):
+        page = logged_in("author", **bounds).get("/agents/many").text
+        assert page.count("<rect") <= 1 + MOST_USES
+        assert "60 parts" in page
+
+
+def test_older_versions_are_said_to_be_elsewhere(logged_in: Open, installed: None) -> None:
+    with ExitStack() as stack:
+        for module in (agents, functions, tools):
+            stack.enter_context(patch.object(module, "VERSIONS", 1))
+        for path in ("/agents/triage", "/functions/double", "/tools/doubling"):
+            assert "Only the newest 1 version" in logged_in("admin").get(path).text, path
 
 
 def test_picture_escapes_names() -> None:
