@@ -111,7 +111,8 @@ def _read(filters: Mapping[str, str]) -> dict[str, Any]:
 
 def _changes(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that an act changed, and whether there are more than fit."""
-    shown, length = [], 0
+    shown: list[tuple[str, str | None, str | None]] = []
+    length = 0
     for name, before, after in changes_of(row):
         if length > LONGEST_CHANGES:
             return {"changes": shown, "is_cut": True}

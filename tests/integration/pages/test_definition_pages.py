@@ -262,6 +262,40 @@ def test_refused_form_leads_back_to_its_page(logged_in: Open, database: Engine) 
         assert browser.post(path, form).headers["location"] == f"/login?return_to={quote(back, safe='')}"
 
 
+def test_large_schemas_are_filled_in_as_json(logged_in: Open, define: Define) -> None:
+    for name, part in (("choices", {"enum": [f"choice {n}" for n in range(2000)]}),
+                       ("words", {"type": "string", "description": "word " * 20_000})):  # fmt: skip
+        schema = {"type": "object", "properties": {"x": part}}
+        define(function_definition(), {"kind": "agent", "name": name, "type": "function", "function": "double",
+               "input_schema": schema, "config": WORK})  # fmt: skip
+        page = logged_in("admin").get(f"/agents/{name}/try")
+        assert "Input, as JSON" in page.text
+        assert len(page.content) < 100_000
+
+
+def test_limits_of_a_trial_are_numbers(logged_in: Open, installed: None) -> None:
+    browser = logged_in("admin")
+    for typed in ("five", "0,5", "[1]", "1e9", "-1"):
+        form = {"message": "hello", "dollars": typed, "csrf_token": browser.csrf_token()}
+        refused = browser.post("/agents/triage/try", form)
+        assert refused.status_code == 422
+        assert "The limit of dollars must be a number, such as 20 or 0.5." in refused.text
+
+
+def test_hidden_characters_are_visible_in_differences(logged_in: Open, define: Define) -> None:
+    for prompt in ("Pay.\nNever refund.\n", "Pay.\nNever \u202erefund.\n"):
+        define({"kind": "agent", "name": "payer", "model": "claude-sonnet-5-5", "system_prompt": prompt})
+    page = logged_in("admin").get("/agents/payer?a=1&b=2").text
+    assert "\u202e" not in page
+    assert "Never \\u202erefund" in page
+
+
+def test_source_of_many_parts_stays_small() -> None:
+    code = "1 " * 10_000
+    assert len(marked(code)) < 100_000
+    assert marked(code).striptags().split() == code.split()
+
+
 def test_picture_of_many_tools_is_cut(logged_in: Open, define: Define) -> None:
     names = [f"tool_{number:03}" for number in range(128)]
     define(function_definition("double"))
