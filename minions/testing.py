@@ -327,7 +327,8 @@ def _handler(api: MessagesApi) -> type[BaseHTTPRequestHandler]:
             else:
                 self._begin(200, {}, {"content-type": "application/x-jsonl", "transfer-encoding": "chunked"})
                 for line in api.results_of(api.batches[name]):
-                    self._write_chunk(json.dumps(line).encode() + b"\n")
+                    # As the API does: characters are not escaped.
+                    self._write_chunk(json.dumps(line, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
                 self.wfile.write(b"0\r\n\r\n")
 
         def _create_batch(self, body: dict[str, Any]) -> None:

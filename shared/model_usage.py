@@ -21,6 +21,9 @@ IN_THE_US = Decimal("1.1")
 IN_A_BATCH = Decimal("0.5")
 """Price of the tokens of a call in a Message Batch. Searches have their full price."""
 
+MOST = 10**9
+"""A larger number in a report is an error, and would not fit into the columns of PostgreSQL."""
+
 
 def spent(message: dict[str, Any], model: str) -> dict[str, Any]:
     """Return the fields of a `ModelReply` that describe usage.
@@ -142,10 +145,10 @@ def _for_an_hour(usage: Told) -> int:
 
 
 def _count(told: Any, *path: str) -> int:
-    """Return a number in the report; 0 if it is absent."""
+    """Return a number in the report, at most `MOST`; 0 if it is absent."""
     for name in path:
         told = told.get(name) if isinstance(told, dict) else None
-    return max(0, told) if isinstance(told, int) else 0
+    return min(max(0, told), MOST) if isinstance(told, int) else 0
 
 
 def _sum(counts: Iterable[dict[str, int]]) -> dict[str, int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, cast
@@ -21,6 +21,7 @@ from shared.errors import NotConfigured
 from shared.retry_after import retry_after
 from shared.secret_store import HIDDEN
 from shared.settings import Settings
+from shared.storable import storable
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +45,7 @@ class BatchesApi:
     """The batches of one API key.
 
     Raises:
-        NotConfigured: there is no key, or no header can hold it.
+        NotConfigured: there is no key, or no header can hold it; or the API's address is invalid.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -57,13 +58,16 @@ class BatchesApi:
                 "The orchestrator's ANTHROPIC_API_KEY cannot be sent: a key must be printable ASCII without spaces and "
                 "line breaks."
             )
-        self._client = anthropic.Anthropic(
-            api_key=self._key,
-            base_url=settings.anthropic_base_url or API,
-            max_retries=0,
-            timeout=TIMEOUT,
-            http_client=anthropic.DefaultHttpxClient(),
-        )
+        try:
+            self._client = anthropic.Anthropic(
+                api_key=self._key,
+                base_url=settings.anthropic_base_url or API,
+                max_retries=0,
+                timeout=TIMEOUT,
+                http_client=anthropic.DefaultHttpxClient(),
+            )
+        except httpx2.InvalidURL as error:
+            raise NotConfigured(f"The orchestrator's ANTHROPIC_BASE_URL cannot be used: {error}.") from None
 
     def close(self) -> None:
         """Close the connections."""
@@ -80,6 +84,8 @@ class BatchesApi:
             batch = self._client.messages.batches.create(requests=cast(Any, requests))
         except anthropic.APIError as error:
             raise self._failure(error) from None
+        except UNREADABLE as error:
+            raise self._unreadable(error) from None
         if not isinstance(batch_id := getattr(batch, "id", None), str):
             raise Lost("The answer to the creation of a batch has no id.")
         return batch_id
@@ -95,7 +101,7 @@ class BatchesApi:
         except anthropic.APIError as error:
             raise self._failure(error) from None
         except UNREADABLE as error:
-            raise Lost(f"The Anthropic API's answer cannot be read: {error}") from None
+            raise self._unreadable(error) from None
 
     def since(self, moment: datetime) -> Iterator[Batch]:
         """Yield the batches that were created since then, the newest first.
@@ -112,11 +118,11 @@ class BatchesApi:
         except anthropic.APIError as error:
             raise self._failure(error) from None
         except UNREADABLE as error:
-            raise Lost(f"The Anthropic API's answer cannot be read: {error}") from None
+            raise self._unreadable(error) from None
 
     def cancel(self, batch_id: str) -> None:
         """Cancel a batch, if that is still possible."""
-        with suppress(anthropic.APIError):
+        with suppress(anthropic.APIError, *UNREADABLE):
             self._client.messages.batches.cancel(batch_id)
 
     def results(self, batch_id: str) -> Iterator[dict[str, Any]]:
@@ -131,7 +137,7 @@ class BatchesApi:
         try:
             response = cast(Any, self._client.get(f"{BATCHES}/{batch_id}/results", cast_to=object, options=options))
             try:
-                for line in response.iter_lines():
+                for line in _lines(response.iter_bytes()):
                     if found := _line(line):
                         yield found
             finally:
@@ -153,13 +159,21 @@ class BatchesApi:
                 said = f"The Anthropic API refused the key of the orchestrator: check ANTHROPIC_API_KEY. {said}"
             return Refused(said, status, reason, retry_after(error.response.headers))
         cause = error.__cause__ or error
+        if isinstance(cause, httpx2.UnsupportedProtocol):
+            return Refused("The orchestrator's ANTHROPIC_BASE_URL must begin with http:// or https://.")
+        if isinstance(cause, httpx2.LocalProtocolError):
+            # Its message would quote the header, including its secrets.
+            return Refused("The request to the Anthropic API cannot be sent: check ANTHROPIC_CUSTOM_HEADERS.")
         said = self._plain(str(cause) or type(cause).__name__)
         if isinstance(cause, NEVER_SENT):
             return Refused(f"The Anthropic API cannot be reached: {said}")
         return Lost(f"The connection to the Anthropic API was lost: {said}")
 
+    def _unreadable(self, why: Exception) -> Lost:
+        return Lost(f"The Anthropic API's answer cannot be read: {self._plain(why)}")
+
     def _plain(self, said: object) -> str:
-        return str(said).replace(self._key, HIDDEN)[:MAX_MESSAGE]
+        return str(storable(str(said).replace(self._key, HIDDEN)[:MAX_MESSAGE]))
 
 
 def _batch(found: Any) -> Batch:
@@ -175,7 +189,19 @@ def _batch(found: Any) -> Batch:
     )
 
 
-def _line(text: str) -> dict[str, Any] | None:
+def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Split at line feeds only: a model's text may hold other characters at which `splitlines` splits."""
+    begun: list[bytes] = []
+    for chunk in chunks:
+        first, *others = chunk.split(b"\n")
+        begun.append(first)
+        for other in others:
+            yield b"".join(begun)
+            begun = [other]
+    yield b"".join(begun)
+
+
+def _line(text: bytes) -> dict[str, Any] | None:
     if not text.strip():
         return None
     try:
@@ -184,5 +210,5 @@ def _line(text: str) -> dict[str, Any] | None:
             return cast(dict[str, Any], found)
     except (ValueError, TypeError, KeyError, RecursionError):
         pass
-    log.warning("batch_line_unreadable", characters=len(text))
+    log.warning("batch_line_unreadable", bytes=len(text))
     return None

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from minions.backoff import exponential, jittered
 from orchestrator.batches.batch import Batch, Lost, Refused
@@ -44,7 +44,12 @@ BY_CONTENT = frozenset({400, 413, 422})
 
 
 class Batcher(Loop):
-    """Creates Message Batches and collects their results. One orchestrator at a time does it."""
+    """Creates Message Batches and collects their results. One orchestrator at a time does it.
+
+    Attributes:
+        foreign: ids of batches that are not ours.
+        missed: when a batch, or a result in it, was first looked for in vain, by the monotonic clock.
+    """
 
     name = "batcher"
 
@@ -57,6 +62,7 @@ class Batcher(Loop):
         self.refusals = 0
         self.not_before = 0.0
         self.foreign: set[str] = set()
+        self.missed: dict[UUID, float] = {}
 
     def run_once(self) -> float:
         """Do what is due: find, create, collect."""
@@ -198,10 +204,12 @@ class Batcher(Loop):
             batches.refused(connection, batch, why, delay=0.0)
 
     def _candidates(self, api: BatchesApi, batch: OpenBatch) -> list[Batch]:
+        """Return the unknown batches of this size that were created when this one may have been."""
+        latest = batch.created_at + timedelta(seconds=self.settings.batch_lost_seconds) + SKEW
         found = [
             each
             for each in api.since(batch.created_at - SKEW)
-            if each.requests == batch.calls and each.id not in self.foreign
+            if each.requests == batch.calls and each.created_at <= latest and each.id not in self.foreign
         ]
         with self.statements.connect() as connection:
             known = batches.known(connection, [each.id for each in found])
@@ -222,6 +230,7 @@ class Batcher(Loop):
         try:
             found = api.retrieve(batch.batch_id)
             if found.ended_at is None:
+                self.missed.pop(batch.id, None)
                 self._postpone(batch.id, self.settings.batch_poll_seconds)
                 return
             if found.has_results:
@@ -233,9 +242,9 @@ class Batcher(Loop):
             if refused.status != 404:
                 self._postpone(batch.id, self.settings.batch_poll_seconds, str(refused))
                 return
-            self._give_up(batch, batch.submitted_at, f"The Anthropic API does not know batch {batch.batch_id} any more")
+            self._give_up(batch, f"The Anthropic API does not know batch {batch.batch_id} any more")
             return
-        self._give_up(batch, found.ended_at, f"Batch {batch.batch_id} has ended, and has no result for the call")
+        self._give_up(batch, f"Batch {batch.batch_id} has ended, and has no result for the call")
 
     def _record_results(self, api: BatchesApi, batch: OpenBatch, batch_id: str) -> None:
         with self.statements.connect() as connection:
@@ -253,20 +262,27 @@ class Batcher(Loop):
                         connection, batch.id, call.custom_id, outcome.why, delay=self.settings.batch_seconds
                     )
 
-    def _give_up(self, batch: OpenBatch, since: datetime | None, why: str) -> None:
-        """End a batch. Its calls without a result fail after `batch_lost_seconds`: they may have been charged."""
+    def _give_up(self, batch: OpenBatch, why: str) -> None:
+        """End a batch. Calls without a result fail when `batch_lost_seconds` have passed since this was first noticed,
+        because one answer may be broken, also long after the batch has ended: they may have been charged.
+        """
+        missed = self.missed.setdefault(batch.id, time.monotonic())
         with self.statements.connect() as connection:
             if batches.end(connection, batch.id):
                 log.info("batch_ended", batch=batch.batch_id)
-                return
-            if since is not None and datetime.now(UTC) - since < timedelta(seconds=self.settings.batch_lost_seconds):
+            elif time.monotonic() - missed < self.settings.batch_lost_seconds:
                 batches.postpone(connection, batch.id, delay=self.settings.batch_poll_seconds, why=f"{why}.")
                 return
-            for call in batches.calls_of(connection, batch.id):
-                answer = unknown(why, str(batch.batch_id))
-                batches.answer(connection, batch.id, call.custom_id, answer.text, answer.used, answer.usage)
-            batches.end(connection, batch.id)
-        log.error("batch_without_results", batch=batch.batch_id, why=why)
+            else:
+                log.error("batch_without_results", batch=batch.batch_id, why=why)
+                self._fail_calls(connection, batch, why)
+        del self.missed[batch.id]
+
+    def _fail_calls(self, connection: Connection, batch: OpenBatch, why: str) -> None:
+        for call in batches.calls_of(connection, batch.id):
+            answer = unknown(why, str(batch.batch_id))
+            batches.answer(connection, batch.id, call.custom_id, answer.text, answer.used, answer.usage)
+        batches.end(connection, batch.id)
 
     def _postpone(self, batch: UUID, delay: float, why: str | None = None) -> None:
         with self.statements.connect() as connection:

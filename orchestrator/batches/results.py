@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.model_usage import spent
+from shared.storable import storable
 
 MOST_ATTEMPTS = 3
 """How often a call is sent that gets no answer, before its task fails."""
 WORTH_ASKING_AGAIN = frozenset({"api_error", "overloaded_error", "rate_limit_error", "timeout_error"})
+MAX_MESSAGE = 1_000
 NOTHING = {"tokens": 0, "microdollars": 0}
 UNKNOWN = {"tokens": None, "microdollars": None}
 
@@ -49,7 +51,7 @@ def read(line: dict[str, Any], batch_id: str, model: str, attempt: int) -> Answe
     if result["type"] == "errored":
         envelope = _object(result.get("error"))
         error = _object(envelope.get("error")) or envelope
-        if error.get("type") not in WORTH_ASKING_AGAIN:
+        if str(error.get("type")) not in WORTH_ASKING_AGAIN:
             refused = {"type": "errored", "error": error, "request_id": envelope.get("request_id")}
             return _without_charge(refused, batch_id)
         why = (
@@ -61,7 +63,7 @@ def read(line: dict[str, Any], batch_id: str, model: str, attempt: int) -> Answe
         what = str(result["type"])[:50]
         return unknown(f"The result of the call in batch {batch_id} ({what!r}) cannot be read.", batch_id)
     if attempt < MOST_ATTEMPTS:
-        return NotAnswered(why)
+        return NotAnswered(storable(why[:MAX_MESSAGE]))
     error = {"message": f"{why} It was sent {attempt} times; replay the task to send it again."}
     return _without_charge({"type": "unanswered", "error": error}, batch_id)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 Schema = dict[str, Any]
@@ -19,14 +20,16 @@ MOST_OPTIONAL = 24
 MOST_UNIONS = 16
 TYPES = frozenset({"object", "array", "string", "integer", "number", "boolean", "null"})
 STRUCTURE = frozenset({"type", "properties", "required", "additionalProperties", "items", "enum", "const"})
-CHOICES = ("anyOf", "oneOf")
+ALONE = ("anyOf", "oneOf", "$ref")
+"""What the API knows of a schema with one of these is that alone."""
+NOT_AT_THE_TOP = (*ALONE, "enum", "const")
 NOTES = frozenset({"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment"})
 BOUNDS = frozenset(
     {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "pattern"}
     | {"format", "minItems", "maxItems", "uniqueItems"}
 )
 ROOT = frozenset({"$defs", "$schema", "$id"})
-KNOWN = STRUCTURE | NOTES | BOUNDS | {*CHOICES, "$ref"}
+KNOWN = STRUCTURE | NOTES | BOUNDS | {*ALONE}
 
 
 def can_be_constrained(model: str) -> bool:
@@ -39,77 +42,102 @@ def unconstrainable(schema: Schema) -> str | None:
     """Return the reason why the API cannot constrain a model to this schema; None if it can."""
     if schema.get("type") != "object":
         return 'its `type` must be "object"'
-    counts = {"optional": 0, "unions": 0}
-    fault = next(_faults(schema, "", schema, (), counts), None)
-    if fault is None and counts["optional"] > MOST_OPTIONAL:
-        return f"it has {counts['optional']} optional properties, and at most {MOST_OPTIONAL} are possible"
-    if fault is None and counts["unions"] > MOST_UNIONS:
-        return f"it has {counts['unions']} choices by anyOf or oneOf, and at most {MOST_UNIONS} are possible"
+    for keyword in NOT_AT_THE_TOP:
+        if keyword in schema:
+            return f"`{keyword}` at its top level is not possible"
+    walk = _Walk(schema.get("$defs", {}))
+    fault = next(walk.faults_of_root(schema), None)
+    if fault is None and walk.optional > MOST_OPTIONAL:
+        return f"it has {walk.optional} optional properties, and at most {MOST_OPTIONAL} are possible"
+    if fault is None and walk.unions > MOST_UNIONS:
+        return f"it has {walk.unions} choices by anyOf or oneOf, and at most {MOST_UNIONS} are possible"
     return fault
 
 
-def _faults(schema: Any, place: str, root: Schema, within: tuple[str, ...], counts: dict[str, int]) -> Iterator[str]:
-    """Yield the faults of a schema.
+@dataclass
+class _Walk:
+    """A walk through a schema, and once through each of its definitions, however often they are referred to.
 
-    Args:
-        within: the references that lead to it.
+    Attributes:
+        within: the definitions that the walk is in.
+        seen: the definitions that it has been in.
+        optional: number of optional properties.
+        unions: number of choices.
     """
-    where = f" at {place}" if place else ""
-    if not isinstance(schema, dict):
-        yield f"a schema that is `true` or `false`{where} is not possible"
-        return
-    for keyword in schema.keys() - KNOWN - (frozenset() if place else ROOT):
-        yield f"`{keyword}`{where} is not possible"
-    if "$ref" in schema:
-        yield from _faults_of_reference(schema["$ref"], place, root, within, counts)
-        return
-    choices = [name for name in CHOICES if name in schema]
-    kind = schema.get("type")
-    given = choices or "enum" in schema or "const" in schema
-    if isinstance(kind, list) or not (given or kind in TYPES):
-        yield f"`type`{where} must be one type; where several are possible, use `anyOf`"
-    if not all(_is_plain(value) for value in [*schema.get("enum", ()), schema.get("const")]):
-        yield f"`enum`{where} must have only texts, numbers, true, false and null"
-    for name in choices:
-        counts["unions"] += 1
-        for number, choice in enumerate(schema[name]):
-            yield from _faults(choice, f"{place}/{name}/{number}", root, within, counts)
-    if kind == "object":
-        yield from _faults_of_object(schema, place, root, within, counts)
-    if kind == "array":
-        if "items" not in schema:
-            yield f"`items`{where} is missing"
+
+    definitions: dict[str, Any]
+    within: list[str] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
+    optional: int = 0
+    unions: int = 0
+
+    def faults_of_root(self, schema: Schema) -> Iterator[str]:
+        """Yield the faults of the schema, also those of definitions that it does not use: they are sent as well."""
+        for name in self.definitions:
+            yield from self._faults_of_definition(name, f"/$defs/{name[:100]}")
+        yield from self._faults(schema, "")
+
+    def _faults(self, schema: Any, place: str) -> Iterator[str]:
+        where = f" at {place}" if place else ""
+        if not isinstance(schema, dict):
+            yield f"a schema that is `true` or `false`{where} is not possible"
+            return
+        for keyword in schema.keys() - KNOWN - (frozenset() if place else ROOT):
+            yield f"`{keyword}`{where} is not possible"
+        alone = [name for name in ALONE if name in schema]
+        if alone and (others := [*alone[1:], *sorted(schema.keys() & STRUCTURE)]):
+            yield f"`{alone[0]}`{where} must have no `{others[0]}` beside it"
+        elif not alone:
+            yield from self._faults_of_type(schema, place, where)
+        elif alone == ["$ref"]:
+            yield from self._faults_of_reference(schema["$ref"], place)
         else:
-            yield from _faults(schema["items"], f"{place}/items", root, within, counts)
+            self.unions += 1
+            for number, choice in enumerate(schema[alone[0]]):
+                yield from self._faults(choice, f"{place}/{alone[0]}/{number}")
 
+    def _faults_of_type(self, schema: Schema, place: str, where: str) -> Iterator[str]:
+        kind = schema.get("type")
+        if isinstance(kind, list) or not ("enum" in schema or "const" in schema or kind in TYPES):
+            yield f"`type`{where} must be one type; where several are possible, use `anyOf`"
+        if not schema.get("enum", True):
+            yield f"`enum`{where} must have a value"
+        if not all(_is_plain(value) for value in [*schema.get("enum", ()), schema.get("const")]):
+            yield f"`enum`{where} must have only texts, numbers, true, false and null"
+        if kind == "object":
+            yield from self._faults_of_object(schema, place, where)
+        if kind == "array" and "items" not in schema:
+            yield f"`items`{where} is missing"
+        elif kind == "array":
+            yield from self._faults(schema["items"], f"{place}/items")
 
-def _faults_of_object(
-    schema: Schema, place: str, root: Schema, within: tuple[str, ...], counts: dict[str, int]
-) -> Iterator[str]:
-    properties = schema.get("properties") or {}
-    where = f" at {place}" if place else ""
-    if not properties:
-        yield f"an object without `properties`{where} is not possible"
-    if schema.get("additionalProperties", False) is not False:
-        yield f"`additionalProperties`{where} must be false or left out"
-    if unknown := [name for name in schema.get("required", ()) if name not in properties]:
-        yield f"`required`{where} names {unknown[0][:100]!r}, which is not among the properties"
-    counts["optional"] += len(properties.keys() - {*schema.get("required", ())})
-    for name, each in properties.items():
-        yield from _faults(each, f"{place}/properties/{name[:100]}", root, within, counts)
+    def _faults_of_object(self, schema: Schema, place: str, where: str) -> Iterator[str]:
+        properties = schema.get("properties") or {}
+        if not properties:
+            yield f"an object without `properties`{where} is not possible"
+        if schema.get("additionalProperties", False) is not False:
+            yield f"`additionalProperties`{where} must be false or left out"
+        if unknown := [name for name in schema.get("required", ()) if name not in properties]:
+            yield f"`required`{where} names {unknown[0][:100]!r}, which is not among the properties"
+        self.optional += len(properties.keys() - {*schema.get("required", ())})
+        for name, each in properties.items():
+            yield from self._faults(each, f"{place}/properties/{name[:100]}")
 
+    def _faults_of_reference(self, reference: Any, place: str) -> Iterator[str]:
+        target = str(reference).removeprefix("#/$defs/")
+        if target not in self.definitions or target == reference:
+            yield f"`$ref` at {place} must name one of its `$defs`"
+        else:
+            yield from self._faults_of_definition(target, place)
 
-def _faults_of_reference(
-    reference: Any, place: str, root: Schema, within: tuple[str, ...], counts: dict[str, int]
-) -> Iterator[str]:
-    target = reference.removeprefix("#/$defs/") if isinstance(reference, str) else ""
-    defined = root.get("$defs", {}).get(target)
-    if defined is None or not str(reference).startswith("#/$defs/"):
-        yield f"`$ref` at {place or 'the top'} must name one of its `$defs`"
-    elif target in within:
-        yield f"it contains itself: `$ref` at {place}"
-    else:
-        yield from _faults(defined, f"/$defs/{target[:100]}", root, (*within, target), counts)
+    def _faults_of_definition(self, name: str, place: str) -> Iterator[str]:
+        if name in self.within:
+            yield f"it contains itself: `$ref` at {place}"
+        elif name not in self.seen:
+            self.seen.add(name)
+            self.within.append(name)
+            yield from self._faults(self.definitions[name], f"/$defs/{name[:100]}")
+            self.within.pop()
 
 
 def _is_plain(value: Any) -> bool:

@@ -33,7 +33,7 @@ ANSWER = text("SELECT minion_answer_call(:batch, :name, :answer, :used, :usage)"
 RETURN = text("SELECT minion_return_call(:batch, :name, :why, :delay)")
 TIDY = text("SELECT minion_tidy_calls(:most)")
 OPEN = text(
-    "SELECT id, model, batch_id, calls, created_at, submitted_at, due_at, due_at <= now() AS is_due, "
+    "SELECT id, model, batch_id, calls, created_at, due_at, due_at <= now() AS is_due, "
     "extract(epoch FROM clock_timestamp() - created_at)::float AS age FROM message_batches "
     "WHERE ended_at IS NULL ORDER BY created_at"
 )
@@ -78,7 +78,6 @@ class OpenBatch:
     batch_id: str | None
     calls: int
     created_at: datetime
-    submitted_at: datetime | None
     due_at: datetime
     is_due: bool
     age: float

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
+import httpx2
 import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
@@ -222,6 +223,59 @@ def test_batch_in_processing_is_waited_for(site: Site, messages_api: MessagesApi
     assert not foreign.cancelled
 
 
+def test_batches_of_others_do_not_delay_calls_indefinitely(site: Site, messages_api: MessagesApi) -> None:
+    messages_api.hold_batches, messages_api.batch_faults = True, ["never"]
+    task = site.submit()
+    site.batcher.run_once()
+    foreign = messages_api.create_batch([{"custom_id": "other", "params": FOREIGN}])
+    foreign.created_at += timedelta(hours=1)
+
+    def look() -> bool:
+        site.round()
+        return len(messages_api.batches) > 1
+
+    wait_until(look, "the calls are in another batch")
+    assert foreign.ended_at is None
+    messages_api.end_batches("msgbatch_0002")
+    assert site.finish(task)["state"] == "succeeded"
+
+
+def test_creation_with_an_unreadable_answer_is_paid_once(
+    site: Site, messages_api: MessagesApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(httpx2.Response, "json", lambda *_, **__: json.loads("<html>"))
+    task = site.submit()
+    site.batcher.run_once()
+    monkeypatch.undo()
+    assert site.finish(task)["state"] == "succeeded"
+    assert len(messages_api.batches) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "headers", "why"),
+    [
+        ({"anthropic_base_url": "http://[::1"}, None, "ANTHROPIC_BASE_URL cannot be used"),
+        ({"anthropic_base_url": "gopher://api"}, None, "must begin with http:// or https://"),
+        ({}, "X-Secret: s3cret\x0bvalue", "check ANTHROPIC_CUSTOM_HEADERS"),
+    ],
+)
+def test_request_that_cannot_be_sent_is_not_lost(
+    batching: Callable[..., Site],
+    site: Site,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    headers: str | None,
+    why: str,
+) -> None:
+    if headers:
+        monkeypatch.setenv("ANTHROPIC_CUSTOM_HEADERS", headers)
+    task = site.submit()
+    batching(**settings).batcher.run_once()
+    said = site.why(task).sentence
+    assert why in said
+    assert "s3cret" not in said
+
+
 def test_found_batch_is_collected_by_another_orchestrator(
     site: Site, batching: Callable[..., Site], messages_api: MessagesApi
 ) -> None:
@@ -376,6 +430,8 @@ def test_result_that_comes_twice_counts_once(site: Site, messages_api: MessagesA
         {"type": "errored"},
         {"type": "succeeded", "message": {"content": 5, "usage": {"iterations": 7}}},
         {"type": "succeeded", "message": "no object"},
+        {"type": "succeeded", "message": {"content": [], "usage": {"input_tokens": 10**40}}},
+        {"type": "errored", "error": {"error": {"type": ["no", "text"]}}},
         {"type": "unheard of"},
     ],
 )
@@ -393,6 +449,53 @@ def test_strange_result_harms_no_other_task(
     assert site.finish(good)["state"] == "succeeded"
     assert site.finish(strange)["state"] == "failed"
     assert len(messages_api.batches) == 1
+
+
+@pytest.mark.parametrize("char", ["\u2028", "\x85", "\x0b", "\ud800", "\0"])
+def test_result_is_read_whatever_characters_it_has(site: Site, messages_api: MessagesApi, char: str) -> None:
+    messages_api.script = [testing.text(f"One.{char}Two.")]
+    task = site.submit()
+    assert site.finish(task)["output"]["content"].startswith("One.")
+    assert len(messages_api.requests) == 1
+
+
+def test_error_with_characters_that_cannot_be_stored_is_kept(site: Site, messages_api: MessagesApi) -> None:
+    messages_api.script = [testing.error(529, "overloaded_error", "Too\0 \ud800much.")]
+    task = site.submit()
+    assert "Too" in site.finish(task)["error"]["message"]
+
+
+def test_result_of_an_old_batch_is_read_after_a_broken_answer(
+    site: Site, batching: Callable[..., Site], messages_api: MessagesApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = batching(batch_lost_seconds=600.0)
+    tasks = [site.submit(), site.submit()]
+    messages_api.hold_batches = True
+    site.batcher.run_once()
+    messages_api.end_batches()
+    for batch in messages_api.batches.values():
+        batch.created_at = batch.ended_at = batch.created_at - timedelta(hours=5)
+    with monkeypatch.context() as patch:
+        patch.setattr(messages_api, "results_of", lambda batch: iter(["<html>", *batch.results[1:]]))
+        site.round()
+    assert sorted(site.tasks.get(task)["state"] for task in tasks) == ["succeeded", "waiting"]
+    assert {site.finish(task)["state"] for task in tasks} == {"succeeded"}
+
+
+def test_batch_is_collected_after_the_api_did_not_find_it_once(
+    batching: Callable[..., Site], site: Site, messages_api: MessagesApi
+) -> None:
+    site = batching(batch_lost_seconds=600.0)
+    task = site.submit()
+    site.batcher.run_once()
+    hidden = dict(messages_api.batches)
+    with site.engine.begin() as connection:
+        connection.execute(text("UPDATE message_batches SET submitted_at = now() - interval '5 h'"))
+    messages_api.batches.clear()
+    site.round()
+    assert "does not know batch msgbatch_0001" in site.why(task).sentence
+    messages_api.batches.update(hidden)
+    assert site.finish(task)["state"] == "succeeded"
 
 
 def test_result_that_never_comes_fails_the_task(site: Site, messages_api: MessagesApi) -> None:
