@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -284,3 +284,12 @@ def test_part_of_the_timeline_has_an_address(visit: Open, chain: str) -> None:
     expect(page.get_by_role("link", name="The whole timeline")).to_be_visible()
     visited.go(f"/tasks/{chain}?from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z")
     expect(page.get_by_role("main")).to_contain_text("`to` must be later than `from`")
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [("0001-01-01T00:00:00+14:00", "2030-01-01T00:00:00Z"), ("2020-01-01T00:00:00Z", "9999-12-31T23:59:59-14:00")],
+)
+def test_timeline_of_no_time_is_refused(logged_in: Plain, chain: str, begin: str, end: str) -> None:
+    refused = logged_in("viewer").get(f"/tasks/{chain}?{urlencode({'from': begin, 'to': end})}")
+    assert (refused.status_code, "in the years 1 to 9999" in refused.text) == (422, True)
