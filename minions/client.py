@@ -470,6 +470,8 @@ class Client(Operations, BulkActs, Alerts, Keys, Audit):
     ) -> dict[str, Any]:
         """Make an earlier version of an agent the active one, until a new text of it is applied, and return the agent.
 
+        A disabled agent stays disabled.
+
         Raises:
             UnknownAgent, NotFound: there is no such agent or version.
             InvalidDefinition: the version calls agents that now call it.
@@ -552,6 +554,7 @@ class Client(Operations, BulkActs, Alerts, Keys, Audit):
 
         Raises:
             NotFound: there is no such function or version.
+            Conflict: the version is to be active, and its row was changed from outside.
         """
         body = to_json(given(status=status, version=version, reason=reason), what="The request")
         path = f"/v1/functions/{quote(name, safe='')}/status"

@@ -134,7 +134,7 @@ def get_agent(name: Text, query: Namespace, database: Statements, key: Caller) -
 )
 def roll_back(name: Text, query: Namespace, sent: body.SmallBody, database: Database, actor: Actor) -> dict[str, Any]:
     """Makes an earlier version the active one, until a new text of the agent is applied. Tasks that were accepted
-    before keep their version. Going back to the newest version ends a rollback."""
+    before keep their version. Going back to the newest version ends a rollback. A disabled agent stays disabled."""
     asked = body.parse_model(RollbackRequest, sent)
     with Session(database) as session:
         AgentRegistry(session, query.namespace).roll_back(name, asked.version, asked.reason, actor=actor)
@@ -149,7 +149,7 @@ def roll_back(name: Text, query: Namespace, sent: body.SmallBody, database: Data
 )
 def set_status(name: Text, query: Namespace, sent: body.SmallBody, database: Database, actor: Actor) -> dict[str, Any]:
     """Deprecates an agent (it still accepts tasks), disables it (accepted tasks still run), or lets it accept tasks
-    again."""
+    again: with the version that is active, so an agent that was rolled back stays so."""
     asked = body.parse_model(AgentStatusRequest, sent)
     with Session(database) as session:
         AgentRegistry(session, query.namespace).set_status(name, asked.status, asked.reason, actor=actor)

@@ -141,7 +141,7 @@ def list_events(name: Text, query: Namespace, database: Statements) -> dict[str,
 )
 def set_status(name: Text, query: Namespace, sent: body.SmallBody, database: Database, actor: Actor) -> dict[str, Any]:
     """Deprecates a version, quarantines it (it runs nowhere, within a second), or makes it active again: then its
-    security events are counted from zero."""
+    security events are counted from zero. A version whose row was changed from outside cannot be made active."""
     asked = body.parse_model(FunctionStatusRequest, sent)
     with Session(database) as session:
         FunctionStore(session, query.namespace).set_status(

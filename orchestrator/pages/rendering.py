@@ -109,7 +109,7 @@ def of_error(request: Request, error: MinionError) -> Response:
         error.status,
         title=HTTPStatus(error.status).phrase,
         message=error.message,
-        back=own_address(request) if request.method == "POST" else None,
+        back=own_address(request) if request.method == "POST" and "route" in request.scope else None,
     )
     if isinstance(error, Unavailable):
         page.headers["Retry-After"] = str(error.detail.get("retry_after", RETRY_AFTER_SECONDS))

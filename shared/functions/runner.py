@@ -56,7 +56,8 @@ class StoredFunction:
         if definition is None:
             raise FunctionError(
                 f"Function {row.name!r} (version {row.number}) does not match its stored SHA-256 and is not run. The "
-                "row was changed from outside; store the function again.",
+                "row was changed from outside: quarantine the version, and store the function with a change, such as "
+                "another description, as a new one.",
                 reason="hash_mismatch",
             )
         return cls(row.id, row.number, row.checksum, row.status, definition)

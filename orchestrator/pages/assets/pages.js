@@ -5,6 +5,7 @@ import { listenToKeys } from "./keys.js";
 import { openLazily } from "./lazy.js";
 import { offerCopies } from "./copy.js";
 import { completeQueries } from "./complete.js";
+import { sendOnce } from "./once.js";
 import { offerPalette } from "./palette.js";
 
 keepTimes();
@@ -12,5 +13,6 @@ listenToKeys();
 openLazily(document);
 offerCopies(document);
 completeQueries(document);
+sendOnce(document);
 offerPalette();
 follow(document.body.dataset.stream);

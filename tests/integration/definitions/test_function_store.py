@@ -362,6 +362,15 @@ def test_changed_row_is_not_run(store: FunctionStore, database: Engine, change: 
     assert caught.value.detail["reason"] == "hash_mismatch"
 
 
+def test_changed_row_is_replaced_by_a_new_version(store: FunctionStore, database: Engine) -> None:
+    store_function(store, "double", DOUBLE)
+    tamper(database, """definition = jsonb_set(definition, '{code}', '"def double(x): return 3"')""")
+    with pytest.raises(FunctionError, match="another description"):
+        store_function(store, "double", DOUBLE)
+    assert store_function(store, "double", DOUBLE, description="Doubles").number == 2
+    assert execute(store, "double", {"x": 1}) == 2
+
+
 def test_a_quarantined_version_is_not_run(store: FunctionStore, database: Engine) -> None:
     store_function(store, "double", DOUBLE)
     LifecycleDriver(database).sql("UPDATE function_versions SET status = 'quarantined'")

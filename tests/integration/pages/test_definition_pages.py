@@ -31,6 +31,7 @@ from tests.integration.pages.conftest import Open, Visit
 from tests.integration.pages.test_in_chromium import HOSTILE, take_picture
 from tests.support.browser import hidden
 from tests.support.definitions import NOOP, agent_definition, function_definition
+from tests.support.processes import wait_until
 
 SCHEMA = {
     "type": "object",
@@ -575,6 +576,26 @@ def test_journey_rolls_an_agent_back(
     assert client.get(task).output == 42
     page.get_by_role("button", name="Activate version 2").click()
     expect(page.get_by_role("heading", level=1)).not_to_contain_text("rolled back")
+    visited.check()
+
+
+def test_second_click_submits_no_second_task(
+    visit: Callable[..., Visit], client: Client, installed: None, database: Engine
+) -> None:
+    visited = visit("admin")
+    page = visited.go("/agents/doubler/try")
+    page.get_by_label("x (required)").fill("21")
+    button = page.get_by_role("button", name="Submit the task").bounding_box()
+    assert button is not None
+    at = button["x"] + 20, button["y"] + 10  # the mouse does not wait for a page that is on its way
+    waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+    with database.begin() as connection, database.connect() as watching:
+        connection.execute(text("LOCK TABLE tasks IN SHARE MODE"))
+        page.mouse.click(*at)
+        wait_until(lambda: watching.scalar(waiting) == 1, "the task waits to be stored")
+        page.mouse.click(*at)
+    page.wait_for_url("**/tasks/*?done=run")
+    assert len(list(client.tasks())) == 1
     visited.check()
 
 
