@@ -233,8 +233,8 @@ class Batcher(Loop):
                 self.missed.pop(batch.id, None)
                 self._postpone(batch.id, self.settings.batch_poll_seconds)
                 return
-            if found.has_results:
-                self._record_results(api, batch, batch.batch_id)
+            if found.has_results and not self._record_results(api, batch, batch.batch_id):
+                return
         except Lost as lost:
             self._postpone(batch.id, self.settings.batch_poll_seconds, str(lost))
             return
@@ -246,13 +246,17 @@ class Batcher(Loop):
             return
         self._give_up(batch, f"Batch {batch.batch_id} has ended, and has no result for the call")
 
-    def _record_results(self, api: BatchesApi, batch: OpenBatch, batch_id: str) -> None:
+    def _record_results(self, api: BatchesApi, batch: OpenBatch, batch_id: str) -> bool:
+        """Record the results of a batch. Return False if another orchestrator must do the rest."""
         with self.statements.connect() as connection:
             calls = {call.custom_id: call for call in batches.calls_of(connection, batch.id)}
         for line in api.results(batch_id):
             call = calls.pop(line["custom_id"], None)
             if call is None:
                 continue  # Its answer was recorded before.
+            # This also keeps the lead: there may be results for minutes.
+            if self.stopping.is_set() or not self.leadership.held():
+                return False
             outcome = read(line, batch_id, call.model, call.attempt)
             with self.statements.connect() as connection:
                 if isinstance(outcome, Answer):
@@ -261,6 +265,7 @@ class Batcher(Loop):
                     batches.give_back(
                         connection, batch.id, call.custom_id, outcome.why, delay=self.settings.batch_seconds
                     )
+        return True
 
     def _give_up(self, batch: OpenBatch, why: str) -> None:
         """End a batch. Calls without a result fail when `batch_lost_seconds` have passed since this was first noticed,

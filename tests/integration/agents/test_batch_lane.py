@@ -13,7 +13,7 @@ from uuid import UUID
 
 import httpx2
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, TextClause, text
 from sqlalchemy.orm import Session
 
 from minions import testing
@@ -28,7 +28,7 @@ from shared.definitions.apply import store_definitions
 from shared.definitions.files import load
 from shared.errors import InvalidDefinition, InvalidInput
 from shared.settings import Settings
-from shared.tasks import batches, lifecycle, standing_budgets, stops, throttles
+from shared.tasks import batches, budgets, lifecycle, standing_budgets, stops, throttles
 from tests.integration.agents.conftest import DefineAgent
 from tests.integration.conftest import InlineWorker, Tasks
 from tests.support.processes import ROOT, wait_until
@@ -38,6 +38,7 @@ MODEL = "claude-sonnet-5-5"
 FOREIGN = {"model": MODEL, "max_tokens": 10, "messages": [{"role": "user", "content": "Not ours."}]}
 HURRY = text("UPDATE batch_calls SET due_at = now()")
 CALLS = text("SELECT count(*) FROM batch_calls")
+ANSWERED = text("SELECT count(*) FROM batch_calls WHERE result IS NOT NULL")
 SHORT = {"batch_seconds": 0.0, "batch_poll_seconds": 0.001, "batch_lost_seconds": 1.0}
 
 
@@ -79,10 +80,10 @@ class Site:
             connection.execute(HURRY)
         self.batcher.not_before = 0.0
 
-    def calls(self) -> int:
-        """Return the number of calls in the lane."""
+    def count(self, calls: TextClause) -> int:
+        """Return the number of these calls in the lane."""
         with self.engine.connect() as connection:
-            return int(connection.scalar(CALLS) or 0)
+            return int(connection.scalar(calls) or 0)
 
     def why(self, task: UUID) -> Explanation:
         """Explain the task's state."""
@@ -362,9 +363,9 @@ def test_failed_call_that_is_retried_is_another_call(
     assert site.finish(task)["state"] == "succeeded"
     names = [batch.requests[0]["custom_id"] for batch in messages_api.batches.values()]
     assert names == [f"{task.hex}_1_1_1", f"{task.hex}_1_3_1"]
-    assert site.calls() == 1
+    assert site.count(CALLS) == 1
     site.batcher.run_once()
-    assert site.calls() == 0
+    assert site.count(CALLS) == 0
 
 
 def test_call_that_is_refused_alone_fails_its_task(site: Site, messages_api: MessagesApi) -> None:
@@ -459,6 +460,26 @@ def test_result_is_read_whatever_characters_it_has(site: Site, messages_api: Mes
     assert len(messages_api.requests) == 1
 
 
+def test_orchestrator_that_stops_leaves_the_other_results(
+    site: Site, batching: Callable[..., Site], messages_api: MessagesApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = [site.submit() for _ in range(3)]
+
+    def results_of(batch: testing.Batch) -> Iterator[dict[str, Any]]:
+        yield batch.results[0]
+        wait_until(lambda: site.count(ANSWERED), "the first result is recorded")
+        site.batcher.stopping.set()
+        yield from batch.results[1:]
+
+    site.batcher.run_once()
+    with monkeypatch.context() as patch:
+        patch.setattr(messages_api, "results_of", results_of)
+        site.batcher.run_once()
+    assert site.count(ANSWERED) == 1
+    site.batcher.close()
+    assert {batching().finish(task)["state"] for task in tasks} == {"succeeded"}
+
+
 def test_error_with_characters_that_cannot_be_stored_is_kept(site: Site, messages_api: MessagesApi) -> None:
     messages_api.script = [testing.error(529, "overloaded_error", "Too\0 \ud800much.")]
     task = site.submit()
@@ -534,7 +555,7 @@ def test_call_of_a_cancelled_task_is_dropped(site: Site, messages_api: MessagesA
     task = site.submit(budget={"dollars": 1.0})
     assert site.tasks.cancel(task) == "cancelled"
     site.batcher.run_once()
-    assert site.calls() == 0
+    assert site.count(CALLS) == 0
     assert not messages_api.batches
     assert site.tasks.get(task)["budget"]["dollars"]["spent"] == 0
 
@@ -554,7 +575,7 @@ def test_answer_to_an_ended_task_is_booked_as_cost(site: Site, messages_api: Mes
     assert step["cost_microdollars"] > 0
     assert site.tasks.get(task)["budget"]["dollars"]["spent"] == step["cost_microdollars"] / 1e6
     assert sum(each["cost_microdollars"] for each in site.tasks.executions(task)) == step["cost_microdollars"]
-    assert site.calls() == 0
+    assert site.count(CALLS) == 0
 
 
 def test_answer_that_no_minion_reads_any_more_is_booked(site: Site, messages_api: MessagesApi) -> None:
@@ -719,6 +740,26 @@ def test_missing_key_is_reported_by_why(site: Site, monkeypatch: pytest.MonkeyPa
 
 
 # ---------------------------------------------------------------------------------------------------- lost workers
+
+
+def test_worker_of_release_0_2_hands_the_task_back(site: Site, messages_api: MessagesApi) -> None:
+    """It does not know the lane, and would make the call that is paid for already."""
+    task = site.submit()
+    site.batcher.run_once()
+    site.batcher.run_once()
+    [message] = site.worker.dispatch()
+    [step] = site.tasks.steps(task)
+    begun = {name: step[name] for name in ("number", "kind", "name", "status", "request_hash", "input")}
+    with site.engine.begin() as connection:
+        claimed = lifecycle.claim(connection, task, message.claim, site.worker.id)
+        flags = lifecycle.write_steps(connection, task, claimed["claim"], [{**begun, "effect": "idempotent"}])
+        error = budgets.exceeded(flags["breach"]).as_dict()
+        lifecycle.snooze(connection, task, claimed["claim"], {"error": error}, delay=None, reason="budget")
+    assert site.tasks.get(task)["wait_reason"] == "handed_back"
+    with site.engine.begin() as connection:
+        connection.execute(text("UPDATE task_status SET due_at = now()"))
+    assert site.finish(task)["state"] == "succeeded"
+    assert len(messages_api.requests) == 1
 
 
 def test_call_outlives_a_worker_that_dies_before_the_wait(site: Site, messages_api: MessagesApi) -> None:
