@@ -42,7 +42,7 @@ PATIENCE = 600.0
 IDLE_SECONDS = 10.0
 SUBMIT_SECONDS = 0.1
 """Interval of a steady load's submissions."""
-ORCHESTRATOR_CONNECTIONS = 31
+ORCHESTRATOR_CONNECTIONS = 35
 """At most: see docs/production.md."""
 
 AGENT = "bench-agent"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select, text, update
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from shared.access import actors
@@ -137,6 +137,9 @@ class AgentRegistry:
     ) -> RegisteredAgent:
         """Make an agent `active`, `deprecated` (still accepts tasks) or `disabled` (does not), and commit.
 
+        A disabled agent whose active version is not its newest becomes `rolled_back`, not `active`: it accepts tasks
+        again and keeps its version.
+
         Args:
             actor: for the audit log; None: the user of the operating system.
 
@@ -146,7 +149,7 @@ class AgentRegistry:
         """
         if status not in SETTABLE:
             raise InvalidInput(f"The status of an agent can be set to {', '.join(SETTABLE)}, not {str(status)[:50]!r}.")
-        self._change(name, {"status": status}, reason, actor)
+        self._change(name, reason, actor, status=status)
         return self.get_agent(name)
 
     def roll_back(
@@ -154,7 +157,7 @@ class AgentRegistry:
     ) -> RegisteredAgent:
         """Make an earlier version the active one until a new text is applied, and commit.
 
-        Rolling back to the newest version ends a rollback: the agent is `active`.
+        Rolling back to the newest version ends a rollback: the agent is `active`. A disabled agent stays disabled.
 
         Args:
             actor: for the audit log; None: the user of the operating system.
@@ -169,8 +172,7 @@ class AgentRegistry:
             versions = {row.number: row.id for row in session.execute(query)}
         if not is_number(version) or version not in versions:
             raise NotFound(f"The agent {name!r} has no version {str(version)[:20]}.")
-        status = "active" if version == max(versions) else "rolled_back"
-        self._change(name, {"active_version_id": versions[version], "status": status}, reason, actor)
+        self._change(name, reason, actor, version=versions[version])
         return self.get_agent(name)
 
     async def process(
@@ -234,19 +236,40 @@ class AgentRegistry:
         with self.engine.connect() as connection:
             return response_of(connection, task)
 
-    def _change(self, name: str, values: dict[str, Any], reason: str | None, actor: actors.Actor | None = None) -> None:
-        """Change an agent's row; processes that apply definitions at the same time wait."""
+    def _change(
+        self,
+        name: str,
+        reason: str | None,
+        actor: actors.Actor | None,
+        *,
+        status: str | None = None,
+        version: UUID | None = None,
+    ) -> None:
+        """Set an agent's status, or its active version; processes that apply definitions at the same time wait."""
         check(reason, what="The reason", limit=MAX_REASON_BYTES)
         with Session(self.engine) as session, session.begin():
             row = self._head(session, name, lock=True)
             before = self._state(session, row.id)
-            session.execute(update(Agent).where(Agent.id == row.id).values(**values, status_reason=reason))
+            if version is not None:
+                row.active_version_id = version
+                status = "disabled" if row.status == "disabled" else self._accepting(session, row)
+            elif status == "active" and row.status in ("disabled", "rolled_back"):
+                status = self._accepting(session, row)
+            row.status, row.status_reason = str(status), reason
+            session.flush()
             states = log.changed(before, self._state(session, row.id))
-            act = "agent.rollback" if "active_version_id" in values else "agent.status"
+            act = "agent.status" if version is None else "agent.rollback"
             actor = actor or actors.local_actor()
             log.record(session.connection(), actor, act, name, namespace=self.namespace, **states)
-            if "active_version_id" in values:
+            if version is not None:
                 DefinitionStore(session, validate_code, self.namespace).check_circles()
+
+    def _accepting(self, session: Session, row: Agent) -> str:
+        """Return the status in which an agent accepts tasks with its active version."""
+        newest = session.scalar(
+            select(AgentVersion.id).filter_by(agent_id=row.id).order_by(AgentVersion.number.desc()).limit(1)
+        )
+        return "active" if row.active_version_id == newest else "rolled_back"
 
     def _state(self, session: Session, agent: UUID) -> dict[str, Any]:
         query = select(Agent.status, Agent.status_reason, AgentVersion.number.label("version"))

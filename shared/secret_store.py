@@ -26,7 +26,7 @@ SET = text(
     "INSERT INTO secrets (namespace, name, ciphertext) VALUES (:namespace, :name, :ciphertext) "
     "ON CONFLICT (namespace, name) DO UPDATE SET ciphertext = EXCLUDED.ciphertext, updated_at = now()"
 )
-LIST = text("SELECT name, created_at, updated_at FROM secrets WHERE namespace = :namespace ORDER BY name")
+LIST = text("SELECT name, created_at, updated_at FROM secrets WHERE namespace = :namespace ORDER BY name LIMIT :most")
 DELETE = text("DELETE FROM secrets WHERE namespace = :namespace AND name = :name RETURNING 1")
 TIMES = text(
     "SELECT name, updated_at FROM secrets WHERE namespace = :namespace AND name = ANY (:names) ORDER BY name"
@@ -91,9 +91,9 @@ class SecretStore:
         return found
 
 
-def list_secrets(connection: Connection, namespace: str = "default") -> list[dict[str, Any]]:
-    """Return names and times, never values."""
-    return [dict(row) for row in connection.execute(LIST, {"namespace": namespace}).mappings()]
+def list_secrets(connection: Connection, namespace: str = "default", most: int | None = None) -> list[dict[str, Any]]:
+    """Return names and times, never values, by name; the first ones, if `most` is given."""
+    return [dict(row) for row in connection.execute(LIST, {"namespace": namespace, "most": most}).mappings()]
 
 
 def times_of(connection: Connection, names: Collection[str], namespace: str = "default") -> dict[str, Any]:

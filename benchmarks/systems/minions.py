@@ -91,7 +91,8 @@ class Installation:
         migrate(get_engine())
         self.define(*DEFINITIONS)
         self.orchestrator = environment.launch([sys.executable, "-m", "orchestrator.cli", "orchestrator"])
-        self.client = Client(f"http://127.0.0.1:{os.environ['MINION_API_PORT']}", os.environ["MINION_API_KEY"])
+        self.url = f"http://127.0.0.1:{os.environ['MINION_API_PORT']}"
+        self.client = Client(self.url, os.environ["MINION_API_KEY"])
 
     @cached_property
     def worker(self) -> Process:

@@ -48,7 +48,10 @@ class BulkRequest(Strict):
     rate: float = Field(20.0, ge=0.01, le=1000, description="Tasks a second.")
     dry_run: bool = Field(False, description="Only count and show the tasks.")
     created_before: Moment | None = Field(
-        None, strict=False, description="Only tasks that were created before: the `until` of a dry run. By default now."
+        None,
+        strict=False,
+        description="Only tasks that were created before: the `until` of a dry run. By default now. A request with it "
+        "that is sent again starts no second act.",
     )
     reason: str = Field("Cancelled by a bulk act.", min_length=1, max_length=500, description="Of a cancellation.")
     pinned: bool = Field(False, description="Replay with the agent versions of the original tasks.")

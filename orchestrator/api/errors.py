@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -14,7 +14,7 @@ from orchestrator.api.actors import Actor
 from orchestrator.api.auth import Caller
 from orchestrator.api.masking import PayloadText
 from orchestrator.api.parameters import Database, Namespace, Statements, StrictQuery, Text, in_namespace
-from orchestrator.observe import errors
+from orchestrator.observe import errors, stats
 from orchestrator.observe.errors import MOST_KINDS, Decision, State
 from orchestrator.observe.stats import Question
 from shared.access.actors import Key
@@ -35,9 +35,9 @@ class RangeQuery(StrictQuery):
 
     def question(self, key: Key, **filters: Any) -> Question:
         """Return the question for what a key reaches."""
-        until = self.until or datetime.now(UTC)
+        since, until = stats.range_of(self.since, self.until)
         reached = {"namespace": self.namespace, **filters, **key.scope.conditions}
-        return Question(since=self.since or until - timedelta(days=1), until=until, filters=reached)
+        return Question(since=since, until=until, filters=reached)
 
 
 class ErrorsQuery(RangeQuery):

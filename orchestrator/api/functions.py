@@ -120,7 +120,7 @@ def get_function(name: Text, query: Namespace, database: Statements) -> dict[str
     """One function: its code, contract and versions."""
     with database.connect() as connection:
         row = _head(connection, query.namespace, name)
-        definition = content_in_order(row["definition"], row["key_order"])
+        definition = _content(row["definition"], row["key_order"])
         versions = list(connection.execute(VERSIONS, {"function": row["id"]}).mappings())
         return {**row, "definition": definition, "versions": versions}
 
@@ -159,7 +159,12 @@ def definition_of(connection: Connection, function: dict[str, Any], number: int)
     found = connection.execute(VERSION, {"function": function["id"], "number": number}).one_or_none()
     if found is None:
         raise NotFound(f"The function {function['name']!r} has no version {number}.")
-    return content_in_order(found.definition, found.key_order)
+    return _content(found.definition, found.key_order)
+
+
+def _content(definition: Any, order: Any) -> dict[str, Any]:
+    """Return a stored definition. A row that was changed from outside is still shown, so it can be quarantined."""
+    return content_in_order(definition, order) if isinstance(definition, dict) else {}
 
 
 def _head(connection: Connection, namespace: str, name: str) -> RowMapping:

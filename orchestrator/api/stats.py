@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
@@ -93,10 +93,10 @@ def show_stats(
     query: Annotated[StatsQuery, Depends(in_namespace(StatsQuery))], database: Statements, key: Caller
 ) -> dict[str, Any]:
     """Counts, times and costs of ended work. They outlive the tasks: hours for 90 days, days indefinitely."""
-    until = query.until or datetime.now(UTC)
+    since, until = stats.range_of(query.since, query.until)
     filters = query.model_dump(include={"namespace", "agent", "version", "capability", "key", "model", "function"})
     question = Question(
-        since=query.since or until - timedelta(days=1),
+        since=since,
         until=until,
         by=tuple(dict.fromkeys(query.by)),
         filters={**filters, **key.scope.conditions},

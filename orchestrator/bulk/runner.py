@@ -36,13 +36,23 @@ BATCH = 100
 MOST_FAILURES = 20
 """Failures that a row keeps; the rest are counted."""
 
-# As many tasks as a second has may be acted on at once.
+# If the clock was set back, an act must not wait until it is as late again.
+HEAL = text(
+    "UPDATE bulk_acts SET next_at = now() "
+    "WHERE state = 'running' AND next_at > now() + interval '10 s' + interval '1 s' / rate"
+)
+# As many tasks as a second has may be acted on at once. An act of a user without a key ends when an administrator ends
+# a login of the user; a logout does not end it.
 RUNNING = text(
     """
     SELECT b.id, b.act, b.chosen, b.options, b.maker, b.cursor,
            LEAST(GREATEST(floor((1 - GREATEST(extract(epoch FROM b.next_at - now()), 0)) * b.rate),
                           (b.next_at <= now())::int), :batch)::int AS due,
-           COALESCE(k.revoked_at IS NOT NULL OR k.expires_at <= now(), false) AS is_over
+           CASE WHEN k.revoked_at IS NOT NULL OR k.expires_at <= now() THEN 'its key is no longer valid'
+                WHEN b.key_id IS NULL AND EXISTS (
+                    SELECT FROM login_sessions s
+                        WHERE s.subject = b.maker->'key'->>'subject' AND s.ended_at >= b.created_at
+                          AND s.ended_by <> b.maker->'key'->>'record') THEN 'a login of its user was ended' END AS over
         FROM bulk_acts b LEFT JOIN api_keys k ON k.id = b.key_id WHERE b.state = 'running' ORDER BY b.id
     """
 )
@@ -83,19 +93,30 @@ class BulkRunner(Loop):
         if not self.leadership.held():
             return SECONDS
         with self.statements.connect() as connection:
+            connection.execute(HEAL)
             running = connection.execute(RUNNING, {"batch": BATCH}).mappings().all()
+        failure: Exception | None = None
         for row in running:
             if self.stopping.is_set() or not self.leadership.held():
                 break
-            if row["is_over"]:
-                self._end(row["id"], "its key is no longer valid")
-            elif row["due"] > 0:
-                self._work_off(row)
+            try:
+                self._advance(row)
+            except Exception as error:  # the other acts must not wait for this one
+                log.warning("bulk_act_round_failed", bulk_act=str(row["id"]), reason=reason(error))
+                failure = error
+        if failure is not None:
+            raise failure
         return 0.0 if any(row["due"] == BATCH for row in running) else SECONDS
 
     def close(self) -> None:
         """Give up the lead."""
         self.leadership.release()
+
+    def _advance(self, row: RowMapping) -> None:
+        if row["over"] is not None:
+            self._end(row["id"], row["over"])
+        elif row["due"] > 0:
+            self._work_off(row)
 
     def _work_off(self, row: RowMapping) -> None:
         try:

@@ -50,6 +50,13 @@ INSERT = text(
     "VALUES (:namespace, :act, :query, :chosen, :options, :rate, :matched, :more, :key_id, :maker, :created_by) "
     f"RETURNING {COLUMNS}"
 ).bindparams(*(bindparam(name, type_=JSONB) for name in ("chosen", "options", "maker")))
+ONE_AT_A_TIME = text("SELECT pg_advisory_xact_lock(hashtext('minions ' || current_schema()), hashtext('bulk acts'))")
+# A form that is sent twice starts one act: the time of its dry run tells it from a later one.
+EARLIER = text(
+    f"SELECT {COLUMNS} FROM bulk_acts WHERE namespace = :namespace AND act = :act AND query = :query "  # noqa: S608
+    "AND options = :options AND chosen->>'created_before' = :before AND maker->>'identity' = :maker "
+    "AND state <> 'stopped' ORDER BY id DESC LIMIT 1"
+).bindparams(bindparam("options", type_=JSONB))
 COUNT_RUNNING = text("SELECT count(*) FROM bulk_acts WHERE state = 'running'")
 FORGET = text("DELETE FROM bulk_acts WHERE state <> 'running' AND ended_at < now() - CAST(:kept AS interval)")
 LIST = text(
@@ -77,6 +84,7 @@ class Plan:
         by_state: the number of tasks in each state.
         more: there may be more of them.
         until: the time of the plan: younger tasks do not belong to it.
+        is_of_dry_run: that time is the one of an earlier dry run.
     """
 
     act: Act
@@ -87,6 +95,7 @@ class Plan:
     by_state: dict[str, int]
     more: bool
     until: datetime
+    is_of_dry_run: bool
 
     @property
     def matched(self) -> int:
@@ -114,7 +123,7 @@ def plan(
     """
     # A millisecond later: ids have the time in milliseconds, and tasks of this one are seen.
     now = connection.execute(NOW).scalar_one() + timedelta(milliseconds=1)
-    until = min(until or now, now)
+    given, until = until, min(until or now, now)
     before = min(until, chosen.created_before or until)
     able = replace(chosen, states=_states(act, chosen), created_before=before)
     if act == "replay":
@@ -122,20 +131,18 @@ def plan(
         able = replace(able, own_failure=None if chosen.agent else True)
         able = able if options["again"] else replace(able, unreplayed=True)
     by_state, more = queries.count_searched(connection, able)
-    return Plan(act, query, able, options, rate, by_state, more, until)
+    return Plan(act, query, able, options, rate, by_state, more, until, is_of_dry_run=given == before)
 
 
 def start(connection: Connection, planned: Plan, actor: Actor) -> dict[str, Any]:
-    """Start a bulk act, and return its row.
+    """Start a bulk act, and return its row. The same plan of a dry run starts one act, however often it is sent.
 
     Raises:
         Forbidden: the actor may not do the act.
         Conflict: too many are running.
     """
     actor.key.require(NEEDED[planned.act])
-    if connection.execute(COUNT_RUNNING).scalar_one() >= MOST_RUNNING:
-        raise Conflict(f"{MOST_RUNNING} bulk acts are running, and that is the most. Wait for one, or stop one.")
-    connection.execute(FORGET, {"kept": KEPT})
+    connection.execute(ONE_AT_A_TIME)
     values = {
         "namespace": planned.chosen.namespace,
         "act": planned.act,
@@ -149,6 +156,11 @@ def start(connection: Connection, planned: Plan, actor: Actor) -> dict[str, Any]
         "maker": {**ACTORS.dump_python(actor, mode="json"), "identity": actor.key.identity},
         "created_by": str(actor),
     }
+    if planned.is_of_dry_run and (earlier := _earlier(connection, values)) is not None:
+        return earlier
+    if connection.execute(COUNT_RUNNING).scalar_one() >= MOST_RUNNING:
+        raise Conflict(f"{MOST_RUNNING} bulk acts are running, and that is the most. Wait for one, or stop one.")
+    connection.execute(FORGET, {"kept": KEPT})
     row = dict(connection.execute(INSERT, values).mappings().one())
     named = ("act", "query", "rate", "matched")
     _record(connection, actor, "bulk_act.start", row, {name: row[name] for name in named})
@@ -203,6 +215,13 @@ def filter_of(stored: Mapping[str, Any]) -> TaskFilter:
     if unknown := stored.keys() - {field.name for field in fields(TaskFilter)}:
         raise ValueError(f"unknown fields of a filter: {', '.join(sorted(unknown))}")
     return FILTERS.validate_python(stored)
+
+
+def _earlier(connection: Connection, values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the act that the same plan has started."""
+    before, maker = values["chosen"]["created_before"], values["maker"]["identity"]
+    row = connection.execute(EARLIER, {**values, "before": before, "maker": maker}).mappings().one_or_none()
+    return None if row is None else dict(row)
 
 
 def _states(act: Act, chosen: TaskFilter) -> tuple[State, ...]:

@@ -15,7 +15,7 @@ from shared.settings import Settings
 
 OLDEST_MAJOR = 15
 # See "What it needs" in docs/production.md.
-ORCHESTRATOR_CONNECTIONS = 34
+ORCHESTRATOR_CONNECTIONS = 35
 LANE_CONNECTIONS = 8
 # Seconds.
 MOST_SKEW = 2.0

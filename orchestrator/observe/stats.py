@@ -23,6 +23,7 @@ COLUMNS: dict[str, str] = {
     "hour": "bucket",
     "day": "bucket",
 }
+EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 HOURS_FOR = timedelta(days=14)
 """Longer ranges are answered from days."""
 HOURS_KEPT = timedelta(days=89)
@@ -148,6 +149,12 @@ def answer(
             for group, sums in ranked
         ],
     }
+
+
+def range_of(since: datetime | None, until: datetime | None) -> tuple[datetime, datetime]:
+    """Return a time range, by default the day until `until`, which is now by default."""
+    end = until or datetime.now(UTC)
+    return since or max(end, EARLIEST) - timedelta(days=1), end
 
 
 def values_of(question: Question) -> dict[str, Any]:

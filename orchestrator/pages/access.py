@@ -13,12 +13,10 @@ from orchestrator.api.addresses import address_of, network_of
 from orchestrator.api.login import pages as login_pages
 from orchestrator.api.login.form import read_form
 from orchestrator.api.login.opening import check_configured
-from orchestrator.api.parameters import NamespaceQuery
 from orchestrator.pages.rights import RULES
 from shared.access.actors import Key
-from shared.access.scope import LONGEST_NAME
 from shared.access.sessions import Login
-from shared.errors import InvalidInput, Unauthorized
+from shared.errors import Unauthorized
 
 LIVE_HEADER = "minion-live"
 """On requests that a page sends by itself: they do not count as use of the login."""
@@ -56,11 +54,11 @@ def to_login(request: Request) -> Response:
     """Lead a browser to the login, and back to this page; after a form, to the page that had it."""
     login: Login = request.state.login
     if login_pages.came_from_elsewhere(request):
-        return login_pages.continued(_own_address(request))
+        return login_pages.continued(own_address(request))
     # A form must lead to no other site, so its browser is asked first.
     renewable = login.renewable and request.app.state.provider is not None and request.method != "POST"
     how = "/login/oidc" if renewable else "/login"
-    return login_pages.see_other(f"{how}?return_to={quote(_own_address(request), safe='')}")
+    return login_pages.see_other(f"{how}?return_to={quote(own_address(request), safe='')}")
 
 
 async def sent_form(request: Request) -> dict[str, str]:
@@ -73,19 +71,6 @@ async def sent_form(request: Request) -> dict[str, str]:
     fields = await read_form(request, LARGEST_FORM)
     auth.check_csrf(request, fields.pop("csrf_token", ""))
     return fields
-
-
-def namespace_of(form: dict[str, str], key: Key) -> NamespaceQuery:
-    """Return the namespace that a form names, or that its key is bound to.
-
-    Raises:
-        Forbidden: the key is bound to another one.
-        InvalidInput: it is no name of a namespace.
-    """
-    asked = form.get("namespace") or None
-    if asked is not None and (len(asked) > LONGEST_NAME or "\x00" in asked):
-        raise InvalidInput(f"The namespace must have at most {LONGEST_NAME} characters, without U+0000.")
-    return NamespaceQuery(namespace=key.scope.namespace_of(asked))
 
 
 async def _engine_of_pages(request: Request) -> Engine:
@@ -103,8 +88,9 @@ def reader_of(request: Request) -> Key | None:
     return getattr(request.state, "key", None)
 
 
-def _own_address(request: Request) -> str:
+def own_address(request: Request) -> str:
+    """Return the address of a page; for a form, that of the page that had it."""
+    path = request.url.path
     if request.method == "POST":
-        return request.url.path.rpartition("/")[0]
-    query = f"?{request.url.query}" if request.url.query else ""
-    return request.url.path + query
+        path = path.rpartition("/")[0] or path
+    return f"{path}?{request.url.query}" if request.url.query else path

@@ -15,7 +15,7 @@ from orchestrator.api.parameters import Database, NamespaceQuery
 from orchestrator.api.task_ids import TaskId
 from orchestrator.pages.access import Form, Reading
 from orchestrator.pages.decision_form import decided_value, decision_of
-from orchestrator.pages.forms import as_body, as_json, as_number, done
+from orchestrator.pages.forms import as_amount, as_body, as_json, as_number, done
 from orchestrator.pages.moves import permitted
 from orchestrator.pages.rendering import Page, render
 from shared.access.actors import Key
@@ -69,7 +69,7 @@ def raise_budget(task_id: TaskId, form: Form, database: Database, actor: Actor) 
     if "stop" in form:
         asked: dict[str, Any] = {"stop": True}
     elif what in RAISED:
-        asked = {f"add_{what}": as_json(form.get("amount", ""), "The amount")}
+        asked = {f"add_{what}": as_amount(form.get("amount", ""), "The amount")}
     else:
         raise InvalidInput(f"A budget must be raised by one of {', '.join(RAISED)}.")
     api.change_budget(task_id, as_body(asked), database, actor)

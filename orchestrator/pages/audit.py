@@ -24,7 +24,8 @@ from shared.tasks.task_query import parse_query, written_query
 ROWS = 50
 MOST_SEARCHED = 50_000
 LONGEST_VALUE = 300
-MOST_CHANGES = 30
+LONGEST_CHANGES = 1500
+"""Characters of the changes of a row, after which no other field is shown."""
 MOST_COUNTED = 10_000
 FILTERS = ("actor", "act", "target", "since", "until")
 SIGNED = text(f"SELECT {chain.COLUMNS} FROM audit_log WHERE id = ANY (:ids)").bindparams(  # noqa: S608
@@ -68,7 +69,7 @@ def _page(request: Request, database: Reading, key: Key, typed: Typed, cursor: i
         valid = _signed(connection, signer, [row["id"] for row in found])
         # It is about all namespaces together.
         verified = _verified(connection, signer) if key.scope.is_whole else None
-    rows = [{**row, "changes": list(changes_of(row)), "signed": row["id"] in valid} for row in found]
+    rows = [{**row, **_changes(row), "signed": row["id"] in valid} for row in found]
     following_text = "Older acts" if len(rows) == ROWS else "Continue the search"
     return _shown(
         request,
@@ -81,7 +82,7 @@ def _page(request: Request, database: Reading, key: Key, typed: Typed, cursor: i
 
 
 def _shown(request: Request, typed: Typed, **values: Any) -> Response:
-    more = {"most_counted": MOST_COUNTED, "most_searched": MOST_SEARCHED, "most_changes": MOST_CHANGES, **values}
+    more = {"most_counted": MOST_COUNTED, "most_searched": MOST_SEARCHED, **values}
     return show(request, "audit.html", "Audit log", typed, **more)
 
 
@@ -108,12 +109,24 @@ def _read(filters: Mapping[str, str]) -> dict[str, Any]:
     return {**plain, **{named[name]: value for name, value in times.items()}}
 
 
+def _changes(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that an act changed, and whether there are more than fit."""
+    shown: list[tuple[str, str | None, str | None]] = []
+    length = 0
+    for name, before, after in changes_of(row):
+        if length > LONGEST_CHANGES:
+            return {"changes": shown, "is_cut": True}
+        shown.append((name, before, after))
+        length += len(name) + len(before or "") + len(after or "")
+    return {"changes": shown, "is_cut": False}
+
+
 def changes_of(row: Mapping[str, Any]) -> Iterator[tuple[str, str | None, str | None]]:
     """Yield the fields that an act changed: name, value before and value after, as text; None: there is none."""
     before, after = row["before"] or {}, row["after"] or {}
-    changed = [name for name in {**before, **after} if before.get(name) is not None or after.get(name) is not None]
-    for name in changed[:MOST_CHANGES]:
-        yield name, _value(before, name), _value(after, name)
+    for name in {**before, **after}:
+        if before.get(name) is not None or after.get(name) is not None:
+            yield name, _value(before, name), _value(after, name)
 
 
 def _value(facts: Mapping[str, Any], name: str) -> str | None:

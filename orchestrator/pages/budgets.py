@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -16,6 +15,7 @@ from orchestrator.pages.forms import (
     NOTHING,
     DoneQuery,
     Typed,
+    as_amount,
     as_body,
     as_number,
     as_query,
@@ -28,10 +28,10 @@ from orchestrator.pages.forms import (
 from orchestrator.pages.limits import reachable_scopes
 from orchestrator.pages.rendering import Page
 from shared.access.actors import Key
-from shared.errors import InvalidInput
+from shared.tasks import standing_budgets
 from shared.tasks.standing_budgets import MAX_TOKENS, ON_BREACH, PERIODS, SCOPES
 
-DOLLARS = re.compile(r"[0-9]{1,10}(\.[0-9]{1,6})?")
+MOST = 100
 DONE = {
     "set": "The budget holds from now on.",
     "remove": "The budget was removed. Tasks that waited for it continue.",
@@ -59,7 +59,7 @@ def set_budget(
         if "tokens" in asked:
             asked["tokens"] = as_number(asked["tokens"], "The number of tokens", MAX_TOKENS)
         if "dollars" in asked:
-            asked["dollars"] = _dollars(asked["dollars"])
+            asked["dollars"] = as_amount(asked["dollars"], "The number of dollars")
         api.set_budget(as_body(asked), database, actor)
         return done("/budgets", "set")
 
@@ -75,12 +75,15 @@ def remove_budget(form: Form, database: Database, actor: Actor) -> Response:
 
 
 def _page(request: Request, database: Reading, key: Key, typed: Typed = NOTHING, done: str | None = None) -> Response:
+    with database.connect() as connection:
+        budgets = standing_budgets.list_budgets(connection, namespace=key.scope.namespace, most=MOST)
     return show(
         request,
         "budgets.html",
         "Budgets",
         typed,
-        budgets=[{**budget, "bars": _bars(budget)} for budget in api.list_budgets(database, key)["items"]],
+        budgets=[{**budget, "bars": _bars(budget)} for budget in budgets],
+        most=MOST,
         scopes=choices(reachable_scopes(SCOPES, key)),
         periods=choices(PERIODS),
         on_breach=choices(ON_BREACH),
@@ -95,9 +98,3 @@ def _bars(budget: dict[str, Any]) -> list[dict[str, Any]]:
         {**amount, "what": what, "percent": min(100 * (amount["spent"] + amount["reserved"]) / amount["limit"], 100)}
         for what, amount in limited
     ]
-
-
-def _dollars(written: str) -> float:
-    if not DOLLARS.fullmatch(written):
-        raise InvalidInput("The number of dollars must be a number, such as 20 or 0.5.")
-    return float(written)

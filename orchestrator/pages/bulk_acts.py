@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
-from urllib.parse import urlencode
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
@@ -15,10 +13,10 @@ from orchestrator.api import bulk_acts as api
 from orchestrator.api.actors import Actor
 from orchestrator.api.auth import Caller
 from orchestrator.api.bulk_acts import BulkActId, BulkRequest
-from orchestrator.api.login.pages import see_other
 from orchestrator.api.parameters import Database, StrictQuery, Text
 from orchestrator.bulk import store
 from orchestrator.pages.access import Form, Reading
+from orchestrator.pages.forms import as_body, done
 from orchestrator.pages.rendering import Page, render
 from shared.access.actors import Key
 from shared.errors import InvalidInput, MinionError
@@ -80,7 +78,7 @@ async def start_bulk_act(
         if error.status not in (409, 422):
             raise
         return await run_in_threadpool(_planned, request, reading, actor, form, error)
-    return see_other(f"/bulk-acts/{started['id']}?{urlencode({'done': 'bulk_start'})}")
+    return done(f"/bulk-acts/{started['id']}", "bulk_start")
 
 
 @router.get("/bulk-acts/{bulk_act_id}")
@@ -105,7 +103,7 @@ def show_bulk_act(
 def stop_bulk_act(bulk_act_id: BulkActId, form: Form, database: Database, actor: Actor) -> Response:
     """Stops a bulk act."""
     api.stop_bulk_act(bulk_act_id, database, actor)
-    return see_other(f"/bulk-acts/{bulk_act_id}?{urlencode({'done': 'bulk_stop'})}")
+    return done(f"/bulk-acts/{bulk_act_id}", "bulk_stop")
 
 
 def permitted_acts(key: Key) -> list[str]:
@@ -162,7 +160,7 @@ def _request(form: dict[str, str]) -> BulkRequest:
         asked["rate"] = _rate(form["rate"].strip())
     if asked["act"] == "label":
         asked["labels"] = _labels(form.get("labels", ""))
-    return body.parse_model(BulkRequest, json.dumps(asked).encode())
+    return body.parse_model(BulkRequest, as_body(asked))
 
 
 def _rate(written: str) -> float:

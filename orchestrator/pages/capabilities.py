@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from datetime import datetime
 from typing import Annotated, Any
-from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy import Connection, Engine, text
@@ -16,12 +14,12 @@ from orchestrator.api import capabilities as api
 from orchestrator.api import rules
 from orchestrator.api.actors import Actor
 from orchestrator.api.auth import Caller
-from orchestrator.api.login.pages import see_other
 from orchestrator.api.parameters import Database, StrictQuery, Text
 from orchestrator.api.problems import STATEMENT_TIMEOUT
 from orchestrator.observe import scale
 from orchestrator.observe.scale import Wanted
-from orchestrator.pages.access import Form, Reading, namespace_of
+from orchestrator.pages.access import Form, Reading
+from orchestrator.pages.forms import as_body, done, given, namespace_of
 from orchestrator.pages.rendering import Page, render
 from orchestrator.pages.rights import PAUSES, RULES, SCALE
 from shared.access.actors import Key
@@ -78,17 +76,16 @@ def show_capabilities(
 @router.post("/capabilities/pause")
 def pause(form: Form, database: Database, actor: Actor) -> Response:
     """Pauses a capability in a namespace: running tasks continue, and no other starts."""
-    reason = form.get("reason", "").strip()
-    sent = json.dumps({"reason": reason} if reason else {}, ensure_ascii=False).encode()
+    sent = as_body(given(form, "reason"))
     rules.pause("capability", _name(form), namespace_of(form, actor.key), sent, database, actor)
-    return _done("pause")
+    return done("/capabilities", "pause")
 
 
 @router.post("/capabilities/resume")
 def resume(form: Form, database: Database, actor: Actor) -> Response:
     """Resumes a capability in a namespace."""
     rules.resume("capability", _name(form), namespace_of(form, actor.key), database, actor)
-    return _done("resume")
+    return done("/capabilities", "resume")
 
 
 def counted_capabilities(request: Request, database: Engine, key: Key) -> list[Any] | None:
@@ -133,7 +130,3 @@ def _name(form: dict[str, str]) -> str:
     if not 0 < len(name) <= LONGEST_NAME or "\x00" in name:
         raise InvalidInput(f"The name of a capability must have 1 to {LONGEST_NAME} characters, without U+0000.")
     return name
-
-
-def _done(act: str) -> Response:
-    return see_other(f"/capabilities?{urlencode({'done': act})}")

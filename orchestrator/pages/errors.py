@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlencode
@@ -18,8 +17,9 @@ from orchestrator.api.errors import ErrorKind, ErrorsQuery, ErrorTrend, RangeQue
 from orchestrator.api.login.pages import see_other
 from orchestrator.api.parameters import Database, StrictQuery, Text, in_namespace
 from orchestrator.observe import errors
-from orchestrator.pages.access import Form, Reading, namespace_of
+from orchestrator.pages.access import Form, Reading
 from orchestrator.pages.charts import Bar, bar_chart
+from orchestrator.pages.forms import as_body, given, namespace_of
 from orchestrator.pages.rendering import Page, render
 from orchestrator.pages.rights import RULES
 from orchestrator.pages.time_ranges import RANGES, Last
@@ -135,9 +135,8 @@ def show_error(
 def decide(fingerprint: api.Fingerprint, form: Form, database: Database, actor: Actor) -> Response:
     """Resolves, ignores or reopens the kind of error."""
     where = namespace_of(form, actor.key)
-    reason = form.get("reason", "").strip()
-    asked = {"state": form.get("state", ""), **({"reason": reason} if reason else {})}
-    decided = api.decide(fingerprint, where, _body(asked), database, actor)
+    asked = {"state": form.get("state", ""), **given(form, "reason")}
+    decided = api.decide(fingerprint, where, as_body(asked), database, actor)
     return see_other(_address(fingerprint, namespace=where.namespace, done=decided["state"]))
 
 
@@ -151,7 +150,7 @@ def preview_replay(
 ) -> Response:
     """The tasks that a replay of all would submit again: nothing is replayed."""
     asked = {**_chosen(fingerprint, query.namespace, query.rate), "dry_run": True, "limit": PREVIEWED}
-    found = replays.replay_tasks(_body(asked), database, actor)
+    found = replays.replay_tasks(as_body(asked), database, actor)
     if not found["matched"] and not found["items"]:
         api.show_error(fingerprint, RangeQuery(namespace=query.namespace), database, actor.key)
     return render(request, "replay.html", query=query, fingerprint=fingerprint, found=found, done=None)
@@ -167,7 +166,7 @@ def replay(fingerprint: api.Fingerprint, form: Form, request: Request, database:
         **{name: name in form for name in ("pinned", "new_keys")},
         **{name: form[name] for name in ("cursor", "batch", "start_at") if form.get(name)},
     }
-    found = replays.replay_tasks(_body(asked), database, actor)
+    found = replays.replay_tasks(as_body(asked), database, actor)
     if not found["items"] and not form.get("cursor"):
         api.show_error(fingerprint, RangeQuery(namespace=query.namespace), database, actor.key)
     done = _number(form) + sum(item.replayed_as is not None for item in found["items"])
@@ -217,7 +216,3 @@ def _number(form: dict[str, str]) -> int:
 
 def _address(fingerprint: str, **query: str) -> str:
     return f"/errors/{quote(fingerprint, safe='')}?{urlencode(query)}"
-
-
-def _body(asked: dict[str, Any]) -> bytes:
-    return json.dumps(asked).encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -17,11 +18,13 @@ from orchestrator.pages.access import reader_of
 from orchestrator.pages.rendering import render
 from orchestrator.pages.rights import RULES
 from shared.access.actors import Key
+from shared.access.scope import LONGEST_NAME
 from shared.contracts.strict_json import parse
 from shared.contracts.strict_model import faults_of
 from shared.errors import InvalidInput, MinionError
 
 CORRECTABLE = (409, 422)
+AMOUNT = re.compile(r"[0-9]{1,15}(\.[0-9]{1,6})?")
 TEXTS = {"installation": "the whole installation", "key": "tenant key"}
 
 Query = TypeVar("Query", bound=BaseModel)
@@ -127,6 +130,17 @@ def as_number(written: str, what: str, largest: int = 999_999_999) -> int:
     return int(written)
 
 
+def as_amount(written: str, what: str) -> int | float:
+    """Return the number in a field.
+
+    Raises:
+        InvalidInput: there is none.
+    """
+    if not AMOUNT.fullmatch(written.strip()):
+        raise InvalidInput(f"{what} must be a number, such as 20 or 0.5.")
+    return float(written) if "." in written else int(written)
+
+
 def as_query(model: type[Query], asked: Mapping[str, Any]) -> Query:
     """Return query parameters of the API.
 
@@ -146,7 +160,10 @@ def namespace_of(fields: Mapping[str, str], key: Key) -> NamespaceQuery:
         Forbidden: the reader is bound to another one.
         InvalidInput: it cannot be the name of a namespace.
     """
-    return as_query(NamespaceQuery, {"namespace": key.scope.namespace_of(fields.get("namespace", "").strip() or None)})
+    asked = fields.get("namespace", "").strip() or None
+    if asked is not None and (len(asked) > LONGEST_NAME or "\x00" in asked):
+        raise InvalidInput(f"The namespace must have at most {LONGEST_NAME} characters, without U+0000.")
+    return NamespaceQuery(namespace=key.scope.namespace_of(asked))
 
 
 def choices(values: Iterable[str]) -> list[tuple[str, str]]:

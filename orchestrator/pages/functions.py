@@ -63,7 +63,7 @@ def show_function(name: Text, query: FunctionQuery, request: Request, database: 
     """One function."""
     function = api.get_function(name, query, database)
     events = api.SecurityEvents.model_validate(api.list_events(name, query, database)).model_dump()["items"]
-    definition = function["definition"]
+    definition, code = function["definition"], _code(function)
     with database.connect() as connection:
         found = None
         if query.a is not None:
@@ -77,10 +77,10 @@ def show_function(name: Text, query: FunctionQuery, request: Request, database: 
         namespace=function["namespace"],
         function=function,
         active=next(version for version in function["versions"] if version["number"] == function["version"]),
-        config=definition.get("config", {}),
+        config=definition.get("config") or {},
         schemas=[(title, definition[field]) for field, title in SCHEMAS.items() if definition.get(field)],
-        source=marked(definition["code"]),
-        is_cut=len(definition["code"]) > LONGEST_TEXT,
+        source=marked(code),
+        is_cut=len(code) > LONGEST_TEXT,
         versions=function["versions"][:VERSIONS],
         difference=found,
         events=events,
@@ -95,7 +95,7 @@ def show_function(name: Text, query: FunctionQuery, request: Request, database: 
 @router.get("/functions/{name}/raw")
 def show_source(name: Text, query: Namespace, database: Reading) -> Response:
     """The whole source of the active version."""
-    return raw(api.get_function(name, query, database)["definition"]["code"])
+    return raw(_code(api.get_function(name, query, database)))
 
 
 @router.post("/functions/{name}/status")
@@ -105,6 +105,11 @@ def set_status(name: Text, form: Form, query: Namespace, database: Database, act
     asked = {"version": version, **given(form, "status", "reason")}
     api.set_status(name, query, as_body(asked), database, actor)
     return done(f"/functions/{quote(name, safe='')}", "status", namespace=query.namespace)
+
+
+def _code(function: dict[str, Any]) -> str:
+    """Return the source; empty if the row was changed from outside and has none."""
+    return str(function["definition"].get("code", ""))
 
 
 def _text(connection: Connection, function: dict[str, Any], number: int) -> str:

@@ -31,13 +31,15 @@ from orchestrator.pages.forms import (
 from orchestrator.pages.rendering import Page
 from shared.access.actors import Key
 from shared.errors import InvalidInput
-from shared.tasks import queries, stops
+from shared.tasks import queries, stops, throttles
 from shared.tasks.queries import TaskFilter
 from shared.tasks.states import State
 from shared.tasks.targets import EVERYTHING
 from shared.tasks.throttles import LIMIT_SCOPES, SCOPES, LimitScope, Scope
 
 MOST_COUNTED = 10_000
+MOST = 50
+"""Of each table."""
 DONE = {
     "set": "The limit holds from now on.",
     "remove": "The limit was removed.",
@@ -151,17 +153,21 @@ def lift(form: Form, database: Database, actor: Actor) -> Response:
 
 
 def _page(request: Request, database: Reading, key: Key, typed: Typed = NOTHING, done: str | None = None) -> Response:
-    limits = rules.list_limits(database, key)["items"]
+    where: dict[str, Any] = {"namespace": key.scope.namespace, "most": MOST}
+    with database.connect() as connection:
+        limits, pauses = throttles.list_limits(connection, **where), throttles.list_pauses(connection, **where)
+        stopped = stops.list_stops(connection, **where)
     return show(
         request,
         "limits.html",
         "Limits, pauses and stops",
         typed,
-        stops=stops_api.list_stops(database, key)["items"],
-        pauses=rules.list_pauses(database, key)["items"],
+        stops=stopped,
+        pauses=pauses,
         limits=[{**limit, "sentence": _sentence(limit)} for limit in limits],
         limit_scopes=choices(LIMIT_SCOPES),
         pause_scopes=choices(SCOPES),
+        most=MOST,
         stop_scopes=choices(reachable_scopes(stops.SCOPES, key)),
         done=done,
         live="/limits/live",

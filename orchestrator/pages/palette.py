@@ -26,7 +26,11 @@ router = APIRouter(route_class=Page, include_in_schema=False)
 def show_palette(request: Request, database: Reading, key: Caller) -> Response:
     """Everything that the palette offers before something is typed."""
     return render(
-        request, "palette.html", targets=reachable((*MAIN, *MORE), key), agents=agents_of(database, key, MOST_AGENTS)
+        request,
+        "palette.html",
+        targets=reachable((*MAIN, *MORE), key),
+        agents=agents_of(database, key, MOST_AGENTS),
+        namespace=_namespace_of(key),
     )
 
 
@@ -34,5 +38,8 @@ def agents_of(database: Engine, key: Key, most: int) -> list[dict[str, Any]]:
     """Return agents by name that a key may know: `name` and `capabilities` of each."""
     if not RULES["GET /v1/agents"].permits(key):
         return []
-    query = NamedPageQuery(namespace=key.scope.namespace or DEFAULT_NAMESPACE, limit=most)
-    return api.list_agents(query, database, key).items
+    return api.list_agents(NamedPageQuery(namespace=_namespace_of(key), limit=most), database, key).items
+
+
+def _namespace_of(key: Key) -> str:
+    return key.scope.namespace or DEFAULT_NAMESPACE

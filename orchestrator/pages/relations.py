@@ -67,7 +67,9 @@ def relations_of(connection: Connection, namespace: str, agent: str) -> Node:
         values = {"namespace": namespace, "agents": list(open_agents), "most": room}
         owners, open_agents = open_agents, {}
         for row in connection.execute(USES, values):
-            room -= 1
+            room -= 1 if row.target is None else 2
+            if room < 0:
+                return root
             found = used = Node(row.kind, row.name, row.how)
             if row.target is not None:
                 used = Node(row.type, row.target)
@@ -76,7 +78,7 @@ def relations_of(connection: Connection, namespace: str, agent: str) -> Node:
             if used.kind == "agent" and used.name not in seen:
                 seen.add(used.name)
                 open_agents[used.name] = used
-        if not open_agents or room <= 0:
+        if not open_agents:
             break
     return root
 
@@ -88,7 +90,7 @@ def named_in(agent: str, definition: Mapping[str, Any]) -> Node:
     if function := definition.get("function"):
         uses.append(Node("function", function.partition("@")[0]))
     uses += [Node("agent", relation["agent"]) for relation in definition.get("relations", ())]
-    return Node("agent", agent, "", uses)
+    return Node("agent", agent, "", uses[:MOST_USES])
 
 
 def picture(root: Node) -> Markup:

@@ -23,7 +23,7 @@ from orchestrator.api.base_path import link
 from orchestrator.api.login import pages as login_pages
 from orchestrator.api.problems import RETRY_AFTER_SECONDS, STATEMENT_TIMEOUT, count_refusal, is_unavailable
 from orchestrator.pages import formats
-from orchestrator.pages.access import LoggedOut, reader_of, to_login
+from orchestrator.pages.access import LoggedOut, own_address, reader_of, to_login
 from orchestrator.pages.navigation import MAIN, MORE, reachable
 from shared.access.roles import Permission
 from shared.access.scope import DEFAULT_NAMESPACE
@@ -44,6 +44,13 @@ RAW_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
+
+LESS = {
+    "/tasks": "Ask for less: name an agent, a state or a time, like `agent:triage state:failed since:1d`.",
+    "/analytics": "Ask for a shorter time.",
+    "/audit": "Ask for less: name an act, an actor or a time.",
+}
+"""Advice for pages that have filters, if a statement takes too long."""
 
 router = APIRouter(include_in_schema=False)
 
@@ -96,7 +103,14 @@ def of_error(request: Request, error: MinionError) -> Response:
     """Return an error as a page in the frame."""
     if isinstance(error, Unauthorized):
         count_refusal(request, error)
-    page = render(request, "problem.html", error.status, title=HTTPStatus(error.status).phrase, message=error.message)
+    page = render(
+        request,
+        "problem.html",
+        error.status,
+        title=HTTPStatus(error.status).phrase,
+        message=error.message,
+        back=own_address(request) if request.method == "POST" else None,
+    )
     if isinstance(error, Unavailable):
         page.headers["Retry-After"] = str(error.detail.get("retry_after", RETRY_AFTER_SECONDS))
     return page
@@ -162,8 +176,6 @@ def _of_database(request: Request, error: SQLAlchemyError) -> MinionError:
     if not is_unavailable(request, error):
         raise error
     if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == STATEMENT_TIMEOUT:
-        return Unavailable(
-            "The database took too long for this page, which was given up to spare it. Ask for less: name an agent, a "
-            "state or a time, like `agent:triage state:failed since:1d`."
-        )
+        advice = LESS.get(request.url.path, "Try again in a minute.")
+        return Unavailable(f"The database took too long for this page, which was given up to spare it. {advice}")
     return Unavailable("The database cannot be reached at the moment. Try again.")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import urlencode
 from uuid import UUID
 
 from fastapi import APIRouter, Response
 from sqlalchemy import Connection, text
 
 from orchestrator.api.actors import Actor
-from orchestrator.api.login.pages import see_other
 from orchestrator.api.parameters import Database
 from orchestrator.pages.access import Form
+from orchestrator.pages.forms import done
 from orchestrator.pages.rendering import Page
 from shared.access.actors import Key
 from shared.access.roles import Permission
@@ -62,7 +61,7 @@ def save_view(form: Form, database: Database, actor: Actor) -> Response:
             raise Conflict(f"There is a view {name!r} already. Choose another name, or delete that one.")
         facts = {"name": name, "query": query, "shared": shared}
         log.record(connection, actor, "view.save", id, namespace=values["namespace"], after=facts)
-    return see_other(f"/tasks?{urlencode({'q': query, 'done': 'view_save'})}")
+    return done("/tasks", "view_save", q=query)
 
 
 @router.post("/tasks/delete-view")
@@ -78,7 +77,7 @@ def delete_view(form: Form, database: Database, actor: Actor) -> Response:
         if gone is None:
             raise NotFound(f"There is no view {view_id} that this login may delete.")
         log.record(connection, actor, "view.delete", view_id, namespace=values["namespace"], before=dict(gone))
-    return see_other(f"/tasks?{urlencode({'done': 'view_delete'})}")
+    return done("/tasks", "view_delete")
 
 
 def views_of(connection: Connection, key: Key) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.pages.formats import Shown
 from shared.contracts.strict_json import JsonValue, parse
 from shared.errors import InvalidInput
 
@@ -34,13 +35,13 @@ class Field:
 
 
 def fields_of(schema: Any, values: Any, typed: Mapping[str, str]) -> list[Field]:
-    """Return a field for each property of a schema; none if the schema has more than values without parts.
+    """Return a field for each property of a schema; none if it is large, or has more than values without parts.
 
     Args:
         values: an object that the schema describes, to begin with.
         typed: the fields of a form that comes back with a mistake.
     """
-    if not isinstance(schema, dict) or not isinstance(values, dict):
+    if not isinstance(schema, dict) or not isinstance(values, dict) or Shown(schema).is_cut:
         return []
     properties = schema.get("properties")
     if not isinstance(properties, dict) or not values.keys() <= properties.keys() or len(properties) > MOST_FIELDS:

@@ -10,6 +10,8 @@ from orchestrator.pages.forms import show
 from orchestrator.pages.rendering import Page
 from shared.secret_store import list_secrets
 
+MOST = 200
+
 router = APIRouter(route_class=Page, include_in_schema=False)
 
 
@@ -17,5 +19,5 @@ router = APIRouter(route_class=Page, include_in_schema=False)
 def show_secrets(query: Namespace, request: Request, database: Reading) -> Response:
     """The secrets of a namespace, by name."""
     with database.connect() as connection:
-        secrets = list_secrets(connection, query.namespace)
-    return show(request, "secrets.html", "Secrets", secrets=secrets, namespace=query.namespace)
+        secrets = list_secrets(connection, query.namespace, MOST)
+    return show(request, "secrets.html", "Secrets", secrets=secrets, namespace=query.namespace, most=MOST)

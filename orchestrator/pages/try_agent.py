@@ -15,7 +15,7 @@ from orchestrator.api.auth import Caller
 from orchestrator.api.parameters import Namespace, NamespaceQuery, Text
 from orchestrator.api.tasks import WaitQuery
 from orchestrator.pages.access import Form, Reading
-from orchestrator.pages.forms import as_body, as_json, done
+from orchestrator.pages.forms import as_amount, as_body, as_json, done
 from orchestrator.pages.rendering import Page, render
 from orchestrator.pages.rights import TOOLS
 from orchestrator.pages.schema_form import fields_of, values_of
@@ -110,7 +110,7 @@ def _asked(name: str, form: Mapping[str, str], query: NamespaceQuery, database: 
         asked["input"] = as_json(form["input"], "The input")
     else:
         asked["input"] = values_of(schema, form)
-    limits = {what: as_json(form[what], f"The limit of {what}") for what in BUDGET if form.get(what, "").strip()}
+    limits = {what: as_amount(form[what], f"The limit of {what}") for what in BUDGET if form.get(what, "").strip()}
     if limits:
         # A trial must not wait for a person.
         asked["budget"] = {**limits, "on_breach": "fail"}

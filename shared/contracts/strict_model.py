@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from shared.errors import requirement
 
@@ -20,7 +20,18 @@ def _moment(value: Any) -> Any:
     raise ValueError("a time must be written like 2026-11-22T18:00:00Z")
 
 
-Moment = Annotated[AwareDatetime, BeforeValidator(_moment, json_schema_input_type=datetime)]
+def _representable(value: datetime) -> datetime:
+    """Refuse a time that its time zone puts before the year 1 or after the year 9999 in UTC."""
+    try:
+        value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("a time must be in the years 1 to 9999 in UTC") from None
+    return value
+
+
+Moment = Annotated[
+    AwareDatetime, BeforeValidator(_moment, json_schema_input_type=datetime), AfterValidator(_representable)
+]
 
 
 class Strict(BaseModel):

@@ -16,7 +16,7 @@ from shared.contracts.strict_json import JsonValue, check
 from shared.database.tables import Function, FunctionVersion, SecurityEvent
 from shared.definitions.apply import store_definitions
 from shared.definitions.files import dump
-from shared.errors import InvalidInput, NotFound
+from shared.errors import Conflict, FunctionError, InvalidInput, NotFound
 from shared.functions import security_events
 from shared.functions.runner import StoredFunction, run_function, verify
 from shared.settings import get_settings
@@ -119,10 +119,11 @@ class FunctionStore:
         version: int | None = None,
         reason: str | None = None,
         actor: actors.Actor | None = None,
-    ) -> StoredFunction:
+    ) -> FunctionVersion:
         """Make a version `active`, `deprecated` (still runs) or `quarantined` (does not run).
 
-        Making a version active again ends its quarantine: the count of security events starts over.
+        Making a version active again ends its quarantine: the count of security events starts over. A version whose
+        row was changed from outside can be quarantined, but not made active.
 
         Args:
             actor: for the audit log; None: the user of the operating system.
@@ -130,22 +131,24 @@ class FunctionStore:
         Raises:
             NotFound: there is no such function or version.
             InvalidInput: there is no such status, or the reason cannot be stored.
+            Conflict: the version is to be active, and does not match its hash.
         """
         if status not in STATUSES:
             raise InvalidInput(
                 f"The status of a function must be one of {', '.join(STATUSES)}, not {str(status)[:50]!r}."
             )
         check(reason, what="The reason", limit=MAX_REASON_BYTES)
-        function = self.get(name, version)
         values: dict[str, Any] = {"status": status, "status_reason": reason}
         if status == "active":
+            version = self._intact(name, version)
             values["released_at"] = func.now()
-        with Session(self.engine) as session, session.begin():
-            row = session.get_one(FunctionVersion, function.version_id, with_for_update=True)
+        with Session(self.engine, expire_on_commit=False) as session, session.begin():
+            row = self._version(session, name, version)
+            session.refresh(row, with_for_update=True)
             before = {"status": row.status, "status_reason": row.status_reason}
-            session.execute(update(FunctionVersion).where(FunctionVersion.id == function.version_id).values(**values))
+            session.execute(update(FunctionVersion).where(FunctionVersion.id == row.id).values(**values))
             states = log.changed(before, {"status": status, "status_reason": reason})
-            target = f"{name}@{function.number}"
+            target = f"{name}@{row.number}"
             log.record(
                 session.connection(),
                 actor or actors.local_actor(),
@@ -154,8 +157,9 @@ class FunctionStore:
                 namespace=self.namespace,
                 **states,
             )
-        security_events.forget(function.version_id)
-        return self.get(name, function.number)
+            session.refresh(row)
+        security_events.forget(row.id)
+        return row
 
     def events(self, name: str, *, most: int = 50) -> list[SecurityEvent]:
         """Return the latest security events of all versions of a function, the newest first.
@@ -180,12 +184,23 @@ class FunctionStore:
             NotFound: there is no such function or version.
         """
         with Session(self.engine, expire_on_commit=False) as session:
-            head = self._head(session, name)
-            wanted = {"id": head.active_version_id} if version is None else {"function_id": head.id, "number": version}
-            row = session.scalar(select(FunctionVersion).filter_by(**wanted)) if is_number(version) else None
-            if row is None:
-                raise NotFound(f"The function {name!r} has no version {str(version)[:20]}.")
+            row = self._version(session, name, version)
         return verify(row, self.engine)
+
+    def _intact(self, name: str, version: int | None) -> int:
+        """Return the number of a version that matches its hash."""
+        try:
+            return self.get(name, version).number
+        except FunctionError as error:
+            raise Conflict(error.message) from None
+
+    def _version(self, session: Session, name: str, version: int | None) -> FunctionVersion:
+        head = self._head(session, name)
+        wanted = {"id": head.active_version_id} if version is None else {"function_id": head.id, "number": version}
+        row = session.scalar(select(FunctionVersion).filter_by(**wanted)) if is_number(version) else None
+        if row is None:
+            raise NotFound(f"The function {name!r} has no version {str(version)[:20]}.")
+        return row
 
     def _head(self, session: Session, name: str) -> Function:
         head = session.scalar(select(Function).filter_by(namespace=self.namespace, name=name))

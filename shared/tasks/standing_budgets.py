@@ -54,7 +54,7 @@ BUDGETS = text(
         LEFT JOIN standing_usage u ON u.budget_id = b.id AND u.period_start = p.starts
         WHERE (CAST(:id AS uuid) IS NULL OR b.id = :id)
           AND (CAST(:namespace AS text) IS NULL OR b.namespace = :namespace)
-        ORDER BY b.scope <> 'installation', b.namespace, b.scope, b.name, b.period
+        ORDER BY b.scope <> 'installation', b.namespace, b.scope, b.name, b.period LIMIT :most
     """
 )
 SPEND_LOST = text("SELECT minion_spend_lost()")
@@ -114,7 +114,7 @@ def set_budget(
     }
     budget = connection.execute(SET, values).scalar_one()
     wake(connection)
-    return dict(connection.execute(BUDGETS, {"id": budget, "namespace": None}).mappings().one())
+    return dict(connection.execute(BUDGETS, {"id": budget, "namespace": None, "most": 1}).mappings().one())
 
 
 def find(connection: Connection, target: Target, period: str) -> dict[str, Any] | None:
@@ -135,12 +135,18 @@ def remove_budget(connection: Connection, target: Target, period: str) -> None:
     wake(connection)
 
 
-def list_budgets(connection: Connection, *, namespace: str | None = None) -> list[dict[str, Any]]:
+def list_budgets(
+    connection: Connection, *, namespace: str | None = None, most: int | None = None
+) -> list[dict[str, Any]]:
     """Return the standing budgets of a namespace, or all, with their use in the current period.
 
     That of the installation is the first.
+
+    Args:
+        most: the number of budgets; None: all.
     """
-    return [dict(row) for row in connection.execute(BUDGETS, {"id": None, "namespace": namespace}).mappings()]
+    values = {"id": None, "namespace": namespace, "most": most}
+    return [dict(row) for row in connection.execute(BUDGETS, values).mappings()]
 
 
 def spend_lost(connection: Connection) -> int:

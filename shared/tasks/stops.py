@@ -31,7 +31,7 @@ LIFT = text("DELETE FROM stops WHERE scope = :scope AND namespace = :namespace A
 STOPS = text(
     "SELECT scope, NULLIF(namespace, '') AS namespace, NULLIF(name, '') AS name, reason, created_at, created_by "
     "FROM stops s WHERE CAST(:namespace AS text) IS NULL OR s.namespace = :namespace "
-    "ORDER BY s.scope <> 'installation', s.namespace, s.scope, s.name"
+    "ORDER BY s.scope <> 'installation', s.namespace, s.scope, s.name LIMIT :most"
 )
 STOP_OF = text("SELECT minion_stop_of(namespace, agent_name, key) FROM task_status WHERE task_id = :task")
 WAKE = text("SELECT woken, last FROM minion_wake_stopped(:after, :most)")
@@ -78,9 +78,11 @@ def lift(connection: Connection, target: Target) -> None:
     wake(connection)
 
 
-def list_stops(connection: Connection, *, namespace: str | None = None) -> list[dict[str, Any]]:
-    """Return the stops of a namespace, or all, that of the installation first."""
-    return [dict(row) for row in connection.execute(STOPS, {"namespace": namespace}).mappings()]
+def list_stops(
+    connection: Connection, *, namespace: str | None = None, most: int | None = None
+) -> list[dict[str, Any]]:
+    """Return the stops of a namespace, or all, that of the installation first; the first ones, if `most` is given."""
+    return [dict(row) for row in connection.execute(STOPS, {"namespace": namespace, "most": most}).mappings()]
 
 
 def stop_of(connection: Connection, task: UUID) -> Stop | None:

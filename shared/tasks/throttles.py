@@ -37,7 +37,7 @@ RESUME = text("DELETE FROM pauses WHERE namespace = :namespace AND scope = :scop
 OF_NAMESPACE = "CAST(:namespace AS text) IS NULL OR namespace = :namespace"
 PAUSES = text(
     f"SELECT namespace, scope, name, reason, created_at, created_by FROM pauses WHERE {OF_NAMESPACE} "  # noqa: S608
-    "ORDER BY namespace, scope, name"
+    "ORDER BY namespace, scope, name LIMIT :most"
 )
 SET_LIMIT = text(
     "INSERT INTO limits (namespace, scope, name, max_running, rate, period_seconds, input_tokens, "
@@ -55,7 +55,7 @@ FIND_LIMIT = text(
     "WHERE namespace = :namespace AND scope = :scope AND name = :name FOR UPDATE"
 )
 REMOVE_LIMIT = text("DELETE FROM limits WHERE namespace = :namespace AND scope = :scope AND name = :name RETURNING 1")
-LIMITS = text(f"SELECT * FROM limits WHERE {OF_NAMESPACE} ORDER BY namespace, scope, name")  # noqa: S608
+LIMITS = text(f"SELECT * FROM limits WHERE {OF_NAMESPACE} ORDER BY namespace, scope, name LIMIT :most")  # noqa: S608
 RATES_OF_MODEL = (
     "SELECT rate, period_seconds, input_tokens, input_tokens_seconds, output_tokens, output_tokens_seconds "
     "FROM limits WHERE limits.namespace = {} AND scope = 'model' AND name IN (:model, '*') "
@@ -132,9 +132,11 @@ def find_pause(connection: Connection, scope: str, name: str, *, namespace: str 
     return _found(connection, FIND_PAUSE, scope, name, namespace)
 
 
-def list_pauses(connection: Connection, *, namespace: str | None = None) -> list[dict[str, Any]]:
-    """Return the pauses of a namespace, or all, by namespace, scope and name."""
-    return [dict(row) for row in connection.execute(PAUSES, {"namespace": namespace}).mappings()]
+def list_pauses(
+    connection: Connection, *, namespace: str | None = None, most: int | None = None
+) -> list[dict[str, Any]]:
+    """Return the pauses of a namespace, or all, by namespace, scope and name; the first ones, if `most` is given."""
+    return [dict(row) for row in connection.execute(PAUSES, {"namespace": namespace, "most": most}).mappings()]
 
 
 def set_limit(
@@ -194,9 +196,11 @@ def find_limit(connection: Connection, scope: str, name: str, *, namespace: str 
     return _found(connection, FIND_LIMIT, scope, name, namespace)
 
 
-def list_limits(connection: Connection, *, namespace: str | None = None) -> list[dict[str, Any]]:
-    """Return the limits of a namespace, or all, by namespace, scope and name."""
-    return [dict(row) for row in connection.execute(LIMITS, {"namespace": namespace}).mappings()]
+def list_limits(
+    connection: Connection, *, namespace: str | None = None, most: int | None = None
+) -> list[dict[str, Any]]:
+    """Return the limits of a namespace, or all, by namespace, scope and name; the first ones, if `most` is given."""
+    return [dict(row) for row in connection.execute(LIMITS, {"namespace": namespace, "most": most}).mappings()]
 
 
 def model_rates(connection: Connection, model: str, *, namespace: str = "default") -> list[ModelRate]:

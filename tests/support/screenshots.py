@@ -24,6 +24,7 @@ from orchestrator.commands.output import console
 from orchestrator.demo.run import run as run_demo
 from orchestrator.local.embedded.scratch import scratch_dir
 from orchestrator.local.system import LocalSystem, Pool
+from orchestrator.pages.navigation import MAIN, MORE
 from shared.settings import get_settings
 from tests.support.processes import ROOT, wait_until
 
@@ -100,14 +101,19 @@ def pages_of(client: Client) -> dict[str, str]:
     audit = next(iter(client.tasks(agent="audit")))
     act = client.start_bulk_act("label", "state:failed", labels={"case": "licences"})["id"]
     wait_until(lambda: client.bulk_act(act)["state"] == "done", "the bulk act is done")
+    error = wait_until(lambda: client.errors()["items"], "errors are counted")[0]["fingerprint"]
     return {
-        "overview": "/overview",
+        **{place.address.strip("/"): place.address for place in (*MAIN, *MORE)},
         "tasks": "/tasks?q=state%3Afailed+since%3A1d",
         "task": f"/tasks/{failed.id}",
         "chain": f"/tasks/{audit.id}",
         "graph": f"/tasks/{audit.id}/graph",
-        "inbox": "/inbox",
         "decision": f"/inbox/{asked}",
+        "agent": "/agents/audit",
+        "agent-try": "/agents/refund/try",
+        "function": "/functions/normalise_licence",
+        "tool": "/tools/book_refund",
+        "error": f"/errors/{error}",
         "bulk-new": "/bulk-acts/new?q=state%3Afailed&act=replay",
         "bulk-act": f"/bulk-acts/{act}",
     }

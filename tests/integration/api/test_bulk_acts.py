@@ -12,8 +12,9 @@ from unittest.mock import patch
 from uuid import UUID, uuid4
 
 import pytest
+from psycopg.errors import LockNotAvailable
 from sqlalchemy import Engine, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from minions import Client, errors
 from orchestrator import task_acts
@@ -167,6 +168,30 @@ def test_rate_bounds_the_tasks_of_a_round(client: Client, runner: BulkRunner) ->
     assert client.bulk_act(id)["done"] < 10
 
 
+@pytest.mark.usefixtures("nobodys")
+def test_act_does_not_wait_for_a_clock_that_was_set_back(client: Client, work: Work, database: Engine) -> None:
+    submit(client, 3)
+    id = client.start_bulk_act("cancel", "agent:Idle", rate=FAST)["id"]
+    with database.begin() as connection:
+        connection.execute(text("UPDATE bulk_acts SET next_at = now() + interval '1 day'"))
+    assert work(id)["done"] == 3
+
+
+@pytest.mark.usefixtures("nobodys")
+def test_form_that_is_sent_twice_starts_one_act(client: Client, work: Work, database: Engine) -> None:
+    [task] = submit(client, 1)
+    client.cancel(task)
+    asked = {"query": "agent:Idle since:1d", "again": True, "rate": FAST}
+    until = client.start_bulk_act("replay", **asked, dry_run=True)["until"]
+    started = [client.start_bulk_act("replay", **asked, created_before=until)["id"] for _ in range(2)]
+    work(started[0])
+    started.append(client.start_bulk_act("replay", **asked, created_before=until)["id"])
+    assert len(set(started)) == 1
+    assert replays(database) == {task: 1}
+    assert client.start_bulk_act("replay", **asked)["id"] not in started
+    assert [row["target"] for row in client.audit() if row["act"] == "bulk_act.start"][1:] == started[:1]
+
+
 # ------------------------------------------------------------------------------------------------------------ stop
 
 
@@ -217,6 +242,56 @@ def test_act_stops_with_the_key_that_started_it(client: Client, with_key: WithKe
     stopped = client.bulk_act(id)
     assert (stopped["state"], stopped["done"]) == ("stopped", 1)
     assert "its key is no longer valid" in stopped["stopped_by"]
+
+
+@pytest.mark.usefixtures("nobodys")
+def test_act_stops_when_the_logins_of_its_user_are_ended(client: Client, runner: BulkRunner, database: Engine) -> None:
+    """A user of an identity provider has no key that could be revoked."""
+    submit(client, 3)
+    id = client.start_bulk_act("cancel", "agent:Idle", rate=1)["id"]
+    with database.begin() as connection:
+        connection.execute(
+            text(
+                """
+                UPDATE bulk_acts SET key_id = NULL,
+                    maker = jsonb_set(maker, '{key}', maker->'key' || '{"subject": "42", "record": "oidc:ann"}')
+                """
+            )
+        )
+        connection.execute(
+            text(
+                "INSERT INTO login_sessions (hash, kind, user_name, subject, role, payloads, expires_at, idle, "
+                "user_agent) SELECT sha256(name::bytea), 'oidc', name, '42', 'operator', false, "
+                "now() + interval '1 day', interval '1 hour', '' FROM unnest(ARRAY['oidc:ann', 'oidc:ann2']) AS name"
+            )
+        )
+        connection.execute(text("UPDATE login_sessions SET ended_at = now(), ended_by = 'oidc:ann' "
+                                "WHERE user_name = 'oidc:ann2'"))  # fmt: skip
+    runner.run_once()
+    assert client.bulk_act(id)["done"] == 1, "a logout does not stop it"
+    client.revoke_sessions_of("oidc:ann")
+    runner.run_once()
+    stopped = client.bulk_act(id)
+    assert (stopped["state"], stopped["done"]) == ("stopped", 1)
+    assert "a login of its user was ended" in stopped["stopped_by"]
+
+
+@pytest.mark.usefixtures("nobodys")
+def test_act_that_cannot_continue_does_not_hold_up_the_others(client: Client, runner: BulkRunner) -> None:
+    submit(client, 1, labels={"n": "1"})
+    submit(client, 1, labels={"n": "2"})
+    stuck = client.start_bulk_act("cancel", "agent:Idle label:n=1")["id"]
+    other = client.start_bulk_act("cancel", "agent:Idle label:n=2")["id"]
+    real = runner_module.act_on
+
+    def hang(connection: Any, row: Any, *arguments: Any) -> bool:
+        if str(row["id"]) == stuck:
+            raise OperationalError("SELECT", {}, LockNotAvailable("a transaction holds the task"))
+        return real(connection, row, *arguments)
+
+    with patch.object(runner_module, "act_on", hang), pytest.raises(OperationalError):
+        runner.run_once()
+    assert (client.bulk_act(stuck)["done"], client.bulk_act(other)["done"]) == (0, 1)
 
 
 @pytest.mark.usefixtures("nobodys")

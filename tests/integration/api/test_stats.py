@@ -128,6 +128,22 @@ def test_impossible_questions_are_refused(http: httpx2.Client, query: dict[str, 
     assert says in answer.text
 
 
+@pytest.mark.parametrize("path", ["/v1/stats", "/v1/errors", "/v1/errors/kind"])
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ({"until": "0001-01-01T00:00:00Z"}, "`since` must be before `until`"),
+        ({"since": "0001-01-01T00:00:00+14:00"}, "in the years 1 to 9999"),
+        ({"since": "2026-01-01T00:00:00Z", "until": "9999-12-31T23:59:59-14:00"}, "in the years 1 to 9999"),
+    ],
+)
+def test_times_at_the_ends_of_the_calendar_are_refused(
+    http: httpx2.Client, path: str, query: dict[str, str], says: str
+) -> None:
+    answer = http.get(path, params=query)
+    assert (answer.status_code, says in answer.json()["detail"]) == (422, True)
+
+
 def test_bound_keys_see_what_they_reach(with_key: WithKey, counted: LifecycleDriver) -> None:
     def seen(**bounds: Any) -> dict[Any, int]:
         answer = with_key("viewer", **bounds).get("/v1/stats", params={"by": ["agent", "key"]})

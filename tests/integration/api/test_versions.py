@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from minions import Client, errors
 from shared.access.roles import MASK
@@ -15,6 +15,7 @@ from shared.settings import get_settings
 from tests.conftest import Define
 from tests.integration.api.conftest import Run, WithKey
 from tests.integration.api.test_boundaries import define_in
+from tests.integration.definitions.test_function_store import tamper
 from tests.support.definitions import NOOP, agent_definition, function_definition
 
 
@@ -97,6 +98,21 @@ def test_status_of_a_function_is_changed(client: Client, two_versions: None) -> 
             client.set_function_status(name, "quarantined", version=version)
     with pytest.raises(errors.InvalidInput):
         client.set_function_status("double", "gone")
+
+
+@pytest.mark.parametrize("change", ["""definition = jsonb_set(definition, '{code}', '"x = 1"')""", "definition = '{}'"])
+def test_function_changed_from_outside_can_be_quarantined(
+    client: Client, two_versions: None, database: Engine, change: str
+) -> None:
+    tamper(database, change)
+    quarantined = client.set_function_status("double", "quarantined", reason="its row was changed")
+    assert (quarantined["version"], quarantined["status"]) == (2, "quarantined")
+    with pytest.raises(errors.Conflict, match="does not match its stored SHA-256"):
+        client.set_function_status("double", "active")
+    assert client.function("double")["status"] == "quarantined"
+    with database.connect() as connection:
+        acts = connection.scalars(text("SELECT after->>'status' FROM audit_log WHERE act = 'function.status'")).all()
+    assert acts == ["quarantined"]
 
 
 def test_latest_security_events_are_listed(

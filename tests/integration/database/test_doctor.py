@@ -115,7 +115,7 @@ def test_too_few_connections_are_reported(database: Engine, settings: Settings) 
         )
     finding = findings(settings)["connections"]
     assert finding.verdict == "warning"
-    assert "need up to 1043" in finding.found
+    assert "need up to 1044" in finding.found
     assert "raise max_connections" in finding.advice
 
 

@@ -383,6 +383,20 @@ def test_rollback_to_newest_version_ends_the_rollback(registry: AgentRegistry) -
     assert standing(registry) == (2, "active", "new")
 
 
+def test_disabled_agent_stays_disabled_when_rolled_back(registry: AgentRegistry, define: Define) -> None:
+    registry.roll_back("A", 2)
+    registry.set_status("A", "disabled", "it answers nonsense")
+    registry.roll_back("A", 1, "it was better")
+    assert standing(registry) == (1, "disabled", "old")
+    registry.set_status("A", "active")
+    assert standing(registry) == (1, "rolled_back", "old")
+    assert brief(define({**DOUBLER, "name": "A", "description": "new"})) == ["unchanged agent A 2"]
+    registry.set_status("A", "disabled")
+    registry.roll_back("A", 2)
+    registry.set_status("A", "active")
+    assert standing(registry) == (2, "active", "new")
+
+
 @pytest.mark.parametrize("version", [0, -1, 3, 1 << 31, 10**30, True, 1.0, "1", None])
 def test_rollback_to_unknown_version_is_refused(registry: AgentRegistry, version: Any) -> None:
     with pytest.raises(NotFound, match="has no version"):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from html import unescape
 from typing import Any
+from unittest.mock import patch
+from urllib.parse import quote
 
 import pytest
 from axe_playwright_python.sync_playwright import DEFAULT_OPTIONS, Axe
@@ -14,7 +17,8 @@ from sqlalchemy import Engine, text
 
 from minions import Client
 from orchestrator.observe.statistician import Statistician
-from orchestrator.pages.relations import Node, picture, relations_of
+from orchestrator.pages import agents, functions, tools
+from orchestrator.pages.relations import MOST_USES, Node, picture, relations_of
 from orchestrator.pages.source import marked
 from shared.access.roles import MASK
 from shared.functions import security_events
@@ -22,6 +26,7 @@ from shared.settings import get_settings
 from tests.conftest import Define
 from tests.integration.api.test_boundaries import define_in
 from tests.integration.conftest import InlineWorker, Tasks
+from tests.integration.definitions.test_function_store import tamper
 from tests.integration.pages.conftest import Open, Visit
 from tests.integration.pages.test_in_chromium import HOSTILE, take_picture
 from tests.support.browser import hidden
@@ -245,6 +250,73 @@ def test_uses_say_how_a_chain_calls(define: Define, database: Engine, strategy: 
         assert relations_of(connection, "default", "C").uses[1].how == how
 
 
+def test_refused_form_leads_back_to_its_page(logged_in: Open, database: Engine) -> None:
+    define_in(database, "team", NOOP, agent_definition("A"))
+    browser = logged_in("admin")
+    form = {"version": "9", "csrf_token": browser.csrf_token()}
+    refused = browser.post("/agents/A/rollback?namespace=team", form)
+    assert refused.status_code == 404
+    assert 'href="/agents/A?namespace=team">Back to the page' in refused.text
+    browser.cookies.clear()
+    for path, back in (("/agents/A/rollback?namespace=team", "/agents/A?namespace=team"), ("/routing", "/routing")):
+        assert browser.post(path, form).headers["location"] == f"/login?return_to={quote(back, safe='')}"
+
+
+def test_large_schemas_are_filled_in_as_json(logged_in: Open, define: Define) -> None:
+    for name, part in (("choices", {"enum": [f"choice {n}" for n in range(2000)]}),
+                       ("words", {"type": "string", "description": "word " * 20_000})):  # fmt: skip
+        schema = {"type": "object", "properties": {"x": part}}
+        define(function_definition(), {"kind": "agent", "name": name, "type": "function", "function": "double",
+               "input_schema": schema, "config": WORK})  # fmt: skip
+        page = logged_in("admin").get(f"/agents/{name}/try")
+        assert "Input, as JSON" in page.text
+        assert len(page.content) < 100_000
+
+
+def test_limits_of_a_trial_are_numbers(logged_in: Open, installed: None) -> None:
+    browser = logged_in("admin")
+    for typed in ("five", "0,5", "[1]", "1e9", "-1"):
+        form = {"message": "hello", "dollars": typed, "csrf_token": browser.csrf_token()}
+        refused = browser.post("/agents/triage/try", form)
+        assert refused.status_code == 422
+        assert "The limit of dollars must be a number, such as 20 or 0.5." in refused.text
+
+
+def test_hidden_characters_are_visible_in_differences(logged_in: Open, define: Define) -> None:
+    for prompt in ("Pay.\nNever refund.\n", "Pay.\nNever \u202erefund.\n"):
+        define({"kind": "agent", "name": "payer", "model": "claude-sonnet-5-5", "system_prompt": prompt})
+    page = logged_in("admin").get("/agents/payer?a=1&b=2").text
+    assert "\u202e" not in page
+    assert "Never \\u202erefund" in page
+
+
+def test_source_of_many_parts_stays_small() -> None:
+    code = "1 " * 10_000
+    assert len(marked(code)) < 100_000
+    assert marked(code).striptags().split() == code.split()
+
+
+def test_picture_of_many_tools_is_cut(logged_in: Open, define: Define) -> None:
+    names = [f"tool_{number:03}" for number in range(128)]
+    define(function_definition("double"))
+    define(
+        *({"kind": "tool", "name": name, "type": "function", "function": "double"} for name in names),
+        {"kind": "agent", "name": "many", "model": "claude-sonnet-5-5", "tools": names, "config": WORK},
+    )
+    for bounds in ({}, {"agents": ["many"]}):
+        page = logged_in("author", **bounds).get("/agents/many").text
+        assert page.count("<rect") <= 1 + MOST_USES
+        assert "60 parts" in page
+
+
+def test_older_versions_are_said_to_be_elsewhere(logged_in: Open, installed: None) -> None:
+    with ExitStack() as stack:
+        for module in (agents, functions, tools):
+            stack.enter_context(patch.object(module, "VERSIONS", 1))
+        for path in ("/agents/triage", "/functions/double", "/tools/doubling"):
+            assert "Only the newest 1 version" in logged_in("admin").get(path).text, path
+
+
 def test_picture_escapes_names() -> None:
     assert "<script" not in picture(Node("agent", HOSTILE, "", [Node("tool", HOSTILE, HOSTILE)]))
 
@@ -391,6 +463,21 @@ def test_function_is_quarantined_and_released(
     assert [row.target for row in rows] == ["double@1", "double@1"]
     assert rows[0].actor.startswith("operator-")
     assert "/status" not in logged_in("viewer").get("/functions/double").text
+
+
+@pytest.mark.parametrize("definition", ["{}", "[]", '"x"', '{"code": 5, "config": null}'])
+def test_function_changed_from_outside_is_quarantined_on_its_page(
+    logged_in: Open, installed: None, database: Engine, definition: str
+) -> None:
+    tamper(database, f"definition = '{definition}'")
+    browser = logged_in("operator")
+    for path in ("/functions/double", "/functions/double/raw", "/functions/double?a=1"):
+        assert browser.get(path).status_code == 200, path
+    form = {"version": "2", "status": "quarantined", "csrf_token": browser.csrf_token()}
+    assert browser.post("/functions/double/status", form).status_code == 303
+    refused = browser.post("/functions/double/status", {**form, "status": "active"})
+    assert refused.status_code == 409
+    assert "does not match its stored SHA-256" in refused.text
 
 
 def test_security_events_are_shown_and_masked(

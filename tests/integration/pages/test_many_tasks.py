@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -221,7 +221,7 @@ def test_palette_goes_anywhere_with_the_keyboard(visit: Open, idle: list[str], d
     for typed, address in (
         ("inb", "/inbox"),
         (idle[0], f"/tasks/{idle[0]}"),
-        ("agent idle", f"/tasks?q={quote('agent:Idle', safe='')}"),
+        ("agent idle", "/agents/Idle"),
         ("state:failed", f"/tasks?q={quote('state:failed', safe='')}"),
     ):
         page.keyboard.press("Control+k")
@@ -243,7 +243,7 @@ def test_palette_goes_anywhere_with_the_keyboard(visit: Open, idle: list[str], d
 def test_palette_is_a_page_without_scripts(logged_in: Plain, idle: list[str]) -> None:
     browser = logged_in("viewer")
     page = browser.get("/palette").text
-    assert 'href="/tasks?q=agent%3AIdle"' in page
+    assert 'href="/agents/Idle"' in page
     assert 'href="/bulk-acts"' in page
     assert browser.get(f"/tasks?q={idle[0]}").headers["location"] == f"/tasks/{idle[0]}"
 
@@ -284,3 +284,12 @@ def test_part_of_the_timeline_has_an_address(visit: Open, chain: str) -> None:
     expect(page.get_by_role("link", name="The whole timeline")).to_be_visible()
     visited.go(f"/tasks/{chain}?from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z")
     expect(page.get_by_role("main")).to_contain_text("`to` must be later than `from`")
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [("0001-01-01T00:00:00+14:00", "2030-01-01T00:00:00Z"), ("2020-01-01T00:00:00Z", "9999-12-31T23:59:59-14:00")],
+)
+def test_timeline_of_no_time_is_refused(logged_in: Plain, chain: str, begin: str, end: str) -> None:
+    refused = logged_in("viewer").get(f"/tasks/{chain}?{urlencode({'from': begin, 'to': end})}")
+    assert (refused.status_code, "in the years 1 to 9999" in refused.text) == (422, True)

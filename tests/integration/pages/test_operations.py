@@ -18,7 +18,9 @@ from sqlalchemy import Engine, text
 from minions import Client
 from orchestrator.pages import audit as audit_page
 from orchestrator.pages.navigation import MAIN, MORE
+from shared.access.actors import local_actor
 from shared.access.roles import MASK
+from shared.audit import log
 from shared.tasks import lifecycle
 from tests.integration.api.conftest import Api
 from tests.integration.api.test_alerts import add
@@ -138,6 +140,32 @@ def test_payloads_and_buttons_are_those_of_the_reader(logged_in: Open, world: di
     assert 'method="post"' not in operator["/webhooks/ledger"], "a webhook sends payloads"
     assert logged_in("operator").get("/limits/stop").status_code == 200
     assert logged_in("viewer").get("/limits/stop").status_code == 403
+
+
+def test_pages_of_many_things_stay_small(logged_in: Open, client: Client, database: Engine) -> None:
+    names = [f"agent-{number:03}" + "x" * 80 for number in range(100)]
+    client.create_api_key("many", "viewer", agents=names)
+    of = "SELECT 'n' || n FROM generate_series(1, 1000) n"
+    with database.begin() as connection:
+        for statement in (
+            f"INSERT INTO pauses (name, scope) SELECT x, 'agent' FROM ({of}) t (x)",
+            f"INSERT INTO limits (name, scope, max_running) SELECT x, 'agent', 3 FROM ({of}) t (x)",
+            f"INSERT INTO stops (name, namespace, scope) SELECT x, 'default', 'agent' FROM ({of}) t (x)",
+            f"INSERT INTO secrets (name, ciphertext) SELECT x, 'x' FROM ({of}) t (x)",
+            "INSERT INTO standing_budgets (name, scope, namespace, period, timezone, tokens, on_breach) "
+            f"SELECT x, 'agent', 'default', 'day', 'UTC', 9, 'wait' FROM ({of}) t (x)",
+        ):
+            connection.execute(text(statement))
+        facts = {f"field-{number:02}": "v" * 1000 for number in range(40)}
+        for _ in range(60):
+            log.record(connection, local_actor(), "agent.status", "many", namespace="default", after=facts)
+    browser = logged_in("admin")
+    pages = {place: browser.get(f"/{place}") for place in ("limits", "budgets", "secrets", "keys", "audit")}
+    assert {place: len(page.content) for place, page in pages.items() if len(page.content) > 150_000} == {}
+    assert pages["limits"].text.count("Only the first 50") == 3
+    assert "Only the first 100. <code>minion budgets</code> lists all." in pages["budgets"].text
+    assert "Only the first 200. <code>minion secrets list</code> lists all." in pages["secrets"].text
+    assert "There are more fields: <code>minion audit</code> shows all." in pages["audit"].text
 
 
 def test_namespace_is_a_boundary(logged_in: Open, client: Client, world: dict[str, str], database: Engine) -> None:

@@ -243,6 +243,9 @@ def test_slow_statement_gives_a_clear_page(logged_in: Open, hasty: None) -> None
     assert page.headers["retry-after"]
     assert "Ask for less" in page.text
     assert "<nav" in page.text
+    stop = logged_in("admin").get("/limits/stop")
+    assert stop.status_code == 503
+    assert "Try again in a minute" in stop.text, "it has no filters"
 
 
 @pytest.fixture
