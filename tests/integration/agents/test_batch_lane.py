@@ -29,6 +29,7 @@ from shared.definitions.files import load
 from shared.errors import InvalidDefinition, InvalidInput
 from shared.settings import Settings
 from shared.tasks import batches, budgets, lifecycle, standing_budgets, stops, throttles
+from shared.tasks.records import Reserve
 from tests.integration.agents.conftest import DefineAgent
 from tests.integration.conftest import InlineWorker, Tasks
 from tests.support.processes import ROOT, wait_until
@@ -744,18 +745,22 @@ def test_missing_key_is_reported_by_why(site: Site, monkeypatch: pytest.MonkeyPa
 
 def test_worker_of_release_0_2_hands_the_task_back(site: Site, messages_api: MessagesApi) -> None:
     """It does not know the lane, and would make the call that is paid for already."""
-    task = site.submit()
+    task = site.submit(budget={"dollars": 1.0})
     site.batcher.run_once()
     site.batcher.run_once()
+    spent = site.tasks.get(task)["budget"]["dollars"]["spent"]
     [message] = site.worker.dispatch()
     [step] = site.tasks.steps(task)
     begun = {name: step[name] for name in ("number", "kind", "name", "status", "request_hash", "input")}
     with site.engine.begin() as connection:
         claimed = lifecycle.claim(connection, task, message.claim, site.worker.id)
-        flags = lifecycle.write_steps(connection, task, claimed["claim"], [{**begun, "effect": "idempotent"}])
+        reserve: Reserve = {"step": 1, "steps": 1, "tokens": 10, "microdollars": 10}
+        journal = [{**begun, "effect": "idempotent"}]
+        flags = budgets.spend(connection, task, claimed["claim"], journal, reserve=reserve)
         error = budgets.exceeded(flags["breach"]).as_dict()
         lifecycle.snooze(connection, task, claimed["claim"], {"error": error}, delay=None, reason="budget")
-    assert site.tasks.get(task)["wait_reason"] == "handed_back"
+    back = site.tasks.get(task)
+    assert (back["wait_reason"], back["budget"]["dollars"]["spent"]) == ("handed_back", spent)
     with site.engine.begin() as connection:
         connection.execute(text("UPDATE task_status SET due_at = now()"))
     assert site.finish(task)["state"] == "succeeded"
