@@ -39,6 +39,8 @@ SKEW = timedelta(minutes=10)
 """Difference between the API's clock and that of PostgreSQL which does no harm."""
 FIRST_SECONDS, LONGEST_SECONDS = 5.0, 900.0
 """Until the next creation after one that the API refused, whatever its calls."""
+EXPIRES_SECONDS = 24 * 3600.0
+"""Within this time the API ends a batch."""
 BY_CONTENT = frozenset({400, 413, 422})
 """Statuses for which smaller batches are worth a try: one of the calls, or all of them together, are refused."""
 
@@ -241,10 +243,21 @@ class Batcher(Loop):
         except Refused as refused:
             if refused.status != 404:
                 self._postpone(batch.id, self.settings.batch_poll_seconds, str(refused))
-                return
-            self._give_up(batch, f"The Anthropic API does not know batch {batch.batch_id} any more")
+            else:
+                self._miss(batch)
             return
         self._give_up(batch, f"Batch {batch.batch_id} has ended, and has no result for the call")
+
+    def _miss(self, batch: OpenBatch) -> None:
+        """Wait for a batch that the API does not know, until it would have expired: the key may be the wrong one."""
+        why = (
+            f"The Anthropic API does not know batch {batch.batch_id} (it was deleted, or the orchestrator's key belongs to "
+            "another workspace)"
+        )
+        if batch.age < EXPIRES_SECONDS:
+            self._postpone(batch.id, self.settings.batch_poll_seconds, f"{why}.")
+        else:
+            self._give_up(batch, why)
 
     def _record_results(self, api: BatchesApi, batch: OpenBatch, batch_id: str) -> bool:
         """Record the results of a batch. Return False if another orchestrator must do the rest."""

@@ -39,6 +39,7 @@ MODEL = "claude-sonnet-5-5"
 FOREIGN = {"model": MODEL, "max_tokens": 10, "messages": [{"role": "user", "content": "Not ours."}]}
 HURRY = text("UPDATE batch_calls SET due_at = now()")
 CALLS = text("SELECT count(*) FROM batch_calls")
+AGE = text("UPDATE message_batches SET created_at = now() - :hours * interval '1 h'")
 ANSWERED = text("SELECT count(*) FROM batch_calls WHERE result IS NOT NULL")
 SHORT = {"batch_seconds": 0.0, "batch_poll_seconds": 0.001, "batch_lost_seconds": 1.0}
 
@@ -504,19 +505,22 @@ def test_result_of_an_old_batch_is_read_after_a_broken_answer(
     assert {site.finish(task)["state"] for task in tasks} == {"succeeded"}
 
 
-def test_batch_is_collected_after_the_api_did_not_find_it_once(
-    batching: Callable[..., Site], site: Site, messages_api: MessagesApi
+def test_batch_is_collected_when_the_right_key_is_back(
+    site: Site, messages_api: MessagesApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site = batching(batch_lost_seconds=600.0)
+    messages_api.hold_batches = True
     task = site.submit()
     site.batcher.run_once()
     hidden = dict(messages_api.batches)
-    with site.engine.begin() as connection:
-        connection.execute(text("UPDATE message_batches SET submitted_at = now() - interval '5 h'"))
     messages_api.batches.clear()
+    with site.engine.begin() as connection:
+        connection.execute(AGE, {"hours": 23})
     site.round()
-    assert "does not know batch msgbatch_0001" in site.why(task).sentence
+    monkeypatch.setattr(batcher, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 600))
+    site.round()
+    assert "the orchestrator's key belongs to another workspace" in site.why(task).sentence
     messages_api.batches.update(hidden)
+    messages_api.end_batches()
     assert site.finish(task)["state"] == "succeeded"
 
 
@@ -534,7 +538,9 @@ def test_batch_that_the_api_forgot_fails_its_tasks(site: Site, messages_api: Mes
     task = site.submit()
     site.batcher.run_once()
     messages_api.batches.clear()
-    assert "does not know batch msgbatch_0001 any more" in site.finish(task)["error"]["message"]
+    with site.engine.begin() as connection:
+        connection.execute(AGE, {"hours": 25})
+    assert "does not know batch msgbatch_0001" in site.finish(task)["error"]["message"]
 
 
 def test_unavailable_api_delays_the_collection(site: Site, messages_api: MessagesApi, monkeypatch: Any) -> None:
