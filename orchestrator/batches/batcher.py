@@ -251,8 +251,8 @@ class Batcher(Loop):
     def _miss(self, batch: OpenBatch) -> None:
         """Wait for a batch that the API does not know, until it would have expired: the key may be the wrong one."""
         why = (
-            f"The Anthropic API does not know batch {batch.batch_id} (it was deleted, or the orchestrator's key belongs to "
-            "another workspace)"
+            f"The Anthropic API does not know batch {batch.batch_id} (it was deleted, or the orchestrator's key belongs"
+            " to another workspace)"
         )
         if batch.age < EXPIRES_SECONDS:
             self._postpone(batch.id, self.settings.batch_poll_seconds, f"{why}.")
