@@ -218,9 +218,17 @@ class Batcher(Loop):
         return [each for each in found if each.id not in known]
 
     def _has_names(self, api: BatchesApi, candidate: Batch, names: set[str]) -> bool:
-        """Return whether a batch that has ended has results of these calls. Batches of others are left alone."""
-        if candidate.has_results and any(line["custom_id"] in names for line in api.results(candidate.id)):
-            return True
+        """Return whether a batch that has ended has results of these calls. Batches of others are left alone.
+
+        Raises:
+            Refused, Lost: its results cannot be read now.
+        """
+        if candidate.has_results:
+            there = {line["custom_id"] for line in api.results(candidate.id)}
+            if not there:
+                raise Lost(f"The results of batch {candidate.id}, which may be ours, cannot be read.")
+            if there & names:
+                return True
         self.foreign.add(candidate.id)
         return False
 

@@ -254,6 +254,20 @@ def test_creation_with_an_unreadable_answer_is_paid_once(
     assert len(messages_api.batches) == 1
 
 
+def test_lost_batch_with_unreadable_results_is_not_taken_for_foreign(
+    site: Site, messages_api: MessagesApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages_api.batch_faults = ["lost"]
+    task = site.submit()
+    site.batcher.run_once()
+    with monkeypatch.context() as patch:
+        patch.setattr(messages_api, "results_of", lambda batch: iter(["<html>"]))
+        site.batcher.run_once()
+        assert "The results of batch msgbatch_0001, which may be ours, cannot be read." in site.why(task).sentence
+    assert site.finish(task)["state"] == "succeeded"
+    assert len(messages_api.batches) == 1
+
+
 @pytest.mark.parametrize(
     ("settings", "headers", "why"),
     [
