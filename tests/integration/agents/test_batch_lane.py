@@ -254,7 +254,7 @@ def test_creation_with_an_unreadable_answer_is_paid_once(
     assert len(messages_api.batches) == 1
 
 
-def test_lost_batch_with_unreadable_results_is_not_taken_for_foreign(
+def test_lost_batch_with_unreadable_results_is_still_ours(
     site: Site, messages_api: MessagesApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     messages_api.batch_faults = ["lost"]
