@@ -3180,6 +3180,9 @@ CREATE FUNCTION minion_refusal(t uuid, c integer, journal jsonb) RETURNS jsonb
 DECLARE
     begins record;
     stop jsonb;
+    breach jsonb := jsonb_build_object(
+        'waits_for', 'handed_back', 'then', 'wait', 'budget', t, 'agent', '', 'what', 'steps', 'limit', 0, 'spent', 0,
+        'reserved', 0, 'asked', 1);
 BEGIN
     SELECT s.number, s.kind, s.name INTO begins
         FROM jsonb_to_recordset(journal) AS s (number integer, kind text, name text, status text, effect text, error jsonb)
@@ -3193,16 +3196,16 @@ BEGIN
     END IF;
     stop := (SELECT minion_stop_of(s.namespace, s.agent_name, s.key) FROM task_status s WHERE s.task_id = t);
     IF stop IS NOT NULL THEN
-        RETURN jsonb_build_object('cancel', false, 'stopped', stop, 'breach', jsonb_build_object(
-            'waits_for', 'stopped', 'then', 'wait', 'budget', t, 'agent', '', 'what', 'steps', 'limit', 0, 'spent', 0,
-            'reserved', 0, 'asked', 1));
+        RETURN jsonb_build_object('cancel', false, 'stopped', stop, 'breach', breach || '{"waits_for": "stopped"}');
+    ELSIF begins.kind = 'model_call' AND EXISTS (
+            SELECT 1 FROM batch_calls b JOIN steps d ON d.task_id = b.task_id AND d.number = b.step
+                WHERE b.task_id = t AND b.step = begins.number AND d.status = 'started') THEN
+        RETURN jsonb_build_object('cancel', false, 'breach', breach);
     ELSIF begins.kind = 'model_call' AND EXISTS (
             SELECT 1 FROM minion_standing_of(t, begins.name) b WHERE NOT EXISTS (
                 SELECT 1 FROM standing_reservations r
                     WHERE r.task_id = t AND r.claim = c AND r.step = begins.number AND r.budget_id = b.id)) THEN
-        RETURN jsonb_build_object('cancel', false, 'unreserved', true, 'breach', jsonb_build_object(
-            'waits_for', 'handed_back', 'then', 'wait', 'budget', t, 'agent', '', 'what', 'steps', 'limit', 0, 'spent', 0,
-            'reserved', 0, 'asked', 1));
+        RETURN jsonb_build_object('cancel', false, 'unreserved', true, 'breach', breach);
     END IF;
     RETURN NULL;
 END $$;
@@ -3894,7 +3897,8 @@ BEGIN
         PERFORM minion_settle_step(t, c, used);
     END IF;
     flags := minion_write_steps(t, c, journal);
-    IF flags ? 'stopped' THEN
+    -- A step without a reservation is repeated at once, with one.
+    IF flags ? 'breach' AND NOT flags ? 'unreserved' THEN
         PERFORM minion_withdraw(t, c, (reserve->>'step')::integer);
     END IF;
     RETURN flags;
@@ -4651,7 +4655,8 @@ BEGIN
     IF NOT minion_fence(t, c) THEN
         RETURN NULL;
     END IF;
-    IF EXISTS (SELECT 1 FROM stops) OR EXISTS (SELECT 1 FROM standing_budgets) THEN
+    IF EXISTS (SELECT 1 FROM stops) OR EXISTS (SELECT 1 FROM standing_budgets)
+            OR EXISTS (SELECT 1 FROM batch_calls WHERE task_id = t) THEN
         refusal := minion_refusal(t, c, journal);
         IF refusal IS NOT NULL THEN
             RETURN refusal;

@@ -148,7 +148,7 @@ def _count(told: Any, *path: str) -> int:
     """Return a number in the report, at most `MOST`; 0 if it is absent."""
     for name in path:
         told = told.get(name) if isinstance(told, dict) else None
-    return min(max(0, told), MOST) if isinstance(told, int) else 0
+    return min(max(0, told), MOST) if type(told) is int else 0
 
 
 def _sum(counts: Iterable[dict[str, int]]) -> dict[str, int]:

@@ -39,6 +39,8 @@ SKEW = timedelta(minutes=10)
 """Difference between the API's clock and that of PostgreSQL which does no harm."""
 FIRST_SECONDS, LONGEST_SECONDS = 5.0, 900.0
 """Until the next creation after one that the API refused, whatever its calls."""
+EXPIRES_SECONDS = 24 * 3600.0
+"""Within this time the API ends a batch."""
 BY_CONTENT = frozenset({400, 413, 422})
 """Statuses for which smaller batches are worth a try: one of the calls, or all of them together, are refused."""
 
@@ -216,9 +218,17 @@ class Batcher(Loop):
         return [each for each in found if each.id not in known]
 
     def _has_names(self, api: BatchesApi, candidate: Batch, names: set[str]) -> bool:
-        """Return whether a batch that has ended has results of these calls. Batches of others are left alone."""
-        if candidate.has_results and any(line["custom_id"] in names for line in api.results(candidate.id)):
-            return True
+        """Return whether a batch that has ended has results of these calls. Batches of others are left alone.
+
+        Raises:
+            Refused, Lost: its results cannot be read now.
+        """
+        if candidate.has_results:
+            there = {line["custom_id"] for line in api.results(candidate.id)}
+            if not there:
+                raise Lost(f"The results of batch {candidate.id}, which may be ours, cannot be read.")
+            if there & names:
+                return True
         self.foreign.add(candidate.id)
         return False
 
@@ -233,26 +243,41 @@ class Batcher(Loop):
                 self.missed.pop(batch.id, None)
                 self._postpone(batch.id, self.settings.batch_poll_seconds)
                 return
-            if found.has_results:
-                self._record_results(api, batch, batch.batch_id)
+            if found.has_results and not self._record_results(api, batch, batch.batch_id):
+                return
         except Lost as lost:
             self._postpone(batch.id, self.settings.batch_poll_seconds, str(lost))
             return
         except Refused as refused:
             if refused.status != 404:
                 self._postpone(batch.id, self.settings.batch_poll_seconds, str(refused))
-                return
-            self._give_up(batch, f"The Anthropic API does not know batch {batch.batch_id} any more")
+            else:
+                self._miss(batch)
             return
         self._give_up(batch, f"Batch {batch.batch_id} has ended, and has no result for the call")
 
-    def _record_results(self, api: BatchesApi, batch: OpenBatch, batch_id: str) -> None:
+    def _miss(self, batch: OpenBatch) -> None:
+        """Wait for a batch that the API does not know, until it would have expired: the key may be the wrong one."""
+        why = (
+            f"The Anthropic API does not know batch {batch.batch_id} (it was deleted, or the orchestrator's key belongs"
+            " to another workspace)"
+        )
+        if batch.age < EXPIRES_SECONDS:
+            self._postpone(batch.id, self.settings.batch_poll_seconds, f"{why}.")
+        else:
+            self._give_up(batch, why)
+
+    def _record_results(self, api: BatchesApi, batch: OpenBatch, batch_id: str) -> bool:
+        """Record the results of a batch. Return False if another orchestrator must do the rest."""
         with self.statements.connect() as connection:
             calls = {call.custom_id: call for call in batches.calls_of(connection, batch.id)}
         for line in api.results(batch_id):
             call = calls.pop(line["custom_id"], None)
             if call is None:
                 continue  # Its answer was recorded before.
+            # This also keeps the lead: there may be results for minutes.
+            if self.stopping.is_set() or not self.leadership.held():
+                return False
             outcome = read(line, batch_id, call.model, call.attempt)
             with self.statements.connect() as connection:
                 if isinstance(outcome, Answer):
@@ -261,6 +286,7 @@ class Batcher(Loop):
                     batches.give_back(
                         connection, batch.id, call.custom_id, outcome.why, delay=self.settings.batch_seconds
                     )
+        return True
 
     def _give_up(self, batch: OpenBatch, why: str) -> None:
         """End a batch. Calls without a result fail when `batch_lost_seconds` have passed since this was first noticed,

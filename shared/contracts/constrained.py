@@ -46,7 +46,10 @@ def unconstrainable(schema: Schema) -> str | None:
         if keyword in schema:
             return f"`{keyword}` at its top level is not possible"
     walk = _Walk(schema.get("$defs", {}))
-    fault = next(walk.faults_of_root(schema), None)
+    try:
+        fault = next(walk.faults_of_root(schema), None)
+    except RecursionError:
+        return "its definitions refer to each other too deeply"
     if fault is None and walk.optional > MOST_OPTIONAL:
         return f"it has {walk.optional} optional properties, and at most {MOST_OPTIONAL} are possible"
     if fault is None and walk.unions > MOST_UNIONS:

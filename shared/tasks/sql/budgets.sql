@@ -212,7 +212,8 @@ BEGIN
         PERFORM minion_settle_step(t, c, used);
     END IF;
     flags := minion_write_steps(t, c, journal);
-    IF flags ? 'stopped' THEN
+    -- A step without a reservation is repeated at once, with one.
+    IF flags ? 'breach' AND NOT flags ? 'unreserved' THEN
         PERFORM minion_withdraw(t, c, (reserve->>'step')::integer);
     END IF;
     RETURN flags;

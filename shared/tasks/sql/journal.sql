@@ -29,7 +29,8 @@ BEGIN
     IF NOT minion_fence(t, c) THEN
         RETURN NULL;
     END IF;
-    IF EXISTS (SELECT 1 FROM stops) OR EXISTS (SELECT 1 FROM standing_budgets) THEN
+    IF EXISTS (SELECT 1 FROM stops) OR EXISTS (SELECT 1 FROM standing_budgets)
+            OR EXISTS (SELECT 1 FROM batch_calls WHERE task_id = t) THEN
         refusal := minion_refusal(t, c, journal);
         IF refusal IS NOT NULL THEN
             RETURN refusal;

@@ -14,12 +14,16 @@ $$;
 -- Why steps of a journal must not begin now, as flags for the minion; NULL: they may. Of the steps that begin, only model
 -- calls and unsafe effects are held back: by a stop (`stopped`), and a model call also until it has reserved its worst case
 -- in every standing budget that applies to it (`unreserved`). A step that this claim has begun before is not held back: its
--- answer was lost, and the write is repeated. The caller must hold the fence.
+-- answer was lost, and the write is repeated. A call of the batch lane is paid for there: a worker that does not know the
+-- lane must not repeat it. The caller must hold the fence.
 -- Workers of release 0.2 know only `breach`: it makes them suspend the task, and `minion_snooze` finds the reason in it.
 CREATE OR REPLACE FUNCTION minion_refusal(t uuid, c integer, journal jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
     begins record;
     stop jsonb;
+    breach jsonb := jsonb_build_object(
+        'waits_for', 'handed_back', 'then', 'wait', 'budget', t, 'agent', '', 'what', 'steps', 'limit', 0, 'spent', 0,
+        'reserved', 0, 'asked', 1);
 BEGIN
     SELECT s.number, s.kind, s.name INTO begins
         FROM jsonb_to_recordset(journal) AS s (number integer, kind text, name text, status text, effect text, error jsonb)
@@ -33,16 +37,16 @@ BEGIN
     END IF;
     stop := (SELECT minion_stop_of(s.namespace, s.agent_name, s.key) FROM task_status s WHERE s.task_id = t);
     IF stop IS NOT NULL THEN
-        RETURN jsonb_build_object('cancel', false, 'stopped', stop, 'breach', jsonb_build_object(
-            'waits_for', 'stopped', 'then', 'wait', 'budget', t, 'agent', '', 'what', 'steps', 'limit', 0, 'spent', 0,
-            'reserved', 0, 'asked', 1));
+        RETURN jsonb_build_object('cancel', false, 'stopped', stop, 'breach', breach || '{"waits_for": "stopped"}');
+    ELSIF begins.kind = 'model_call' AND EXISTS (
+            SELECT 1 FROM batch_calls b JOIN steps d ON d.task_id = b.task_id AND d.number = b.step
+                WHERE b.task_id = t AND b.step = begins.number AND d.status = 'started') THEN
+        RETURN jsonb_build_object('cancel', false, 'breach', breach);
     ELSIF begins.kind = 'model_call' AND EXISTS (
             SELECT 1 FROM minion_standing_of(t, begins.name) b WHERE NOT EXISTS (
                 SELECT 1 FROM standing_reservations r
                     WHERE r.task_id = t AND r.claim = c AND r.step = begins.number AND r.budget_id = b.id)) THEN
-        RETURN jsonb_build_object('cancel', false, 'unreserved', true, 'breach', jsonb_build_object(
-            'waits_for', 'handed_back', 'then', 'wait', 'budget', t, 'agent', '', 'what', 'steps', 'limit', 0, 'spent', 0,
-            'reserved', 0, 'asked', 1));
+        RETURN jsonb_build_object('cancel', false, 'unreserved', true, 'breach', breach);
     END IF;
     RETURN NULL;
 END $$;

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import httpx2
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, TextClause, text
 from sqlalchemy.orm import Session
 
 from minions import testing
@@ -28,7 +28,8 @@ from shared.definitions.apply import store_definitions
 from shared.definitions.files import load
 from shared.errors import InvalidDefinition, InvalidInput
 from shared.settings import Settings
-from shared.tasks import batches, lifecycle, standing_budgets, stops, throttles
+from shared.tasks import batches, budgets, lifecycle, standing_budgets, stops, throttles
+from shared.tasks.records import Reserve
 from tests.integration.agents.conftest import DefineAgent
 from tests.integration.conftest import InlineWorker, Tasks
 from tests.support.processes import ROOT, wait_until
@@ -38,6 +39,8 @@ MODEL = "claude-sonnet-5-5"
 FOREIGN = {"model": MODEL, "max_tokens": 10, "messages": [{"role": "user", "content": "Not ours."}]}
 HURRY = text("UPDATE batch_calls SET due_at = now()")
 CALLS = text("SELECT count(*) FROM batch_calls")
+AGE = text("UPDATE message_batches SET created_at = now() - :hours * interval '1 h'")
+ANSWERED = text("SELECT count(*) FROM batch_calls WHERE result IS NOT NULL")
 SHORT = {"batch_seconds": 0.0, "batch_poll_seconds": 0.001, "batch_lost_seconds": 1.0}
 
 
@@ -79,10 +82,10 @@ class Site:
             connection.execute(HURRY)
         self.batcher.not_before = 0.0
 
-    def calls(self) -> int:
-        """Return the number of calls in the lane."""
+    def count(self, calls: TextClause) -> int:
+        """Return the number of these calls in the lane."""
         with self.engine.connect() as connection:
-            return int(connection.scalar(CALLS) or 0)
+            return int(connection.scalar(calls) or 0)
 
     def why(self, task: UUID) -> Explanation:
         """Explain the task's state."""
@@ -251,6 +254,20 @@ def test_creation_with_an_unreadable_answer_is_paid_once(
     assert len(messages_api.batches) == 1
 
 
+def test_lost_batch_with_unreadable_results_is_still_ours(
+    site: Site, messages_api: MessagesApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages_api.batch_faults = ["lost"]
+    task = site.submit()
+    site.batcher.run_once()
+    with monkeypatch.context() as patch:
+        patch.setattr(messages_api, "results_of", lambda batch: iter(["<html>"]))
+        site.batcher.run_once()
+        assert "The results of batch msgbatch_0001, which may be ours, cannot be read." in site.why(task).sentence
+    assert site.finish(task)["state"] == "succeeded"
+    assert len(messages_api.batches) == 1
+
+
 @pytest.mark.parametrize(
     ("settings", "headers", "why"),
     [
@@ -362,9 +379,9 @@ def test_failed_call_that_is_retried_is_another_call(
     assert site.finish(task)["state"] == "succeeded"
     names = [batch.requests[0]["custom_id"] for batch in messages_api.batches.values()]
     assert names == [f"{task.hex}_1_1_1", f"{task.hex}_1_3_1"]
-    assert site.calls() == 1
+    assert site.count(CALLS) == 1
     site.batcher.run_once()
-    assert site.calls() == 0
+    assert site.count(CALLS) == 0
 
 
 def test_call_that_is_refused_alone_fails_its_task(site: Site, messages_api: MessagesApi) -> None:
@@ -459,6 +476,26 @@ def test_result_is_read_whatever_characters_it_has(site: Site, messages_api: Mes
     assert len(messages_api.requests) == 1
 
 
+def test_orchestrator_that_stops_leaves_the_other_results(
+    site: Site, batching: Callable[..., Site], messages_api: MessagesApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = [site.submit() for _ in range(3)]
+
+    def results_of(batch: testing.Batch) -> Iterator[dict[str, Any]]:
+        yield batch.results[0]
+        wait_until(lambda: site.count(ANSWERED), "the first result is recorded")
+        site.batcher.stopping.set()
+        yield from batch.results[1:]
+
+    site.batcher.run_once()
+    with monkeypatch.context() as patch:
+        patch.setattr(messages_api, "results_of", results_of)
+        site.batcher.run_once()
+    assert site.count(ANSWERED) == 1
+    site.batcher.close()
+    assert {batching().finish(task)["state"] for task in tasks} == {"succeeded"}
+
+
 def test_error_with_characters_that_cannot_be_stored_is_kept(site: Site, messages_api: MessagesApi) -> None:
     messages_api.script = [testing.error(529, "overloaded_error", "Too\0 \ud800much.")]
     task = site.submit()
@@ -482,19 +519,22 @@ def test_result_of_an_old_batch_is_read_after_a_broken_answer(
     assert {site.finish(task)["state"] for task in tasks} == {"succeeded"}
 
 
-def test_batch_is_collected_after_the_api_did_not_find_it_once(
-    batching: Callable[..., Site], site: Site, messages_api: MessagesApi
+def test_batch_is_collected_when_the_right_key_is_back(
+    site: Site, messages_api: MessagesApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site = batching(batch_lost_seconds=600.0)
+    messages_api.hold_batches = True
     task = site.submit()
     site.batcher.run_once()
     hidden = dict(messages_api.batches)
-    with site.engine.begin() as connection:
-        connection.execute(text("UPDATE message_batches SET submitted_at = now() - interval '5 h'"))
     messages_api.batches.clear()
+    with site.engine.begin() as connection:
+        connection.execute(AGE, {"hours": 23})
     site.round()
-    assert "does not know batch msgbatch_0001" in site.why(task).sentence
+    monkeypatch.setattr(batcher, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 600))
+    site.round()
+    assert "the orchestrator's key belongs to another workspace" in site.why(task).sentence
     messages_api.batches.update(hidden)
+    messages_api.end_batches()
     assert site.finish(task)["state"] == "succeeded"
 
 
@@ -512,7 +552,9 @@ def test_batch_that_the_api_forgot_fails_its_tasks(site: Site, messages_api: Mes
     task = site.submit()
     site.batcher.run_once()
     messages_api.batches.clear()
-    assert "does not know batch msgbatch_0001 any more" in site.finish(task)["error"]["message"]
+    with site.engine.begin() as connection:
+        connection.execute(AGE, {"hours": 25})
+    assert "does not know batch msgbatch_0001" in site.finish(task)["error"]["message"]
 
 
 def test_unavailable_api_delays_the_collection(site: Site, messages_api: MessagesApi, monkeypatch: Any) -> None:
@@ -534,7 +576,7 @@ def test_call_of_a_cancelled_task_is_dropped(site: Site, messages_api: MessagesA
     task = site.submit(budget={"dollars": 1.0})
     assert site.tasks.cancel(task) == "cancelled"
     site.batcher.run_once()
-    assert site.calls() == 0
+    assert site.count(CALLS) == 0
     assert not messages_api.batches
     assert site.tasks.get(task)["budget"]["dollars"]["spent"] == 0
 
@@ -554,7 +596,7 @@ def test_answer_to_an_ended_task_is_booked_as_cost(site: Site, messages_api: Mes
     assert step["cost_microdollars"] > 0
     assert site.tasks.get(task)["budget"]["dollars"]["spent"] == step["cost_microdollars"] / 1e6
     assert sum(each["cost_microdollars"] for each in site.tasks.executions(task)) == step["cost_microdollars"]
-    assert site.calls() == 0
+    assert site.count(CALLS) == 0
 
 
 def test_answer_that_no_minion_reads_any_more_is_booked(site: Site, messages_api: MessagesApi) -> None:
@@ -719,6 +761,30 @@ def test_missing_key_is_reported_by_why(site: Site, monkeypatch: pytest.MonkeyPa
 
 
 # ---------------------------------------------------------------------------------------------------- lost workers
+
+
+def test_worker_of_release_0_2_hands_the_task_back(site: Site, messages_api: MessagesApi) -> None:
+    """It does not know the lane, and would make the call that is paid for already."""
+    task = site.submit(budget={"dollars": 1.0})
+    site.batcher.run_once()
+    site.batcher.run_once()
+    spent = site.tasks.get(task)["budget"]["dollars"]["spent"]
+    [message] = site.worker.dispatch()
+    [step] = site.tasks.steps(task)
+    begun = {name: step[name] for name in ("number", "kind", "name", "status", "request_hash", "input")}
+    with site.engine.begin() as connection:
+        claimed = lifecycle.claim(connection, task, message.claim, site.worker.id)
+        reserve: Reserve = {"step": 1, "steps": 1, "tokens": 10, "microdollars": 10}
+        journal = [{**begun, "effect": "idempotent"}]
+        flags = budgets.spend(connection, task, claimed["claim"], journal, reserve=reserve)
+        error = budgets.exceeded(flags["breach"]).as_dict()
+        lifecycle.snooze(connection, task, claimed["claim"], {"error": error}, delay=None, reason="budget")
+    back = site.tasks.get(task)
+    assert (back["wait_reason"], back["budget"]["dollars"]["spent"]) == ("handed_back", spent)
+    with site.engine.begin() as connection:
+        connection.execute(text("UPDATE task_status SET due_at = now()"))
+    assert site.finish(task)["state"] == "succeeded"
+    assert len(messages_api.requests) == 1
 
 
 def test_call_outlives_a_worker_that_dies_before_the_wait(site: Site, messages_api: MessagesApi) -> None:

@@ -86,6 +86,12 @@ def test_definitions_that_refer_to_each_other_take_linear_time() -> None:
     assert unconstrainable(schema) is None
 
 
+def test_long_chain_of_definitions_cannot_constrain() -> None:
+    chain = {f"d{n}": objects(x={"$ref": f"#/$defs/d{n + 1}"}) for n in range(2000)}
+    schema = {**objects(a={"$ref": "#/$defs/d0"}), "$defs": {**chain, "d2000": TEXT}}
+    assert "too deeply" in str(unconstrainable(schema))
+
+
 NOTES = st.fixed_dictionaries({}, optional={"description": st.text(max_size=5), "default": st.integers()})
 PLAIN = st.one_of(st.none(), st.booleans(), st.integers(-3, 3), st.sampled_from("ab"))
 LEAVES = st.one_of(
