@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from shared.broker import make_app, publish
+from shared.database.connections import autocommit
 from shared.settings import Settings
 from shared.tasks.lifecycle import Dispatched
 from tests.conftest import Define
@@ -22,6 +23,7 @@ from tests.support.processes import Process, wait_until
 
 pytestmark = pytest.mark.usefixtures("loops", "worker")
 
+MEMORY = text("SELECT max(memory_bytes) FROM workers WHERE status = 'online'")
 CLAIMING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%minion_claim%'"
 
 
@@ -46,8 +48,8 @@ def test_execution_records_worker_and_resources(tasks: Tasks, act: Any, worker: 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="this system does not report memory")
 def test_heartbeat_reports_memory(database: Engine) -> None:
-    with database.connect() as connection:
-        memory = connection.scalar(text("SELECT max(memory_bytes) FROM workers WHERE status = 'online'"))
+    with autocommit(database).connect() as connection:
+        memory = wait_until(lambda: connection.scalar(MEMORY), "a heartbeat")
     assert 20e6 < memory < 2e9
 
 
