@@ -31,6 +31,8 @@ from shared.tasks.queries import TaskFilter
 from shared.tasks.states import State
 
 EXAMPLES = 5
+MOST_SHOWN = 100
+"""Kinds of errors."""
 PREVIEWED = 20
 MOST_REPLAYED = 500
 """Tasks that one form replays; another form continues."""
@@ -86,7 +88,8 @@ def list_errors(
         "errors.html",
         query=query,
         ranges=RANGES,
-        kinds=shown,
+        kinds=shown[:MOST_SHOWN],
+        left_out=len(shown) - MOST_SHOWN,
         hidden=len(kinds) - len(shown),
         total=found["tasks"],
         others=found["other_tasks"],

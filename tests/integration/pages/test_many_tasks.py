@@ -196,6 +196,16 @@ def test_wrong_view_is_refused(logged_in: Plain, fields: dict[str, str], status:
     assert (refused.status_code, words in refused.text) == (status, True)
 
 
+def test_long_views_make_no_large_page(logged_in: Plain) -> None:
+    browser = logged_in("operator")
+    query = f"state:failed label:case={'x' * 970}"
+    for number in range(30):
+        for more in ({}, {"shared": "on"}):
+            assert save(browser, name=f"{number} {'x' * 90}", query=query, **more).status_code == 303
+    assert save(browser, name="one more", query=query).status_code == 409
+    assert len(browser.get("/tasks").text) < 150_000
+
+
 # ------------------------------------------------------------------------------------------------------ completion
 
 

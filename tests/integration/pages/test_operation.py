@@ -44,6 +44,17 @@ ANOMALY = text(
     "CAST(:hour AS integer), 'hour', CAST(:hour AS integer)))"
 )
 
+MANY_GROUPS = text(
+    """
+    INSERT INTO statistics
+        (grain, kind, bucket, namespace, agent, capability, tenant, name, step, outcome, count, runs)
+        SELECT grain, kind, date_trunc(grain, now()), 'default', 'an-agent-' || n, 'a-capability-' || n, 'tenant-' || n,
+               CASE kind WHEN 'failure' THEN 'kind-' || n ELSE '' END, 'tool_error', 'failed', n, '{1,2,3}'
+            FROM generate_series(1, 1000) AS n, unnest(ARRAY['hour', 'day']) AS grain,
+                 unnest(ARRAY['task', 'execution', 'failure']) AS kind
+    """
+)
+
 
 def counted(database: Engine) -> None:
     catch_up(database)
@@ -234,6 +245,7 @@ def test_costliest_agent_is_first_and_its_anomaly_is_marked(logged_in: Open, cli
     assert table.index("spender") < table.index("middle") < table.index("saver")
     assert "$3.00" in table
     assert "A task of spender costs 3 dollars." in table
+    assert '<a class="bad" href="/alerts/' in table
     assert 'class="odd"' in shown
     bound = logged_in(agents=["saver"]).get("/analytics?measure=dollars").text
     assert "saver" in bound
@@ -261,6 +273,15 @@ def test_chart_and_table_have_the_same_figure(
     newest = re.findall(r'<td data-label="[^"]+">([^<]+)</td>', chart)[0]
     assert re.findall(r"<td [^>]+><strong>([^<]+)</strong>", table)[-1] == newest
     assert newest not in ("–", "0", "$0") or measure == "saved"
+
+
+def test_many_groups_and_kinds_make_no_large_page(logged_in: Open, database: Engine) -> None:
+    with database.begin() as connection:
+        connection.execute(MANY_GROUPS)
+    for path in ("/analytics?by=agent&by=capability&by=key&last=7d", "/errors?state=all"):
+        page = logged_in().get(path).text
+        assert len(page) < 150_000
+        assert re.search(r"00 more (groups are in the CSV file|kinds with fewer failures)", page)
 
 
 @pytest.mark.parametrize("query", ["by=nothing", "last=2y", "version=x", "by=hour&last=30d", "by=hour&by=day", "x=1"])
