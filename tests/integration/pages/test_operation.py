@@ -6,6 +6,7 @@ import csv
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
+from html import unescape
 from io import StringIO
 from typing import Any
 from unittest.mock import patch
@@ -122,18 +123,17 @@ def test_error_is_resolved_and_reopens_in_a_later_version(
     assert (row["target"], row["after"]["state"]) == (fingerprint, "resolved")
 
 
-def test_failed_tasks_are_replayed_after_a_preview(fingerprint: str, logged_in: Open, client: Client) -> None:
+def test_failed_tasks_are_replayed_by_a_bulk_act(fingerprint: str, logged_in: Open, client: Client) -> None:
     browser = logged_in("operator")
-    preview = browser.get(f"/errors/{fingerprint}/replay?rate=2").text
-    assert "3 tasks with this error have no replay yet" in preview
-    assert len(list(client.tasks())) == 3
-    sent = {"csrf_token": token_of(preview), "namespace": "default", "rate": "2"}
-    done = browser.post(f"/errors/{fingerprint}/replay", sent)
-    assert "3 tasks were submitted again." in done.text
-    assert len(list(client.tasks())) == 6
-    assert "has a replay already" in browser.get(f"/errors/{fingerprint}/replay").text
-    wrong = browser.post(f"/errors/{fingerprint}/replay", {**sent, "rate": "nan"})
-    assert (wrong.status_code, "The rate must be a number" in wrong.text) == (422, True)
+    [address] = re.findall(r'href="(/bulk-acts/new[^"]+)"', browser.get(f"/errors/{fingerprint}").text)
+    preview = browser.get(unescape(address)).text
+    assert "Replay 3 tasks" in preview
+    sent = hidden(preview[preview.index('action="/bulk-acts/start"') :])
+    started = [browser.post("/bulk-acts/start", sent).headers["location"] for _ in range(2)]
+    assert started[0] == started[1]
+    [act] = client.bulk_acts()
+    assert (act["act"], act["query"], act["matched"]) == ("replay", f"error:{fingerprint} namespace:default", 3)
+    assert "Replay all" not in logged_in("submitter").get(f"/errors/{fingerprint}").text
 
 
 def test_buttons_and_messages_are_those_of_the_reader(fingerprint: str, logged_in: Open) -> None:
@@ -342,7 +342,6 @@ def test_pages_are_accessible_and_hostile_names_are_text(hostile: Visits, finger
     paths = (
         "/errors?state=all",
         f"/errors/{fingerprint}",
-        f"/errors/{fingerprint}/replay",
         "/workers",
         "/capabilities",
         "/analytics?by=agent&by=model",
