@@ -250,6 +250,19 @@ def test_palette_goes_anywhere_with_the_keyboard(visit: Open, idle: list[str], d
     visited.check()
 
 
+def test_palette_searches_while_its_list_cannot_be_loaded(visit: Open) -> None:
+    page = visit("viewer").page
+    failures: list[str] = []
+    page.on("pageerror", lambda error: failures.append(str(error)))
+    page.route("**/palette", lambda route: route.abort())
+    with page.expect_event("requestfailed"):
+        page.keyboard.press("Control+k")
+    page.get_by_role("combobox").fill("state:failed")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/tasks?q=state%3Afailed")
+    assert failures == []
+
+
 def test_palette_is_a_page_without_scripts(logged_in: Plain, idle: list[str]) -> None:
     browser = logged_in("viewer")
     page = browser.get("/palette").text
