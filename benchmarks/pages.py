@@ -316,7 +316,7 @@ def paths(engine: Engine) -> dict[str, str]:
         "errors": "/errors",
         "errors, 90 days": "/errors?last=90d&state=all",
         "error": "/errors/f3",
-        "error, replay": "/errors/f3/replay",
+        "error, replay": "/bulk-acts/new?act=replay&q=error%3Af3",
         "workers": "/workers",
         "capabilities": "/capabilities",
         "analytics": "/analytics",

@@ -140,7 +140,8 @@ def _start(
 def _print_dry_run(planned: dict[str, Any]) -> None:
     states = ", ".join(f"{number} {state}" for state, number in planned["by_state"].items())
     more = " or more" if planned["more"] else ""
-    console.print(f"{planned['matched']}{more} tasks match{': ' if states else '.'}{states}")
+    found = "1 task matches" if planned["matched"] == 1 and not more else f"{planned['matched']}{more} tasks match"
+    console.print(f"{found}{': ' if states else '.'}{states}")
     print_table(
         ("id", "agent", "state", "created"),
         ((task["id"], task["agent"], task["state"], local_time(task["created_at"])) for task in planned["newest"]),

@@ -29,7 +29,7 @@ from orchestrator.pages.time_ranges import RANGES, WIDTHS, Last, TimeRange, Unit
 from shared.access.actors import Key
 
 MOST_GROUPS = 1000
-MOST_SHOWN = 200
+MOST_SHOWN = 100
 MOST_ANOMALIES = 200
 FILTERS = ("agent", "version", "capability", "key", "model", "function")
 TIMES: tuple[Unit, ...] = ("hour", "day")

@@ -7,10 +7,8 @@ from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import Field
 
 from orchestrator.api import errors as api
-from orchestrator.api import replays
 from orchestrator.api.actors import Actor
 from orchestrator.api.auth import Caller
 from orchestrator.api.errors import ErrorKind, ErrorsQuery, ErrorTrend, RangeQuery
@@ -18,6 +16,7 @@ from orchestrator.api.login.pages import see_other
 from orchestrator.api.parameters import Database, StrictQuery, Text, in_namespace
 from orchestrator.observe import errors
 from orchestrator.pages.access import Form, Reading
+from orchestrator.pages.bulk_acts import permitted_acts
 from orchestrator.pages.charts import Bar, bar_chart
 from orchestrator.pages.forms import as_body, given, namespace_of
 from orchestrator.pages.rendering import Page, render
@@ -25,17 +24,16 @@ from orchestrator.pages.rights import RULES
 from orchestrator.pages.time_ranges import RANGES, Last
 from shared.access.actors import Key
 from shared.access.scope import DEFAULT_NAMESPACE
-from shared.errors import InvalidInput, NotFound
+from shared.errors import NotFound
 from shared.tasks import queries
 from shared.tasks.queries import TaskFilter
 from shared.tasks.states import State
+from shared.tasks.task_query import written_query
 
 EXAMPLES = 5
-PREVIEWED = 20
-MOST_REPLAYED = 500
-"""Tasks that one form replays; another form continues."""
+MOST_SHOWN = 100
+"""Kinds of errors."""
 SHOWN = ("open", "reopened")
-RATE = 10.0
 
 router = APIRouter(route_class=Page, include_in_schema=False)
 
@@ -55,13 +53,6 @@ class KindQuery(StrictQuery):
     last: Last = "24h"
     namespace: Text = "default"
     done: Text = ""
-
-
-class ReplayQuery(StrictQuery):
-    """The rate of replays."""
-
-    namespace: Text = "default"
-    rate: float = Field(RATE, ge=0.001, le=100_000)
 
 
 @router.get("/errors")
@@ -86,7 +77,8 @@ def list_errors(
         "errors.html",
         query=query,
         ranges=RANGES,
-        kinds=shown,
+        kinds=shown[:MOST_SHOWN],
+        left_out=len(shown) - MOST_SHOWN,
         hidden=len(kinds) - len(shown),
         total=found["tasks"],
         others=found["other_tasks"],
@@ -126,8 +118,8 @@ def show_error(
         unit=chosen.unit,
         examples=_examples(database, key, query.namespace, fingerprint),
         can_decide=RULES["POST /errors/{fingerprint}/decide"].permits(key),
-        can_replay=RULES["POST /errors/{fingerprint}/replay"].permits(key),
-        rate=RATE,
+        replay_query=written_query({"error": fingerprint, "namespace": query.namespace}),
+        can_replay="replay" in permitted_acts(key),
     )
 
 
@@ -138,39 +130,6 @@ def decide(fingerprint: api.Fingerprint, form: Form, database: Database, actor: 
     asked = {"state": form.get("state", ""), **given(form, "reason")}
     decided = api.decide(fingerprint, where, as_body(asked), database, actor)
     return see_other(_address(fingerprint, namespace=where.namespace, done=decided["state"]))
-
-
-@router.get("/errors/{fingerprint}/replay")
-def preview_replay(
-    fingerprint: api.Fingerprint,
-    query: Annotated[ReplayQuery, Depends(in_namespace(ReplayQuery))],
-    request: Request,
-    database: Database,
-    actor: Actor,
-) -> Response:
-    """The tasks that a replay of all would submit again: nothing is replayed."""
-    asked = {**_chosen(fingerprint, query.namespace, query.rate), "dry_run": True, "limit": PREVIEWED}
-    found = replays.replay_tasks(as_body(asked), database, actor)
-    if not found["matched"] and not found["items"]:
-        api.show_error(fingerprint, RangeQuery(namespace=query.namespace), database, actor.key)
-    return render(request, "replay.html", query=query, fingerprint=fingerprint, found=found, done=None)
-
-
-@router.post("/errors/{fingerprint}/replay")
-def replay(fingerprint: api.Fingerprint, form: Form, request: Request, database: Database, actor: Actor) -> Response:
-    """Submits the failed tasks without a replay again, a part of them if they are many."""
-    query = ReplayQuery(namespace=namespace_of(form, actor.key).namespace, rate=_rate(form))
-    asked = {
-        **_chosen(fingerprint, query.namespace, query.rate),
-        "limit": MOST_REPLAYED,
-        **{name: name in form for name in ("pinned", "new_keys")},
-        **{name: form[name] for name in ("cursor", "batch", "start_at") if form.get(name)},
-    }
-    found = replays.replay_tasks(as_body(asked), database, actor)
-    if not found["items"] and not form.get("cursor"):
-        api.show_error(fingerprint, RangeQuery(namespace=query.namespace), database, actor.key)
-    done = _number(form) + sum(item.replayed_as is not None for item in found["items"])
-    return render(request, "replay.html", query=query, fingerprint=fingerprint, found=found, done=done, form=form)
 
 
 def _elsewhere(asked: RangeQuery, database: Reading, key: Key, fingerprint: str) -> str | None:
@@ -193,25 +152,6 @@ def _examples(database: Reading, key: Key, namespace: str, fingerprint: str) -> 
 def _picture(moments: list[datetime], counted: dict[datetime, int], unit: str) -> Any:
     bars = [Bar(counted.get(at, 0), f"{at:%Y-%m-%d %H:%M} UTC: {counted.get(at, 0)}") for at in moments]
     return bar_chart(bars, f"Failures by the {unit}; the table below has the numbers")
-
-
-def _chosen(fingerprint: str, namespace: str, rate: float) -> dict[str, Any]:
-    return {"error_fingerprint": fingerprint, "namespace": namespace, "rate": rate}
-
-
-def _rate(form: dict[str, str]) -> float:
-    try:
-        rate = float(form.get("rate", ""))
-    except ValueError:
-        rate = 0.0
-    if not 0.001 <= rate <= 100_000:
-        raise InvalidInput("The rate must be a number of tasks per second from 0.001 to 100,000.")
-    return rate
-
-
-def _number(form: dict[str, str]) -> int:
-    done = form.get("done", "0")
-    return int(done) if done.isdecimal() and len(done) < 10 else 0
 
 
 def _address(fingerprint: str, **query: str) -> str:

@@ -116,8 +116,6 @@ RULES: Mapping[str, Rule] = {
     "GET /errors/live": API["GET /v1/errors"],
     f"GET {ERROR}": API["GET /v1/errors/{fingerprint}"],
     f"POST {ERROR}/decide": API["PUT /v1/errors/{fingerprint}"],
-    f"GET {ERROR}/replay": API["POST /v1/replays"],
-    f"POST {ERROR}/replay": API["POST /v1/replays"],
     "GET /capabilities": CAPABILITIES,
     "GET /capabilities/live": CAPABILITIES,
     "POST /capabilities/pause": API["PUT /v1/pauses/{scope}/{name}"],

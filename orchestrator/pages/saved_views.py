@@ -21,7 +21,7 @@ from shared.errors import Conflict, Forbidden, InvalidInput, NotFound
 from shared.tasks.task_query import LONGEST, names_private_label, parse_query
 
 LONGEST_NAME = 100
-MOST = 50
+MOST = 30
 """Views of one owner, and shared views of a namespace."""
 
 # Shared views name agents that a key with narrower bounds may not know.

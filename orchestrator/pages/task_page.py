@@ -40,7 +40,7 @@ CLAIMS = 100
 SUBTASKS = 50
 TURNS = 50
 MOST_GRAPHED = 5000
-MOST_NODES = 200
+MOST_NODES = 100
 
 router = APIRouter(route_class=Page, include_in_schema=False)
 

@@ -32,8 +32,8 @@ async function show(dialog, field) {
 }
 
 async function load(address) {
-  const answer = await fetch(address, { headers: { "Minion-Live": "1" } });
-  if (!answer.ok) return null;
+  const answer = await fetch(address, { headers: { "Minion-Live": "1" } }).catch(() => null);
+  if (!answer?.ok) return null;
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
   return [...page.querySelectorAll("#targets a")].map((link) => ({ text: link.textContent, address: link.getAttribute("href") }));
 }

@@ -398,7 +398,7 @@ def test_running_acts_are_bounded(client: Client, database: Engine) -> None:
 def test_commands_show_and_stop_an_act(run_cli: Run, client: Client, work: Work) -> None:
     [task] = submit(client, 1)
     dry = run_cli("bulk", "cancel", "agent:Idle", "--dry-run")
-    assert "1 tasks match" in dry.out
+    assert "1 task matches: 1 pending" in dry.out
     assert task in dry.out
     started = run_cli("bulk", "cancel", "agent:Idle", "--rate", "1000", "--reason", "rain")
     [id] = started.ids

@@ -73,6 +73,8 @@ def test_error_is_decided_on_the_command_line(fingerprint: str, run_cli: Run, cl
     assert "is resolved." in run_cli("errors", "resolve", fingerprint).line
     assert "is open." in run_cli("errors", "reopen", fingerprint).line
     assert '"trend"' in run_cli("errors", "show", fingerprint).out
+    endless = run_cli("errors", "list", "--last", "999999999d")
+    assert (endless.code, "--last must be at most 36500d" in endless.line) == (2, True)
     unknown = run_cli("errors", "resolve", "none")
     assert unknown.code == 66
     assert "There is no failure with the fingerprint 'none'. `minion errors` lists them." in unknown.line

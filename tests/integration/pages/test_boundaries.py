@@ -51,7 +51,6 @@ FORMS: dict[str, dict[str, str]] = {
     "POST /silences/add": {"rule": "unserved", "hours": "1", "reason": "known"},
     "POST /silences/remove": {"silence": str(uuid4())},
     "POST /errors/{fingerprint}/decide": {"state": "resolved"},
-    "POST /errors/{fingerprint}/replay": {"rate": "1"},
     "POST /capabilities/pause": {"name": "none"},
     "POST /capabilities/resume": {"name": "none"},
 }

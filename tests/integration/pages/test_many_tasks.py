@@ -196,6 +196,16 @@ def test_wrong_view_is_refused(logged_in: Plain, fields: dict[str, str], status:
     assert (refused.status_code, words in refused.text) == (status, True)
 
 
+def test_long_views_make_no_large_page(logged_in: Plain) -> None:
+    browser = logged_in("operator")
+    query = f"state:failed label:case={'x' * 970}"
+    for number in range(30):
+        for more in ({}, {"shared": "on"}):
+            assert save(browser, name=f"{number} {'x' * 90}", query=query, **more).status_code == 303
+    assert save(browser, name="one more", query=query).status_code == 409
+    assert len(browser.get("/tasks").text) < 150_000
+
+
 # ------------------------------------------------------------------------------------------------------ completion
 
 
@@ -238,6 +248,19 @@ def test_palette_goes_anywhere_with_the_keyboard(visit: Open, idle: list[str], d
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog", name="Go to")).not_to_be_visible()
     visited.check()
+
+
+def test_palette_searches_while_its_list_cannot_be_loaded(visit: Open) -> None:
+    page = visit("viewer").page
+    failures: list[str] = []
+    page.on("pageerror", lambda error: failures.append(str(error)))
+    page.route("**/palette", lambda route: route.abort())
+    with page.expect_event("requestfailed"):
+        page.keyboard.press("Control+k")
+    page.get_by_role("combobox").fill("state:failed")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/tasks?q=state%3Afailed")
+    assert failures == []
 
 
 def test_palette_is_a_page_without_scripts(logged_in: Plain, idle: list[str]) -> None:

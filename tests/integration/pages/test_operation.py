@@ -6,6 +6,7 @@ import csv
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
+from html import unescape
 from io import StringIO
 from typing import Any
 from unittest.mock import patch
@@ -42,6 +43,17 @@ ANOMALY = text(
     "INSERT INTO alerts (rule, namespace, subject, agent, capability, sentence, facts) VALUES ('anomaly.cost', "
     "'default', 'spender', 'spender', 'work', 'A task of spender costs 3 dollars.', jsonb_build_object('from_hour', "
     "CAST(:hour AS integer), 'hour', CAST(:hour AS integer)))"
+)
+
+MANY_GROUPS = text(
+    """
+    INSERT INTO statistics
+        (grain, kind, bucket, namespace, agent, capability, tenant, name, step, outcome, count, runs)
+        SELECT grain, kind, date_trunc(grain, now()), 'default', 'an-agent-' || n, 'a-capability-' || n, 'tenant-' || n,
+               CASE kind WHEN 'failure' THEN 'kind-' || n ELSE '' END, 'tool_error', 'failed', n, '{1,2,3}'
+            FROM generate_series(1, 1000) AS n, unnest(ARRAY['hour', 'day']) AS grain,
+                 unnest(ARRAY['task', 'execution', 'failure']) AS kind
+    """
 )
 
 
@@ -111,18 +123,17 @@ def test_error_is_resolved_and_reopens_in_a_later_version(
     assert (row["target"], row["after"]["state"]) == (fingerprint, "resolved")
 
 
-def test_failed_tasks_are_replayed_after_a_preview(fingerprint: str, logged_in: Open, client: Client) -> None:
+def test_failed_tasks_are_replayed_by_a_bulk_act(fingerprint: str, logged_in: Open, client: Client) -> None:
     browser = logged_in("operator")
-    preview = browser.get(f"/errors/{fingerprint}/replay?rate=2").text
-    assert "3 tasks with this error have no replay yet" in preview
-    assert len(list(client.tasks())) == 3
-    sent = {"csrf_token": token_of(preview), "namespace": "default", "rate": "2"}
-    done = browser.post(f"/errors/{fingerprint}/replay", sent)
-    assert "3 tasks were submitted again." in done.text
-    assert len(list(client.tasks())) == 6
-    assert "has a replay already" in browser.get(f"/errors/{fingerprint}/replay").text
-    wrong = browser.post(f"/errors/{fingerprint}/replay", {**sent, "rate": "nan"})
-    assert (wrong.status_code, "The rate must be a number" in wrong.text) == (422, True)
+    [address] = re.findall(r'href="(/bulk-acts/new[^"]+)"', browser.get(f"/errors/{fingerprint}").text)
+    preview = browser.get(unescape(address)).text
+    assert "Replay 3 tasks" in preview
+    sent = hidden(preview[preview.index('action="/bulk-acts/start"') :])
+    started = [browser.post("/bulk-acts/start", sent).headers["location"] for _ in range(2)]
+    assert started[0] == started[1]
+    [act] = client.bulk_acts()
+    assert (act["act"], act["query"], act["matched"]) == ("replay", f"error:{fingerprint} namespace:default", 3)
+    assert "Replay all" not in logged_in("submitter").get(f"/errors/{fingerprint}").text
 
 
 def test_buttons_and_messages_are_those_of_the_reader(fingerprint: str, logged_in: Open) -> None:
@@ -234,6 +245,7 @@ def test_costliest_agent_is_first_and_its_anomaly_is_marked(logged_in: Open, cli
     assert table.index("spender") < table.index("middle") < table.index("saver")
     assert "$3.00" in table
     assert "A task of spender costs 3 dollars." in table
+    assert '<a class="bad" href="/alerts/' in table
     assert 'class="odd"' in shown
     bound = logged_in(agents=["saver"]).get("/analytics?measure=dollars").text
     assert "saver" in bound
@@ -261,6 +273,15 @@ def test_chart_and_table_have_the_same_figure(
     newest = re.findall(r'<td data-label="[^"]+">([^<]+)</td>', chart)[0]
     assert re.findall(r"<td [^>]+><strong>([^<]+)</strong>", table)[-1] == newest
     assert newest not in ("–", "0", "$0") or measure == "saved"
+
+
+def test_many_groups_and_kinds_make_no_large_page(logged_in: Open, database: Engine) -> None:
+    with database.begin() as connection:
+        connection.execute(MANY_GROUPS)
+    for path in ("/analytics?by=agent&by=capability&by=key&last=7d", "/errors?state=all"):
+        page = logged_in().get(path).text
+        assert len(page) < 150_000
+        assert re.search(r"00 more (groups are in the CSV file|kinds with fewer failures)", page)
 
 
 @pytest.mark.parametrize("query", ["by=nothing", "last=2y", "version=x", "by=hour&last=30d", "by=hour&by=day", "x=1"])
@@ -321,7 +342,6 @@ def test_pages_are_accessible_and_hostile_names_are_text(hostile: Visits, finger
     paths = (
         "/errors?state=all",
         f"/errors/{fingerprint}",
-        f"/errors/{fingerprint}/replay",
         "/workers",
         "/capabilities",
         "/analytics?by=agent&by=model",
