@@ -43,7 +43,8 @@ OVER = "event: over\ndata:\n\n"
 # What the server counts for itself: no table is read. A count may be ten seconds late.
 CHANGES = text(
     "SELECT sum(pg_stat_get_tuples_inserted(c) + pg_stat_get_tuples_updated(c) + pg_stat_get_tuples_deleted(c)) "
-    "FROM unnest('{task_status,pauses,limits,stops,statistics_state,workers,alerts,bulk_acts}'::regclass[]) AS c"
+    "FROM unnest('{task_status,pauses,limits,stops,statistics_state,workers,alerts,bulk_acts,"
+    "error_states}'::regclass[]) AS c"
 )
 
 router = APIRouter(route_class=Page, include_in_schema=False)
