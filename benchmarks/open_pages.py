@@ -50,9 +50,10 @@ def main() -> None:
         system = MinionsTool(environment)
         system.start()
         system.run(options.tasks)
+        logins = [_log_in(system.minions.url) for _ in range(-(-options.pages // MOST_OF_A_LOGIN))]
         for _ in range(options.rounds):
             without.append(options.tasks / system.run(options.tasks))
-            with opened(system.minions.url, options.pages) as shown:
+            with opened(system.minions.url, options.pages, logins) as shown:
                 beside.append(options.tasks / system.run(options.tasks))
             renewals += shown.renewals
     ratio = statistics.median(beside) / statistics.median(without)
@@ -63,9 +64,8 @@ def main() -> None:
 
 
 @contextmanager
-def opened(url: str, pages: int) -> Iterator[Shown]:
-    """Keep pages open while the block runs."""
-    logins = [_log_in(url) for _ in range(-(-pages // MOST_OF_A_LOGIN))]
+def opened(url: str, pages: int, logins: list[dict[str, str]]) -> Iterator[Shown]:
+    """Keep pages open while the block runs. The logins are those of their browsers, as cookies."""
     shown, loop = Shown(), asyncio.new_event_loop()
     opened = [_page(url, logins[number // MOST_OF_A_LOGIN], PLACES[number % 2], shown) for number in range(pages)]
     running = asyncio.gather(*map(loop.create_task, opened), return_exceptions=True)

@@ -104,7 +104,7 @@ class BulkAct(BaseModel):
     rate: float
     state: State | None = Field(description="Null in a dry run.")
     matched: int = Field(description="Tasks that matched when it was started.")
-    more: bool = Field(description=f"Counting ended after {queries.MOST_SEARCHED:,} tasks: there may be more.")
+    more: bool = Field(description=f"Counting ended after {queries.MOST_COUNTED:,} tasks: there may be more.")
     done: int
     failed: int = Field(description="Tasks that were refused; `failures` has the first of them.")
     skipped: int = Field(description="Tasks that no longer matched when it was their turn.")

@@ -97,6 +97,8 @@ DRIVING = (
     ("states",),
 )
 MOST_SEARCHED = 10_000
+MOST_COUNTED = 5_000
+"""Tasks that a count looks at: it checks all conditions of each."""
 # The conditions that counts have: of `task_status` alone.
 COUNTED = {
     "namespace": "s.namespace = :namespace",
@@ -368,15 +370,15 @@ def search_oldest(connection: Connection, chosen: TaskFilter, *, limit: int, aft
 
 
 def count_searched(connection: Connection, chosen: TaskFilter) -> tuple[dict[str, int], bool]:
-    """Count tasks by state among the newest `MOST_SEARCHED` of a search; and return whether there may be more."""
+    """Count tasks by state among the newest `MOST_COUNTED` of a search; and return whether there may be more."""
     searched, values = _searched(chosen, "DESC", None)
     statement = _bind_types(
         "SELECT state, count(*) FILTER (WHERE matches) AS number, count(*) AS looked "  # noqa: S608
         f"FROM ({searched}) AS looked GROUP BY state ORDER BY state",
         values,
     )
-    rows = connection.execute(statement, {**values, "searched": MOST_SEARCHED}).all()
-    return {row.state: row.number for row in rows if row.number}, sum(row.looked for row in rows) == MOST_SEARCHED
+    rows = connection.execute(statement, {**values, "searched": MOST_COUNTED}).all()
+    return {row.state: row.number for row in rows if row.number}, sum(row.looked for row in rows) == MOST_COUNTED
 
 
 def _searched(chosen: TaskFilter, order: str, at: UUID | None) -> tuple[str, dict[str, Any]]:
