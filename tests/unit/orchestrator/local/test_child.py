@@ -51,6 +51,7 @@ def test_child_receives_all_but_the_withheld_secrets(started: dict[str, set[str]
 def test_each_process_receives_only_the_secrets_that_it_needs(
     started: dict[str, set[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("MINION_FLOWER_URL", "")  # the system sets it
     system = LocalSystem(Settings(data_dir=tmp_path), [], flower=True, say=print)
     for step in (
         "catch_signals",

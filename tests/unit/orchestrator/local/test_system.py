@@ -21,7 +21,8 @@ def messages() -> list[str]:
 
 
 @pytest.fixture
-def local(messages: list[str]) -> Iterator[LocalSystem]:
+def local(messages: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalSystem]:
+    monkeypatch.setenv("MINION_FLOWER_URL", "")  # the system sets it
     local = LocalSystem(Settings(api_port=0), [], flower=True, say=messages.append)
     yield local
     local.stop()
