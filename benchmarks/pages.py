@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import shutil
 import statistics
 import threading
 import time
@@ -40,6 +39,7 @@ from shared.database.schema import migrate
 from shared.definitions.apply import store_definitions
 from shared.settings import get_settings
 from tests.support.browser import Browser
+from tests.support.chromium import ARGUMENTS, find_chromium
 
 AGENTS = 200
 BATCH = 50_000
@@ -360,10 +360,9 @@ def measure(url: str, engine: Engine, requests: int, *, in_chromium: bool) -> li
 
 def first_contents(url: str, cookies: dict[str, str], addresses: list[str]) -> list[float | None]:
     """Return the seconds until Chromium shows the first content of each page; None: it shows none (a download)."""
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     found: list[float | None] = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=ARGUMENTS)
         context = browser.new_context()
         context.add_cookies([{"name": name, "value": value, "url": url} for name, value in cookies.items()])
         for address in addresses:

@@ -30,7 +30,6 @@ from shared.tasks.queries import TaskFilter
 
 log = structlog.get_logger(__name__)
 
-DUTY = "bulk_runner"
 SECONDS = 0.5
 BATCH = 100
 MOST_FAILURES = 20
@@ -86,7 +85,7 @@ class BulkRunner(Loop):
         super().__init__()
         self.engine = engine
         self.statements = autocommit(engine)
-        self.leadership = Leadership(settings, DUTY)
+        self.leadership = Leadership(settings, self.name)
 
     def run_once(self) -> float:
         """Act on the tasks that are due in each running act."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,12 +25,11 @@ from orchestrator.local.embedded.scratch import scratch_dir
 from orchestrator.local.system import LocalSystem, Pool
 from orchestrator.pages.navigation import MAIN, MORE
 from shared.settings import get_settings
+from tests.support.chromium import ARGUMENTS, find_chromium
 from tests.support.processes import ROOT, wait_until
 
 IMAGES = ROOT / "docs" / "images"
 EXAMPLE = ROOT / "examples" / "refunds" / "refunds.yaml"
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-ARGUMENTS = ("--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu")
 POOLS = [Pool("inspect", 2), Pool("classify", 2), Pool("report,default", 1), Pool("refunds", 1)]
 REFUND = {
     "kind": "agent",
@@ -59,8 +57,7 @@ DOCUMENTED = (
 def main(folder: Path | None) -> None:
     """Write the pictures to a folder; None: those of the documentation."""
     with demonstrated() as (system, pages), sync_playwright() as playwright:
-        program = next(filter(None, map(shutil.which, PROGRAMS)), None)
-        browser = playwright.chromium.launch(executable_path=program, args=list(ARGUMENTS))
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=ARGUMENTS)
         wanted = DOCUMENTED if folder is None else [(name, look, None) for look in LOOKS for name in pages]
         for look, options in LOOKS.items():
             page = opened(browser, options, system)

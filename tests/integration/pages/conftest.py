@@ -10,7 +10,6 @@ visit      a page of that Chromium, logged in: `visit("/tasks", role="admin", da
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -31,10 +30,9 @@ from orchestrator.preparer import prepare_pending
 from shared.settings import Settings
 from tests.integration.api.conftest import Api, serving
 from tests.support.browser import Browser
+from tests.support.chromium import ARGUMENTS, find_chromium
 
 Open = Callable[..., Browser]
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-ARGUMENTS = ("--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu")
 # Reported by the page to itself: each must stay empty.
 WATCH = """
 window.violations = [];
@@ -105,11 +103,11 @@ class Visit:
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Chromium]:
     """A real Chromium of this machine."""
-    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
+    program = find_chromium()
     if program is None:
         pytest.skip("Chromium is not installed: `apt-get install chromium` (Debian) runs the tests in a browser")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=list(ARGUMENTS))
+        browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
         yield browser
         browser.close()
 
