@@ -3688,10 +3688,17 @@ END $$;
 CREATE FUNCTION minion_sendable_calls() RETURNS SETOF batch_calls
     LANGUAGE sql STABLE
     AS $$
+    WITH of_whom AS MATERIALIZED (
+        SELECT DISTINCT s.namespace, s.agent_name, COALESCE(s.key, '') AS key FROM batch_calls b JOIN task_status s ON s.task_id = b.task_id
+            WHERE b.batch IS NULL AND b.result IS NULL AND EXISTS (SELECT 1 FROM stops)
+    ), stopped AS MATERIALIZED (
+        SELECT * FROM of_whom o WHERE minion_stop_of(o.namespace, o.agent_name, o.key) IS NOT NULL
+    )
     SELECT b.* FROM batch_calls b JOIN task_status s ON s.task_id = b.task_id
         WHERE b.batch IS NULL AND b.result IS NULL AND b.due_at <= now()
           AND s.state NOT IN ('succeeded', 'failed', 'cancelled', 'expired')
-          AND (NOT EXISTS (SELECT 1 FROM stops) OR minion_stop_of(s.namespace, s.agent_name, s.key) IS NULL)
+          AND NOT EXISTS (SELECT 1 FROM stopped o WHERE o.namespace = s.namespace AND o.agent_name = s.agent_name
+                                                        AND o.key = COALESCE(s.key, ''))
 $$;
 
 CREATE FUNCTION minion_session_bounds() RETURNS jsonb

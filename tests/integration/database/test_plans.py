@@ -18,7 +18,7 @@ from orchestrator.preparer import STILL_UNPREPARED, UNPREPARED
 from shared.broker import make_app
 from shared.database.connections import autocommit
 from shared.settings import Settings
-from shared.tasks import budgets, cached_results, lifecycle, queries, standing_budgets
+from shared.tasks import batches, budgets, cached_results, lifecycle, queries, standing_budgets, stops
 from shared.tasks.queries import TaskFilter
 from shared.tasks.states import State
 from tests.support.lifecycle_driver import LifecycleDriver
@@ -54,6 +54,10 @@ CACHE = text(
     "INSERT INTO cached_results (key, output, bytes, task_id, step, expires_at) "
     "SELECT 'key-' || n, '1', 1, (SELECT id FROM tasks LIMIT 1), 1, now() + n * interval '1 s' "
     "FROM generate_series(1, :pending) n"
+)
+CALL_IN_BATCHES = text(
+    "INSERT INTO batch_calls (task_id, step, claim, custom_id, model, body, bytes) "
+    "SELECT task_id, 1, 1, task_id::text, 'claude-sonnet-4-5', '{}', 2 FROM task_status"
 )
 Call = Callable[[Connection, LifecycleDriver, UUID], Any]
 
@@ -184,6 +188,24 @@ def test_raised_standing_budget_looks_at_each_waiting_task_once(driver: Lifecycl
         plans = plans_of(connection, lambda: standing_budgets.wake(connection, limit=WAITING // 5))
         assert connection.scalar(text("SELECT count(*) FROM task_status WHERE state = 'pending'")) == WAITING // 5
     assert sum(rows_read(plan) for plan in plans) < 30 * WAITING
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_batch_is_gathered_in_a_few_passes_over_its_calls(driver: LifecycleDriver, stopped: bool) -> None:
+    fill_pending(driver.engine, WAITING, "A", "work", keys=TENANTS)
+    with driver.engine.begin() as connection:
+        connection.execute(CALL_IN_BATCHES)
+        if stopped:
+            stops.stop(connection, stops.target_of("key", "default", "tenant-1"))
+    with autocommit(driver.engine).connect() as connection:
+        connection.execute(text("ANALYZE task_status, batch_calls"))
+    with driver.engine.connect() as connection:
+        plans = plans_of(
+            connection, lambda: batches.gather(connection, most=WAITING, largest=1 << 20, age=0.0)
+        )
+        gathered = connection.scalar(text("SELECT calls FROM message_batches"))
+    assert gathered == (WAITING - WAITING // TENANTS if stopped else WAITING)
+    assert sum(rows_read(plan) for plan in plans) < 40 * WAITING
 
 
 @pytest.mark.parametrize("statement", [LOOK, BACKLOG, NEXT_HOLD], ids=["look", "backlog", "next hold"])
