@@ -2136,12 +2136,20 @@ BEGIN
 END $$;
 
 CREATE FUNCTION minion_dispatch(lease interval, smallest_window integer) RETURNS TABLE(task_id uuid, claim integer, queue text, agent_name text, soft_time_limit integer, time_limit integer, priority smallint)
+    LANGUAGE sql
+    AS $$
+    SELECT task_id, claim, queue, agent_name, soft_time_limit, time_limit, priority
+        FROM minion_dispatch_v2(lease, smallest_window, '{}')
+$$;
+
+CREATE FUNCTION minion_dispatch_v2(lease interval, smallest_window integer, windows jsonb) RETURNS TABLE(task_id uuid, claim integer, queue text, agent_name text, soft_time_limit integer, time_limit integer, priority smallint, version_id uuid, has_model boolean)
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
     AS $$
 DECLARE
     served record;
+    taken record;
     limited boolean := EXISTS (SELECT 1 FROM limits WHERE scope <> 'model');
 BEGIN
     IF limited THEN
@@ -2154,25 +2162,16 @@ BEGIN
     LOOP
         CONTINUE WHEN NOT EXISTS (
             SELECT 1 FROM task_status p WHERE p.state = 'pending' AND p.capability = served.name);
-        RETURN QUERY SELECT * FROM minion_take(
-            served.name, GREATEST(2 * served.slots, smallest_window)::integer, limited);
-    END LOOP;
-END $$;
-
-CREATE FUNCTION minion_dispatch_v2(lease interval, smallest_window integer) RETURNS TABLE(task_id uuid, claim integer, queue text, agent_name text, soft_time_limit integer, time_limit integer, priority smallint, version_id uuid, has_model boolean)
-    LANGUAGE plpgsql
-    SET enable_seqscan TO 'off'
-    SET jit TO 'off'
-    AS $$
-DECLARE
-    taken record;
-BEGIN
-    FOR taken IN SELECT * FROM minion_dispatch(lease, smallest_window) LOOP
-        -- In a statement after the one that took the tasks: it also takes tasks that were committed after it began, and a
-        -- join in it would leave those out.
-        RETURN QUERY SELECT taken.task_id, taken.claim, taken.queue, taken.agent_name, taken.soft_time_limit,
-                            taken.time_limit, taken.priority, v.id, v.type = 'agent'
-            FROM tasks t JOIN agent_versions v ON v.id = t.agent_version_id WHERE t.id = taken.task_id;
+        FOR taken IN SELECT * FROM minion_take(
+            served.name,
+            GREATEST(2 * served.slots, smallest_window, (windows->>served.name)::integer)::integer, limited)
+        LOOP
+            -- In a statement after the one that took the tasks: it also takes tasks that were committed after it began, and
+            -- a join in it would leave those out.
+            RETURN QUERY SELECT taken.task_id, taken.claim, taken.queue, taken.agent_name, taken.soft_time_limit,
+                                taken.time_limit, taken.priority, v.id, v.type = 'agent'
+                FROM tasks t JOIN agent_versions v ON v.id = t.agent_version_id WHERE t.id = taken.task_id;
+        END LOOP;
     END LOOP;
 END $$;
 

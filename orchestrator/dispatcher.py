@@ -87,7 +87,12 @@ class Dispatcher(Loop):
 
     def _dispatch(self, connection: Connection) -> bool:
         """Dispatch and publish one batch. Return whether there was one."""
-        batch = lifecycle.dispatch(connection, lease=self.settings.lease_seconds, window=self.settings.dispatch_window)
+        batch = lifecycle.dispatch(
+            connection,
+            lease=self.settings.lease_seconds,
+            window=self.settings.dispatch_window,
+            windows=self._packing.windows,
+        )
         if batch:
             self._publish(self._packing.pack(connection, batch))
         return bool(batch)

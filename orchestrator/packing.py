@@ -11,9 +11,10 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 
 from shared.tasks.lifecycle import Dispatched
 
@@ -35,6 +36,12 @@ SLOW_SECONDS = 0.5
 MOST_AGENTS = 1000
 FRESH_SECONDS = 0.25
 """Age at which an estimate is renewed."""
+SOON_SECONDS = 0.03
+"""Time until the next estimate if too few executions have ended for one."""
+AHEAD_SECONDS = 0.2
+"""Work for each slot that is in the broker: several rounds of the dispatcher."""
+LARGEST_WINDOW = 512
+"""The largest window in the broker for short tasks."""
 UNDERSTOOD_SINCE = (0, 3)
 
 WORKERS = text(
@@ -65,18 +72,25 @@ class Agent:
     Attributes:
         recent: its last dispatched tasks, with their claims.
         seconds: the estimated duration of a task; None: its tasks are not packed.
+        due_at: when the estimate is to be renewed, by the monotonic clock.
     """
 
     calls_model: bool
     recent: deque[tuple[UUID, int]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     seconds: float | None = None
-    estimated_at: float = 0.0
+    due_at: float = 0.0
 
 
 class Packing:
-    """Makes packs of the dispatcher's batches."""
+    """Makes packs of the dispatcher's batches.
+
+    Attributes:
+        windows: for capabilities whose last tasks were short, the number of tasks that keeps their slots busy until
+            the next rounds.
+    """
 
     def __init__(self, lease: float) -> None:
+        self.windows: dict[str, int] = {}
         self._lease = lease
         self._agents: dict[UUID | None, Agent] = {}
 
@@ -87,48 +101,46 @@ class Packing:
         queues: dict[str, list[Dispatched]] = defaultdict(list)
         for task in batch:
             queues[task.queue].append(task)
-        most = self._most(connection, {queue: len(tasks) for queue, tasks in queues.items()})
+        pools = self._pools(connection, queues)
         packs = [
-            pack for queue, tasks in queues.items() for pack in self._joined(connection, tasks, most.get(queue, 1))
+            pack for queue, tasks in queues.items() for pack in self._packs_of(connection, tasks, pools.get(queue))
         ]
         for task in batch[:: len(batch) // SAMPLES or 1]:
             if not (agent := self._agent(connection, task)).calls_model:
                 agent.recent.append((task.task_id, task.claim + 1))
         return packs
 
-    def _most(self, connection: Connection, dispatched: dict[str, int]) -> dict[str, int]:
-        """Return the size of a pack for each capability whose workers all understand packs: no slot stays free."""
-        values = {"lease": self._lease, "queues": [*dispatched]}
-        most: dict[str, int] = {}
-        for row in connection.execute(WORKERS, values):
-            if row.prefork and all(map(_understands, row.versions)):
-                before = row.in_flight - dispatched[row.name]
-                most[row.name] = min(MOST, MOST if before >= row.slots else dispatched[row.name] // row.slots)
-        return most
+    def _pools(self, connection: Connection, queues: Iterable[str]) -> dict[str, Row[Any]]:
+        """Return the slots of each capability whose workers all understand packs, and its tasks in flight."""
+        rows = connection.execute(WORKERS, {"lease": self._lease, "queues": [*queues]})
+        return {row.name: row for row in rows if row.prefork and all(map(_understands, row.versions))}
 
-    def _joined(self, connection: Connection, tasks: Iterable[Dispatched], most: int) -> list[list[Dispatched]]:
-        packs: list[list[Dispatched]] = []
-        open_pack: list[Dispatched] = []
-        room = 0.0
-        for task in tasks:
-            # One that has run before may be what ended its slot or its worker, and the others with it.
-            seconds = None if task.claim or most < 2 else self._estimate(connection, task)
-            if seconds is None:
-                packs.append([task])
-            elif open_pack and len(open_pack) < most and seconds <= room:
-                open_pack.append(task)
-                room -= seconds
-            else:
-                open_pack, room = [task], PACK_SECONDS - seconds
-                packs.append(open_pack)
-        return packs
+    def _packs_of(
+        self, connection: Connection, tasks: Sequence[Dispatched], pool: Row[Any] | None
+    ) -> list[list[Dispatched]]:
+        """Return the packs of one capability: no slot stays free."""
+        self.windows.pop(tasks[0].queue, None)
+        if pool is None or (most := _most(len(tasks), pool)) < 2:
+            return [[task] for task in tasks]
+        # One that has run before may be what ended its slot or its worker, and the others with it.
+        seconds = [None if task.claim else self._estimate(connection, task) for task in tasks]
+        if known := [each for task, each in zip(tasks, seconds, strict=True) if not task.claim]:
+            self._widen(tasks[0].queue, known, pool.slots)
+        return _joined(zip(tasks, seconds, strict=True), most)
+
+    def _widen(self, queue: str, seconds: Sequence[float | None], slots: int) -> None:
+        """Adapt the window of a capability whose tasks are all short: they are ready before the next round comes."""
+        short = [each for each in seconds if each is not None]
+        if len(short) == len(seconds):
+            self.windows[queue] = min(LARGEST_WINDOW, round(AHEAD_SECONDS * slots * len(short) / sum(short)))
 
     def _estimate(self, connection: Connection, task: Dispatched) -> float | None:
         """Return the expected duration of a task in seconds; None if it must not be packed."""
         agent = self._agent(connection, task)
         now = time.monotonic()
-        if not agent.calls_model and now - agent.estimated_at >= FRESH_SECONDS:
-            agent.seconds, agent.estimated_at = _look(connection, agent), now
+        if not agent.calls_model and now >= agent.due_at:
+            is_known, agent.seconds = _look(connection, agent)
+            agent.due_at = now + (FRESH_SECONDS if is_known else SOON_SECONDS)
         return agent.seconds
 
     def _agent(self, connection: Connection, task: Dispatched) -> Agent:
@@ -142,22 +154,46 @@ class Packing:
         return agent
 
 
-def _look(connection: Connection, agent: Agent) -> float | None:
-    """Estimate the duration of an agent's tasks: the median of its last executions, if nine of ten were short.
+def _most(tasks: int, pool: Row[Any]) -> int:
+    """Return the size of a pack, for a number of tasks that are dispatched together."""
+    return MOST if pool.in_flight - tasks >= pool.slots else min(MOST, tasks // pool.slots)
+
+
+def _joined(tasks: Iterable[tuple[Dispatched, float | None]], most: int) -> list[list[Dispatched]]:
+    """Join tasks with an expected duration to packs of `most` at most."""
+    packs: list[list[Dispatched]] = []
+    open_pack: list[Dispatched] = []
+    room = 0.0
+    for task, seconds in tasks:
+        if seconds is None:
+            packs.append([task])
+        elif open_pack and len(open_pack) < most and seconds <= room:
+            open_pack.append(task)
+            room -= seconds
+        else:
+            open_pack, room = [task], PACK_SECONDS - seconds
+            packs.append(open_pack)
+    return packs
+
+
+def _look(connection: Connection, agent: Agent) -> tuple[bool, float | None]:
+    """Return whether enough of an agent's executions have ended, and the estimated duration of its tasks: the median of
+    the last ones, if nine of ten were short.
 
     Those that were given back because another task of their pack took long count as long.
     """
     if len(agent.recent) < ENOUGH:
-        return None
+        return False, None
     values = {"tasks": [task for task, _ in agent.recent], "claims": [claim for _, claim in agent.recent]}
     rows = connection.execute(RAN, values).all()
     # The latest ones first.
     ended = [row.seconds for row in rows if row.ended][:LATEST]
     slow = any(not row.ended and row.seconds > SLOW_SECONDS for row in rows)
     if len(ended) < ENOUGH or slow:
-        return None
+        return slow, None
     ended.sort()
-    return max(ended[len(ended) // 2], 0.001) if ended[len(ended) * 9 // 10] <= SHORT_SECONDS else None
+    are_short = ended[len(ended) * 9 // 10] <= SHORT_SECONDS
+    return True, max(ended[len(ended) // 2], 0.001) if are_short else None
 
 
 def _understands(version: str) -> bool:

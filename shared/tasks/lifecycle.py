@@ -6,9 +6,10 @@ is lost and that the minion must stop without any further write.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any, cast
 from uuid import UUID
 
@@ -96,7 +97,9 @@ REPLAY_FROM = text("SELECT minion_replay_from(:request, :source, :first, :edited
     bindparam("request", type_=JSONB), bindparam("edited", type_=JSONB(none_as_null=True))
 )
 REJECT = text("SELECT minion_reject(:task, :error)").bindparams(bindparam("error", type_=JSONB))
-DISPATCH = text("SELECT * FROM minion_dispatch_v2(:lease, :window)")
+DISPATCH = text("SELECT * FROM minion_dispatch_v2(:lease, :window, :windows)").bindparams(
+    bindparam("windows", type_=JSONB)
+)
 REPUBLISH = text("SELECT * FROM minion_republish(:lease, :patience, :empty, :most)")
 VERSIONS = text(
     "SELECT t.id, v.id AS version_id, v.type = 'agent' AS has_model "
@@ -256,9 +259,16 @@ def reject(connection: Connection, task: UUID, error: dict[str, Any]) -> bool:
     return bool(connection.scalar(REJECT, {"task": task, "error": error}))
 
 
-def dispatch(connection: Connection, *, lease: float, window: int) -> list[Dispatched]:
-    """Move pending tasks to the queued state, as far as each capability's window has room."""
-    limits = {"lease": timedelta(seconds=lease), "window": window}
+def dispatch(
+    connection: Connection, *, lease: float, window: int, windows: Mapping[str, int] = MappingProxyType({})
+) -> list[Dispatched]:
+    """Move pending tasks to the queued state, as far as each capability's window has room.
+
+    Args:
+        window: the smallest window, in tasks.
+        windows: larger windows of some capabilities.
+    """
+    limits = {"lease": timedelta(seconds=lease), "window": window, "windows": {**windows}}
     return [Dispatched(**row) for row in connection.execute(DISPATCH, limits).mappings()]
 
 

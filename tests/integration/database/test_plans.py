@@ -200,9 +200,7 @@ def test_batch_is_gathered_in_a_few_passes_over_its_calls(driver: LifecycleDrive
     with autocommit(driver.engine).connect() as connection:
         connection.execute(text("ANALYZE task_status, batch_calls"))
     with driver.engine.connect() as connection:
-        plans = plans_of(
-            connection, lambda: batches.gather(connection, most=WAITING, largest=1 << 20, age=0.0)
-        )
+        plans = plans_of(connection, lambda: batches.gather(connection, most=WAITING, largest=1 << 20, age=0.0))
         gathered = connection.scalar(text("SELECT calls FROM message_batches"))
     assert gathered == (WAITING - WAITING // TENANTS if stopped else WAITING)
     assert sum(rows_read(plan) for plan in plans) < 40 * WAITING

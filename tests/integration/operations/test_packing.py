@@ -60,6 +60,7 @@ class Backlog:
 @pytest.fixture
 def backlog(database: Engine, tasks: Tasks, act: Any, tool_package: Any, monkeypatch: pytest.MonkeyPatch) -> Backlog:
     monkeypatch.setattr(packing, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(packing, "SOON_SECONDS", 0.0)
     act(effect="pure")
     return Backlog(database, tasks)
 
@@ -113,6 +114,25 @@ def test_no_pack_while_a_slot_would_stay_free(backlog: Backlog) -> None:
 def test_pack_takes_a_quarter_of_a_second(backlog: Backlog) -> None:
     backlog.learn(0.08)
     assert sizes(backlog.dispatch(9)) == [3, 3, 3]
+
+
+def test_window_holds_short_tasks_for_several_rounds(backlog: Backlog) -> None:
+    backlog.learn(0.004)
+    assert backlog.packing.windows == {}
+    backlog.dispatch(40)
+    assert backlog.packing.windows == {"work": 100}
+    with transaction() as connection:
+        for _ in range(70):
+            backlog.tasks.submit("Act", {})
+        batch = lifecycle.dispatch(connection, lease=3600, window=1, windows=backlog.packing.windows)
+    assert len(batch) == 60
+
+
+def test_window_of_slow_tasks_is_not_widened(backlog: Backlog) -> None:
+    backlog.learn(0.002)
+    backlog.run(backlog.dispatch(40)[:1], 0.5)
+    backlog.dispatch(40)
+    assert backlog.packing.windows == {}
 
 
 def test_agent_that_turns_slow_is_unpacked(backlog: Backlog) -> None:
