@@ -8,7 +8,7 @@ PEERS := $(VENV)/.installed-bench
 PIP_FLAGS := --disable-pip-version-check --no-input --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test unit soak chaos crash-matrix lint format schema bench soak-load flood screenshots dist lock clean
+.PHONY: help install demo up test unit soak chaos crash-matrix lint format schema client bench soak-load flood screenshots dist lock clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -66,6 +66,9 @@ format: install  ## Format the code
 
 schema: install  ## Regenerate migrations/schema.sql, after each change of a table or function
 	@$(RUN) tests.support.schema_dump
+
+client: install  ## Derive the client for threads from minions/aio, after each change of it
+	@$(RUN) tests.support.sync_client
 
 bench: $(PEERS)  ## Measure beside Celery, procrastinate, DBOS and others, in one run (20 min; BENCH=--quick, BENCH=--help)
 	@PYTHONDONTWRITEBYTECODE= $(RUN) benchmarks $(BENCH)

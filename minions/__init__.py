@@ -1,4 +1,4 @@
-"""The light client of Minions: `from minions import Client`.
+"""The light client of Minions: `from minions import Client`, or `AsyncClient` for asyncio.
 
 Names are imported at their first use: `minions.errors` and `minions.results` then load nothing but themselves.
 """
@@ -8,21 +8,36 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from minions import errors
+    from minions.aio.client import AsyncClient
+    from minions.aio.task import AsyncTask, AsyncTaskSummary
     from minions.client import Client
     from minions.comparison import Comparison
-    from minions.following import TaskEvent
     from minions.task import Task, TaskSummary
+    from minions.task_event import TaskEvent
 
 # The version of both distributions, minions-client and minions-server: their builds read it here.
 __version__ = "0.3.0"
 
-__all__ = ["Client", "Comparison", "Task", "TaskEvent", "TaskSummary", "errors"]
+__all__ = [
+    "AsyncClient",
+    "AsyncTask",
+    "AsyncTaskSummary",
+    "Client",
+    "Comparison",
+    "Task",
+    "TaskEvent",
+    "TaskSummary",
+    "errors",
+]
 
 _HOMES = {
+    "AsyncClient": "aio.client",
+    "AsyncTask": "aio.task",
+    "AsyncTaskSummary": "aio.task",
     "Client": "client",
     "Comparison": "comparison",
     "Task": "task",
-    "TaskEvent": "following",
+    "TaskEvent": "task_event",
     "TaskSummary": "task",
 }
 

@@ -1,3 +1,4 @@
+# Generated from minions/aio/alerts.py by `make client`: change that file.
 """Alerts and silences, as methods of the client."""
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from typing import Any
 from urllib.parse import quote
 from uuid import UUID
 
-from minions.transport import PAGE, Transport, given, to_json
+from minions.transport import Transport
+from minions.wire import PAGE, given, to_json
 
 
 class Alerts:

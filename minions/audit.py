@@ -1,3 +1,4 @@
+# Generated from minions/aio/audit.py by `make client`: change that file.
 """The audit log and erasure, as methods of the client."""
 
 from __future__ import annotations
@@ -6,7 +7,8 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from minions.transport import PAGE, Transport, given, to_json
+from minions.transport import Transport
+from minions.wire import PAGE, given, to_json
 
 
 class Audit:

@@ -1,3 +1,4 @@
+# Generated from minions/aio/bulk_acts.py by `make client`: change that file.
 """Acts on many tasks, as methods of the client."""
 
 from __future__ import annotations
@@ -7,7 +8,8 @@ from typing import Any, Literal
 from urllib.parse import quote
 from uuid import UUID
 
-from minions.transport import PAGE, Transport, given, to_json
+from minions.transport import Transport
+from minions.wire import PAGE, given, to_json
 
 
 class BulkActs:

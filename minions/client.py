@@ -1,3 +1,4 @@
+# Generated from minions/aio/client.py by `make client`: change that file.
 """The client: submit tasks over HTTP and read their results.
 
     from minions import Client
@@ -12,44 +13,33 @@ It needs `MINION_API_URL` and `MINION_API_KEY` (or `MINION_API_KEY_FILE`), or th
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 from urllib.parse import quote
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from minions.alerts import Alerts
 from minions.audit import Audit
 from minions.bulk_acts import BulkActs
 from minions.comparison import Comparison, Record, compare
-from minions.current_span import current_traceparent
-from minions.errors import InvalidInput, MinionsError, NotConfigured, WaitTimeout
-from minions.following import TaskEvent, follow
+from minions.errors import NotConfigured
+from minions.following import follow
 from minions.keys import Keys
 from minions.operations import Operations
+from minions.submissions import NOT_GIVEN, NotGiven, Submissions, TaskId, id_of, task_path
 from minions.task import Task, TaskSummary
-from minions.transport import PAGE, Transport, given, to_json
+from minions.task_event import TaskEvent
+from minions.transport import Transport
+from minions.wire import PAGE, given, to_json
 
-BULK_TASKS = 10_000
-BULK_BYTES = 16 << 20
-BULK_SECONDS = 120.0  # the API checks every input against its schema
-LONGEST_POLL = 30.0
 WHOLE_ID = 32  # characters, without hyphens
 
-TaskId = str | UUID | TaskSummary
 
-
-class _NotGiven:
-    """Sentinel for an omitted argument, as distinct from `None`."""
-
-
-NOT_GIVEN: Final = _NotGiven()
-
-
-class Client(Operations, BulkActs, Alerts, Keys, Audit):
+class Client(Submissions, Operations, BulkActs, Alerts, Keys, Audit):
     """Client of the API. Threads may share one; close it, or use it as a context manager.
 
     Requests are retried when the API or its database is unavailable and a retry is safe: all that only read, `cancel`,
@@ -84,150 +74,7 @@ class Client(Operations, BulkActs, Alerts, Keys, Audit):
         actor = actor or os.environ.get("MINION_ACTOR")
         self._transport = Transport(address, key, timeout=timeout, retries=retries, actor=actor)
 
-    def submit(
-        self,
-        agent: str | None = None,
-        input: Any = NOT_GIVEN,
-        *,
-        messages: Sequence[Any] | None = None,
-        capability: str | None = None,
-        idempotency_key: str | None = None,
-        key: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        priority: int | None = None,
-        run_at: datetime | str | None = None,
-        deadline: datetime | str | None = None,
-        conversation_id: str | None = None,
-        traceparent: str | None = None,
-        namespace: str | None = None,
-        unique_key: str | None = None,
-        unique_while: str | None = None,
-        budget: Mapping[str, Any] | None = None,
-        lane: str | None = None,
-        wait: float = 0.0,
-    ) -> Task:
-        """Submit one task.
-
-        Args:
-            agent: its name; alternatively a `capability` that one agent offers, or `messages` for routing.
-            input: JSON that matches the agent's input schema.
-            messages: `{"role", "content"}` objects, or text.
-            idempotency_key: the same key and payload return the same task, however often it is submitted.
-            key: the tenant.
-            priority: from -100 to 100; more urgent tasks run sooner.
-            run_at: earliest start, with a time zone.
-            deadline: the task expires if it is not done by then.
-            traceparent: the span that the task's trace continues (W3C Trace Context); by default the current one, if
-                the process uses OpenTelemetry.
-            unique_key: while a task holds it, this returns that task.
-            unique_while: how long it holds the key: `pending` (until it first starts) or `running` (until it ends; the
-                default).
-            budget: limits for it and everything below it: `{"dollars": 0.5, "tokens": …, "steps": …, "seconds": …,
-                "on_breach": "ask" or "fail"}`.
-            lane: how its model calls are made: `direct`, `batch` (within 24 hours, at half the price) or `auto` (by its
-                deadline); by default as its agent says.
-            wait: seconds to wait for the end of the task, up to 60. A task that ends within them is returned with its
-                output, by one request in place of two: `submit("triage", {…}, wait=30).result()`.
-
-        Raises:
-            UnknownAgent, UnknownCapability, InvalidInput, IdempotencyConflict, TooLarge: the API refused the task.
-            Unauthorized, Unavailable: the API did not process the request.
-        """
-        request = given(
-            agent=agent,
-            messages=None if messages is None else list(messages),
-            capability=capability,
-            idempotency_key=idempotency_key or str(uuid4()),
-            key=key,
-            labels=labels,
-            priority=priority,
-            run_at=run_at,
-            deadline=deadline,
-            conversation_id=conversation_id,
-            traceparent=traceparent or current_traceparent(),
-            namespace=namespace,
-            unique_key=unique_key,
-            unique_while=unique_while,
-            budget=budget,
-            lane=lane,
-        )
-        if not isinstance(input, _NotGiven):
-            request["input"] = input
-        sent = to_json(request, what="The task")
-        params = {"wait": wait or None}
-        return self._task(self._transport.post("/v1/tasks", sent, safe=True, params=params, extra_time=wait))
-
-    def submit_many(self, tasks: Iterable[Mapping[str, Any]]) -> list[str]:
-        """Submit tasks, each a mapping with the arguments of `submit`; return their ids in order.
-
-        Up to 10,000 tasks (and 16 MB) are one request, which is accepted all or none; more are several requests. If a
-        later one is refused, the error's `detail["submitted"]` holds the ids that were accepted before it.
-
-        Raises:
-            InvalidInput and the other errors of `submit`; `detail["index"]` counts within the refused request.
-        """
-        ids: list[str] = []
-        for batch in _batches(tasks):
-            try:
-                body = '{"tasks":[' + ",".join(batch) + "]}"
-                answer = self._transport.post("/v1/tasks/bulk", body, safe=True, extra_time=BULK_SECONDS)
-            except MinionsError as error:
-                error.detail["submitted"] = ids
-                raise
-            ids += [task["id"] for task in answer["tasks"]]
-        return ids
-
-    def get(self, task: TaskId) -> Task:
-        """Return one task.
-
-        Args:
-            task: here and in the methods below: a task, its id, or at least the first 8 characters of its id.
-
-        Raises:
-            NotFound: there is no task with that id.
-            AmbiguousId: several ids begin with these characters; the message lists them.
-        """
-        return self._task(self._transport.get(_task_path(task)))
-
-    def wait(self, task: TaskId, timeout: float | None = None) -> Task:
-        """Wait until a task has ended, with any outcome: see `Task.succeeded` and `Task.result()`.
-
-        Args:
-            timeout: seconds; None waits indefinitely.
-
-        Raises:
-            WaitTimeout: the time is up; the task continues.
-            NotFound: there is no task with that id.
-        """
-        return self._wait(task, timeout, _end_of(timeout))
-
-    def wait_many(self, tasks: Iterable[TaskId], timeout: float | None = None) -> list[Task]:
-        """Wait until all tasks have ended, and return them in the order in which they were given.
-
-        Args:
-            timeout: seconds for all of them together; None waits indefinitely.
-
-        Raises:
-            WaitTimeout: the time is up; the tasks continue. `detail["task"]` is the first one that has not ended.
-            NotFound: there is no task with one of the ids.
-        """
-        ends = _end_of(timeout)
-        return [self._wait(task, timeout, ends) for task in tasks]
-
-    def _wait(self, task: TaskId, timeout: float | None, ends: float | None) -> Task:
-        while True:
-            left = LONGEST_POLL if ends is None else max(0.0, min(LONGEST_POLL, ends - time.monotonic()))
-            answer = self._transport.get(_task_path(task), params={"wait": round(left, 3)}, extra_time=left)
-            found = self._task(answer)
-            if found.final:
-                return found
-            if ends is not None and time.monotonic() >= ends:
-                raise WaitTimeout(
-                    f"Task {found.id} is still {found.state} after {timeout:g} s. It continues.", task=found
-                )
-            task = found  # by its full id: by now, another task may have the same first characters
-
-    def follow(self, task: TaskId, after: int = 0) -> Iterator[TaskEvent]:
+    def follow(self, task: TaskId, after: int = 0) -> Generator[TaskEvent, None]:
         """Yield a task's events as they happen, until its end. Broken connections are resumed where they broke off.
 
         Args:
@@ -239,8 +86,9 @@ class Client(Operations, BulkActs, Alerts, Keys, Audit):
             Unavailable: the API is still unavailable after the retries.
         """
         # A broken connection is reopened, and by then another task may have the same first characters.
-        whole = task if len(_id(task)) >= WHOLE_ID else self.get(task)
-        return follow(self._transport, _task_path(whole, "events"), after)
+        whole = task if len(id_of(task)) >= WHOLE_ID else self.get(task)
+        with closing(follow(self._transport, task_path(whole, "events"), after)) as events:
+            yield from events
 
     def tasks(
         self,
@@ -294,7 +142,7 @@ class Client(Operations, BulkActs, Alerts, Keys, Audit):
 
     def tree(self, task: TaskId) -> Iterator[TaskSummary]:
         """Yield the task and everything below it, the oldest first."""
-        pages = self._transport.pages(_task_path(task, "tree"), {"limit": PAGE})
+        pages = self._transport.pages(task_path(task, "tree"), {"limit": PAGE})
         return (TaskSummary.of(item, self) for item in pages)
 
     def counts(self, root_id: TaskId | None = None, **filters: Any) -> dict[str, Any]:
@@ -308,21 +156,21 @@ class Client(Operations, BulkActs, Alerts, Keys, Audit):
 
     def steps(self, task: TaskId) -> Iterator[dict[str, Any]]:
         """Yield the task's journal, in order."""
-        return self._transport.pages(_task_path(task, "steps"), {})
+        return self._transport.pages(task_path(task, "steps"), {})
 
     def executions(self, task: TaskId) -> Iterator[dict[str, Any]]:
         """Yield every claim of the task by a minion, in order."""
-        return self._transport.pages(_task_path(task, "executions"), {})
+        return self._transport.pages(task_path(task, "executions"), {})
 
     def cancel(self, task: TaskId, reason: str | None = None) -> Task:
         """Cancel a task and everything below it. A running one is asked to stop; one that has ended is unchanged."""
         body = to_json(given(reason=reason), what="The reason")
-        return self._task(self._transport.post(_task_path(task, "cancel"), body, safe=True))
+        return self._task(self._transport.post(task_path(task, "cancel"), body, safe=True))
 
     def label(self, task: TaskId, labels: Mapping[str, str | None]) -> Task:
         """Set labels of a task, and of no task below it; None removes one, and others stay."""
         body = to_json({"labels": dict(labels)}, what="The labels")
-        return self._task(self._transport.patch(_task_path(task, "labels"), body))
+        return self._task(self._transport.patch(task_path(task, "labels"), body))
 
     def replay(
         self,
@@ -347,10 +195,10 @@ class Client(Operations, BulkActs, Alerts, Keys, Audit):
             InvalidInput: there is no such step, or it could not have returned this output.
         """
         request = given(pinned=pinned, from_step=from_step, new_keys=new_keys or None)
-        if not isinstance(edited_output, _NotGiven):
+        if not isinstance(edited_output, NotGiven):
             request["edited_output"] = edited_output
         body = to_json(request, what="The request")
-        return self._task(self._transport.post(_task_path(task, "replay"), body, safe=False))
+        return self._task(self._transport.post(task_path(task, "replay"), body, safe=False))
 
     def diff(self, a: TaskId, b: TaskId) -> Comparison:
         """Compare the steps, outputs and costs of two tasks.
@@ -364,8 +212,8 @@ class Client(Operations, BulkActs, Alerts, Keys, Audit):
         found = self.get(task)
         steps = list(self.steps(found))
         below = [str(step["child_id"]) for step in steps if step["child_id"] and not step.get("copied_from")]
-        ended = {child.id: child for child in map(self.get, below)}
-        outcomes = {name: {"output": child.output, "error": child.error} for name, child in ended.items()}
+        ended = [self.get(child) for child in dict.fromkeys(below)]
+        outcomes = {child.id: {"output": child.output, "error": child.error} for child in ended}
         return Record(found, steps, list(self.executions(found)), outcomes)
 
     def why(self, task: TaskId) -> dict[str, Any]:
@@ -374,7 +222,7 @@ class Client(Operations, BulkActs, Alerts, Keys, Audit):
         Raises:
             NotFound: there is no task with that id.
         """
-        found: dict[str, Any] = self._transport.get(_task_path(task, "why"))
+        found: dict[str, Any] = self._transport.get(task_path(task, "why"))
         return found
 
     def signal(self, task: TaskId, name: str, payload: Any = None) -> Task:
@@ -385,7 +233,7 @@ class Client(Operations, BulkActs, Alerts, Keys, Audit):
             Conflict: it has ended.
         """
         body = to_json({"payload": payload}, what="The payload")
-        return self._task(self._transport.post(_task_path(task, f"signals/{quote(name, safe='')}"), body, safe=False))
+        return self._task(self._transport.post(task_path(task, f"signals/{quote(name, safe='')}"), body, safe=False))
 
     def decide(
         self,
@@ -415,7 +263,7 @@ class Client(Operations, BulkActs, Alerts, Keys, Audit):
         """
         decision = given(verdict=verdict, value=value, reason=reason, step=step, proposal=proposal)
         body = to_json(decision, what="The decision")
-        return self._task(self._transport.post(_task_path(task, "decisions"), body, safe=False))
+        return self._task(self._transport.post(task_path(task, "decisions"), body, safe=False))
 
     def change_budget(
         self,
@@ -448,7 +296,7 @@ class Client(Operations, BulkActs, Alerts, Keys, Audit):
             stop=stop or None,
         )
         body = to_json(asked, what="The change")
-        return self._task(self._transport.post(_task_path(task, "budget"), body, safe=False))
+        return self._task(self._transport.post(task_path(task, "budget"), body, safe=False))
 
     def agents(self, namespace: str | None = None) -> Iterator[dict[str, Any]]:
         """Yield all agents, by name."""
@@ -638,61 +486,16 @@ def _from_file(name: str) -> str | None:
     return secret
 
 
-def _end_of(timeout: float | None) -> float | None:
-    """Return the end of a wait on the monotonic clock."""
-    if timeout is None:
-        return None
-    if not timeout >= 0:
-        raise InvalidInput(f"The timeout {timeout:g} is not valid: it must be 0 seconds or more, or None.")
-    return time.monotonic() + timeout
-
-
-def _id(task: TaskId) -> str:
-    return task.id if isinstance(task, TaskSummary) else str(task)
-
-
-def _task_path(task: TaskId, part: str | None = None) -> str:
-    path = f"/v1/tasks/{quote(_id(task), safe='')}"
-    return f"{path}/{part}" if part else path
-
-
 def _filters(
     *, state: str | Iterable[str] | None = None, labels: Mapping[str, str] | None = None, **others: Any
 ) -> dict[str, Any]:
     """Return filters as query parameters."""
     filters = {
-        name: _id(value) if isinstance(value, UUID | TaskSummary) else value for name, value in given(**others).items()
+        name: id_of(value) if isinstance(value, UUID | TaskSummary) else value
+        for name, value in given(**others).items()
     }
     if state is not None:
         filters["state"] = [state] if isinstance(state, str) else [str(one) for one in state]
     if labels:
         filters["label"] = [f"{name}:{value}" for name, value in labels.items()]
     return filters
-
-
-def _batches(tasks: Iterable[Mapping[str, Any]]) -> Iterator[list[str]]:
-    """Yield the tasks as JSON texts, in batches that fit one request."""
-    batch: list[str] = []
-    size = 0
-    for index, task in enumerate(tasks):
-        text = _task_text(index, task)
-        if batch and (len(batch) == BULK_TASKS or size + len(text) > BULK_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(text)
-        size += len(text)
-    if batch:
-        yield batch
-
-
-def _task_text(index: int, task: Mapping[str, Any]) -> str:
-    if not isinstance(task, Mapping):
-        raise InvalidInput(
-            f"tasks[{index}] is {type(task).__name__}: a task must be a mapping with the arguments of submit."
-        )
-    request = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in task.items()}
-    if request.get("idempotency_key") is None:
-        request["idempotency_key"] = str(uuid4())
-    if request.get("traceparent") is None and (span := current_traceparent()) is not None:
-        request["traceparent"] = span
-    return to_json(request, what=f"tasks[{index}]")

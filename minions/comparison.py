@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+from minions.aio.task import AsyncTask
 from minions.task import Task
 
 NOTED = frozenset({"sent_at", "at", "by", "key", "approvals"})
@@ -22,7 +23,7 @@ OF_A_STEP = ("kind", "name", "input", "status", "output", "error")
 class Record:
     """A task with its journal. `outcomes` maps the ids of its sub-tasks to their outcomes."""
 
-    task: Task
+    task: Task | AsyncTask
     steps: list[dict[str, Any]]
     executions: list[dict[str, Any]]
     outcomes: Mapping[str, dict[str, Any]] = field(default_factory=dict)

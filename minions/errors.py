@@ -150,6 +150,18 @@ class TaskFailed(MinionsError):
     code = "task_failed"
 
 
+class OutputMismatch(MinionsError):
+    """The task succeeded with an output that is not of the type that the caller named; `detail["task"]` contains it."""
+
+    code = "output_mismatch"
+
+    @property
+    def violations(self) -> list[dict[str, str]]:
+        """Faults of the output: each `{"path", "message"}`."""
+        found: list[dict[str, str]] = self.detail.get("violations", [])
+        return found
+
+
 BY_CODE: Mapping[str, type[MinionsError]] = {
     kind.code: kind
     for kind in (

@@ -1,43 +1,19 @@
+# Generated from minions/aio/following.py by `make client`: change that file.
 """Following a task: its events as they happen, over as many connections as necessary."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Generator
+from contextlib import closing
 
-from minions.task import FINAL
-from minions.transport import Again, Transport, pause_after
-
-ENDINGS = frozenset(f"task.{state}" for state in FINAL)
+from minions.task_event import TaskEvent
+from minions.transport import Transport
+from minions.wire import Again, pause_after
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskEvent:
-    """Something that happened to a task.
-
-    Attributes:
-        id: counts from 1 within the task; None for streamed text, which is not stored.
-        type: `task.accepted`, `task.running`, `task.waiting`, `task.pending`, finally `task.succeeded`, `task.failed`,
-            `task.cancelled` or `task.expired`; `step.started`, `step.finished`, `step.failed`; `step.text` (new text in
-            `data["text"]`, which starts after `data["from"]` characters, some of which may have been missed) and
-            `step.restarted` (the text streamed for `data["step"]` so far is void).
-        data: documented on the API's page on events.
-    """
-
-    id: int | None
-    type: str
-    data: dict[str, Any]
-
-    @property
-    def final(self) -> bool:
-        """True if no event follows it."""
-        return self.type in ENDINGS
-
-
-def follow(transport: Transport, path: str, after: int) -> Iterator[TaskEvent]:
+def follow(transport: Transport, path: str, after: int) -> Generator[TaskEvent, None]:
     """Yield the events after the given one. A broken connection is resumed where it broke off.
 
     Raises:
@@ -47,14 +23,15 @@ def follow(transport: Transport, path: str, after: int) -> Iterator[TaskEvent]:
     failures = 0
     while True:
         try:
-            for event in _connection(transport, path, after):
-                failures = 0
-                if event is None:
-                    continue
-                after = event.id or after
-                yield event
-                if event.final:
-                    return
+            with closing(_connection(transport, path, after)) as events:
+                for event in events:
+                    failures = 0
+                    if event is None:
+                        continue
+                    after = event.id or after
+                    yield event
+                    if event.final:
+                        return
             # No more events, although the task continues: the server is stopping.
             failures += 1
             time.sleep(pause_after(failures))
@@ -71,15 +48,18 @@ class _AllRead(Exception):
     """The task has ended and all events were read."""
 
 
-def _connection(transport: Transport, path: str, after: int) -> Iterator[TaskEvent | None]:
+def _connection(transport: Transport, path: str, after: int) -> Generator[TaskEvent | None, None]:
     """Yield the events of one connection; None for each keep-alive."""
-    for message in transport.events(path, last_id=after):
-        if message is None:
-            raise _AllRead
-        # An id applies to all following events until the next id.
-        number = int(message.id or 0)
-        if number > after:
-            after = number
-            yield TaskEvent(id=number, type=message.event, data=json.loads(message.data))
-        else:
-            yield TaskEvent(id=None, type=message.event, data=json.loads(message.data)) if message.data else None
+    with closing(transport.events(path, last_id=after)) as messages:
+        for message in messages:
+            if message is None:
+                raise _AllRead
+            # An id applies to all following events until the next id.
+            number = int(message.id or 0)
+            if number > after:
+                after = number
+                yield TaskEvent(id=number, type=message.event, data=json.loads(message.data))
+            elif message.data:
+                yield TaskEvent(id=None, type=message.event, data=json.loads(message.data))
+            else:
+                yield None

@@ -1,3 +1,4 @@
+# Generated from minions/aio/keys.py by `make client`: change that file.
 """API keys and logins of browsers, as methods of the client."""
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from typing import Any
 from urllib.parse import quote
 from uuid import UUID
 
-from minions.transport import PAGE, Transport, given, to_json
+from minions.transport import Transport
+from minions.wire import PAGE, given, to_json
 
 MARK = "mk_"
 SHOWN = 9
@@ -16,7 +18,10 @@ SHOWN = 9
 
 
 class Keys:
-    """The methods of `minions.Client` that are about API keys and logins. They need a key with the role `admin`."""
+    """The methods of `minions.Client` that are about API keys and logins.
+
+    They need a key with the role `admin`.
+    """
 
     _transport: Transport
 

@@ -1,3 +1,4 @@
+# Generated from minions/aio/operations.py by `make client`: change that file.
 """Operations on many tasks, as methods of the client: replays, pauses, limits, schedules, webhooks."""
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from uuid import UUID, uuid4
 
 from minions.errors import InvalidInput
 from minions.task import Task
-from minions.transport import PAGE, Transport, given, to_json
+from minions.transport import Transport
+from minions.wire import PAGE, given, to_json
 
 
 class Operations:

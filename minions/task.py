@@ -1,3 +1,4 @@
+# Generated from minions/aio/task.py by `make client`: change that file.
 """Tasks in the form that the client returns."""
 
 from __future__ import annotations
@@ -5,9 +6,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, cast
 
 from minions.errors import NotConfigured, TaskFailed
+from minions.typed_output import read_output
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as WithDefault
+
+    Output = WithDefault("Output", default=Any)  # `Task` alone is `Task[Any]`
+else:
+    Output = TypeVar("Output")
 
 FINAL = frozenset({"succeeded", "failed", "cancelled", "expired"})
 TIMES = frozenset({"due_at", "deadline", "created_at", "queued_at", "updated_at", "finished_at"})
@@ -16,22 +25,39 @@ TIMES = frozenset({"due_at", "deadline", "created_at", "queued_at", "updated_at"
 class Waiter(Protocol):
     """The methods of a client that tasks use."""
 
-    def wait(self, task: TaskSummary, timeout: float | None = None) -> Task:
+    def wait(
+        self, task: TaskSummary, timeout: float | None = None, *, output: type[Output] | None = None
+    ) -> Task[Output]:
         """Wait until a task has ended."""
 
 
 class _Bound:
-    """The client that returned a task. It is not a field: copies, pickles and comparisons of tasks exclude it."""
+    """The client that returned a task, and the type of its output that the caller named.
 
-    __slots__ = ("_client",)
+    They are not fields: copies, pickles and comparisons of tasks exclude them.
+    """
+
+    __slots__ = ("_client", "_output_type")
 
     _client: Waiter
+    _output_type: Any
+
+    def _waiter(self, task: str) -> Waiter:
+        client: Waiter | None = getattr(self, "_client", None)
+        if client is None:
+            raise NotConfigured(f"Task {task} was not read by a client: call `client.wait(task)` instead.")
+        return client
+
+    def _bind(self, client: Waiter | None, output_type: Any) -> None:
+        if client is not None:
+            object.__setattr__(self, "_client", client)
+        object.__setattr__(self, "_output_type", output_type)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSummary(_Bound):
-    """A task in a list: without its input and messages, which `Client.get` returns, and without its output unless the
-    list included outputs.
+    """A task in a list: without its input and messages, which `Client.get` returns, and without its output
+    unless the list included outputs.
 
     States are scheduled, pending, queued, running, waiting, and finally succeeded, failed, cancelled or expired.
     """
@@ -84,10 +110,7 @@ class TaskSummary(_Bound):
         Raises:
             WaitTimeout: the time is up; the task continues.
         """
-        client: Waiter | None = getattr(self, "_client", None)
-        if client is None:
-            raise NotConfigured(f"Task {self.id} was not read by a client: call `client.wait(task)` instead.")
-        return client.wait(self, timeout)
+        return self._waiter(self.id).wait(self, timeout)
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait until the task has ended and return its output.
@@ -99,18 +122,20 @@ class TaskSummary(_Bound):
         return self.wait(timeout).result()
 
     @classmethod
-    def of(cls, data: Mapping[str, Any], client: Waiter | None = None) -> Self:
+    def of(cls, data: Mapping[str, Any], client: Waiter | None = None, output_type: Any = None) -> Self:
         """Build a task from the API's JSON. Members that this release does not know are left out."""
         known = {field.name for field in fields(cls)}
         task = cls(**{name: _value(name, value) for name, value in data.items() if name in known})
-        if client is not None:
-            object.__setattr__(task, "_client", client)
+        task._bind(client, output_type)
         return task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Task(TaskSummary):
-    """A task with all its details."""
+class Task(TaskSummary, Generic[Output]):
+    """A task with all its details.
+
+    `output` is the JSON; `result()` returns it as the type that the caller named, such as `submit(…, output=Verdict)`.
+    """
 
     input: Any = None
     messages: list[Any] | None = None
@@ -122,15 +147,24 @@ class Task(TaskSummary):
     decision: dict[str, Any] | None = None
     """Decision made by `Client.decide`: `step`, `name`, `proposal`, `verdict`, `value`."""
 
-    def result(self, timeout: float | None = None) -> Any:
+    def wait(self, timeout: float | None = None) -> Task[Output]:
+        """Wait until the task has ended; see `Client.wait`. This object itself does not change.
+
+        Raises:
+            WaitTimeout: the time is up; the task continues.
+        """
+        return self._waiter(self.id).wait(self, timeout, output=getattr(self, "_output_type", None))
+
+    def result(self, timeout: float | None = None) -> Output:
         """Wait until the task has ended and return its output.
 
         Raises:
             TaskFailed: it did not succeed.
             WaitTimeout: the time is up; the task continues.
+            OutputMismatch: its output is not of the type that the caller named.
         """
         if self.succeeded:
-            return self.output
+            return cast(Output, read_output(self.output, getattr(self, "_output_type", None), task=self))
         if not self.final:
             return self.wait(timeout).result()
         why = (self.error or {}).get("message") or f"Task {self.id} is {self.state}."

@@ -8,7 +8,7 @@ begins without a query if the notifications since before its submission have bee
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from uuid import UUID
 
@@ -23,13 +23,21 @@ log = structlog.get_logger(__name__)
 
 
 class Expectation:
-    """One caller's wait for one task."""
+    """One caller's wait for some tasks."""
 
-    def __init__(self) -> None:
+    def __init__(self, tasks: Iterable[UUID], enough: int) -> None:
         self.met = asyncio.Event()
+        self._left = set(tasks)
+        self._most_left = len(self._left) - enough
+
+    def end(self, task: UUID) -> None:
+        """Note that one of the tasks has ended."""
+        self._left.discard(task)
+        if len(self._left) <= self._most_left:
+            self.met.set()
 
     async def within(self, seconds: float) -> bool:
-        """Wait until the task has ended, or the time is up. Return whether it has ended."""
+        """Wait until enough tasks have ended, or the time is up. Return whether they have."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self.met.wait(), seconds)
         return self.met.is_set()
@@ -92,19 +100,39 @@ class FinishWatch:
         Args:
             heard: what was heard since before the task was submitted; None if it may be older.
         """
-        expectation = Expectation()
         if heard is not None:
             # Notifications reach the expectation from now on, and a long wait must not collect those of all tasks.
             self._hearing.discard(heard)
-        if self._released or (heard is not None and task in heard.tasks):
+        known = heard is not None and heard.all
+        with self._expecting({task}, 1, lookups=() if known else (task,)) as expectation:
+            if heard is not None and task in heard.tasks:
+                expectation.end(task)
+            yield expectation
+
+    @contextmanager
+    def expecting_many(self, tasks: Collection[UUID], *, any: bool = False) -> Iterator[Expectation]:
+        """Start to wait for the end of tasks, as `expecting` does for one.
+
+        Args:
+            any: wait for the first of them; otherwise for all.
+        """
+        with self._expecting(set(tasks), 1 if any else len(set(tasks)), lookups=tasks) as expectation:
+            yield expectation
+
+    @contextmanager
+    def _expecting(self, tasks: set[UUID], enough: int, *, lookups: Iterable[UUID]) -> Iterator[Expectation]:
+        expectation = Expectation(tasks, enough)
+        if self._released:
             expectation.met.set()
-        self._expected.setdefault(task, set()).add(expectation)
+        for task in tasks:
+            self._expected.setdefault(task, set()).add(expectation)
         try:
             with self._watching.listening(FINISHED, self._on_message):
-                self._lookups.notice(*() if heard is not None and heard.all else (task,))
+                self._lookups.notice(*lookups)
                 yield expectation
         finally:
-            self._forget(task, expectation)
+            for task in tasks:
+                self._forget(task, expectation)
 
     def release(self) -> None:
         """End all waits, now and from now on, so that they do not delay a shutdown. May be called from any thread."""
@@ -120,7 +148,7 @@ class FinishWatch:
     def _announce(self, tasks: Iterable[UUID]) -> None:
         for task in tasks:
             for expectation in self._expected.get(task, ()):
-                expectation.met.set()
+                expectation.end(task)
 
     async def _look(self) -> None:
         while True:

@@ -12,7 +12,7 @@ import typer
 from rich.progress import Progress
 
 from minions import Client
-from minions.transport import PAGE
+from minions.wire import PAGE
 from orchestrator.commands.client import ACTOR, connect
 from orchestrator.commands.output import (
     AS_JSON,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import typer
 
 from minions import Client, Task, TaskSummary
-from minions.transport import PAGE
+from minions.wire import PAGE
 from orchestrator.commands.client import ACTOR, connect
 from orchestrator.commands.following import print_lines, show_events
 from orchestrator.commands.output import (

@@ -1,0 +1,507 @@
+"""The client: submit tasks over HTTP and read their results.
+
+    from minions import AsyncClient
+
+    async with AsyncClient() as client:
+        task = await client.submit("Classifier", {"text": "…"})
+        print(await task.result())
+
+It needs `MINION_API_URL` and `MINION_API_KEY` (or `MINION_API_KEY_FILE`), or the same as arguments.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from contextlib import aclosing
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+from uuid import UUID
+
+from minions.aio.alerts import AsyncAlerts
+from minions.aio.audit import AsyncAudit
+from minions.aio.bulk_acts import AsyncBulkActs
+from minions.aio.following import follow
+from minions.aio.keys import AsyncKeys
+from minions.aio.operations import AsyncOperations
+from minions.aio.submissions import NOT_GIVEN, AsyncSubmissions, NotGiven, TaskId, id_of, task_path
+from minions.aio.task import AsyncTask, AsyncTaskSummary
+from minions.aio.transport import AsyncTransport
+from minions.comparison import Comparison, Record, compare
+from minions.errors import NotConfigured
+from minions.task_event import TaskEvent
+from minions.wire import PAGE, given, to_json
+
+WHOLE_ID = 32  # characters, without hyphens
+
+
+class AsyncClient(AsyncSubmissions, AsyncOperations, AsyncBulkActs, AsyncAlerts, AsyncKeys, AsyncAudit):
+    """Client of the API. Coroutines of one event loop may share one; close it, or use it as a context manager.
+
+    Requests are retried when the API or its database is unavailable and a retry is safe: all that only read, `cancel`,
+    and `submit` and `submit_many`, which always send an idempotency key.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout: float = 30.0,
+        retries: int = 5,
+        actor: str | None = None,
+    ) -> None:
+        """Create a client without sending anything.
+
+        Args:
+            url: the API's address; by default MINION_API_URL.
+            api_key: its key; by default MINION_API_KEY, or the content of the file that MINION_API_KEY_FILE names.
+            timeout: seconds until a request is abandoned.
+            retries: number of retries of a request.
+            actor: the name of the actor, for the record of decisions, pauses, limits, replays and cancellations.
+                Records show it as a claim. By default MINION_ACTOR.
+
+        Raises:
+            NotConfigured: there is no address, or no key that a header can carry, or its file cannot be read.
+        """
+        address = url or _from_environment("MINION_API_URL", "the address of the API, such as http://127.0.0.1:8700")
+        # A key from a file often ends with a newline.
+        key = (api_key or _from_file("MINION_API_KEY") or _from_environment("MINION_API_KEY", "the API key")).strip()
+        actor = actor or os.environ.get("MINION_ACTOR")
+        self._transport = AsyncTransport(address, key, timeout=timeout, retries=retries, actor=actor)
+
+    async def follow(self, task: TaskId, after: int = 0) -> AsyncGenerator[TaskEvent, None]:
+        """Yield a task's events as they happen, until its end. Broken connections are resumed where they broke off.
+
+        Args:
+            after: the id of the last event already read; 0 starts at the beginning.
+
+        Raises:
+            NotFound: there is no task with that id.
+            InvalidInput: the task has no event with the id `after` yet.
+            Unavailable: the API is still unavailable after the retries.
+        """
+        # A broken connection is reopened, and by then another task may have the same first characters.
+        whole = task if len(id_of(task)) >= WHOLE_ID else await self.get(task)
+        async with aclosing(follow(self._transport, task_path(whole, "events"), after)) as events:
+            async for event in events:
+                yield event
+
+    def tasks(
+        self,
+        query: str | None = None,
+        *,
+        state: str | Iterable[str] | None = None,
+        agent: str | None = None,
+        capability: str | None = None,
+        key: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        root_id: TaskId | None = None,
+        parent_id: TaskId | None = None,
+        replay_of: TaskId | None = None,
+        conversation_id: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        error_fingerprint: str | None = None,
+        unreplayed: bool | None = None,
+        outputs: bool | None = None,
+        namespace: str | None = None,
+        page: int = PAGE,
+    ) -> AsyncIterator[AsyncTaskSummary]:
+        """Yield all matching tasks, the newest first; pages are loaded as they are read.
+
+        Args:
+            query: filters in one text, like `agent:triage state:failed since:1d`.
+            error_fingerprint: only tasks that failed with this kind of error: see `dead_letters`.
+            unreplayed: only tasks without a replay.
+            outputs: include the outputs.
+        """
+        filters = _filters(
+            query=query,
+            state=state,
+            agent=agent,
+            capability=capability,
+            key=key,
+            labels=labels,
+            root_id=root_id,
+            parent_id=parent_id,
+            replay_of=replay_of,
+            conversation_id=conversation_id,
+            created_after=created_after,
+            created_before=created_before,
+            error_fingerprint=error_fingerprint,
+            unreplayed=unreplayed or None,
+            outputs=outputs or None,
+            namespace=namespace,
+        )
+        pages = self._transport.pages("/v1/tasks", {**filters, "limit": page})
+        return (AsyncTaskSummary.of(item, self) async for item in pages)
+
+    def tree(self, task: TaskId) -> AsyncIterator[AsyncTaskSummary]:
+        """Yield the task and everything below it, the oldest first."""
+        pages = self._transport.pages(task_path(task, "tree"), {"limit": PAGE})
+        return (AsyncTaskSummary.of(item, self) async for item in pages)
+
+    async def counts(self, root_id: TaskId | None = None, **filters: Any) -> dict[str, Any]:
+        """Return the number of tasks: `{"by_state": {state: n}, "by_capability": {name: {state: n}}}`.
+
+        Args:
+            filters: as for `tasks`.
+        """
+        counts: dict[str, Any] = await self._transport.get(
+            "/v1/tasks/counts", params=_filters(root_id=root_id, **filters)
+        )
+        return counts
+
+    def steps(self, task: TaskId) -> AsyncIterator[dict[str, Any]]:
+        """Yield the task's journal, in order."""
+        return self._transport.pages(task_path(task, "steps"), {})
+
+    def executions(self, task: TaskId) -> AsyncIterator[dict[str, Any]]:
+        """Yield every claim of the task by a minion, in order."""
+        return self._transport.pages(task_path(task, "executions"), {})
+
+    async def cancel(self, task: TaskId, reason: str | None = None) -> AsyncTask:
+        """Cancel a task and everything below it. A running one is asked to stop; one that has ended is unchanged."""
+        body = to_json(given(reason=reason), what="The reason")
+        return self._task(await self._transport.post(task_path(task, "cancel"), body, safe=True))
+
+    async def label(self, task: TaskId, labels: Mapping[str, str | None]) -> AsyncTask:
+        """Set labels of a task, and of no task below it; None removes one, and others stay."""
+        body = to_json({"labels": dict(labels)}, what="The labels")
+        return self._task(await self._transport.patch(task_path(task, "labels"), body))
+
+    async def replay(
+        self,
+        task: TaskId,
+        pinned: bool | None = None,
+        *,
+        from_step: int | None = None,
+        edited_output: Any = NOT_GIVEN,
+        new_keys: bool = False,
+    ) -> AsyncTask:
+        """Submit an ended task again, as a new task.
+
+        Args:
+            pinned: run the agent version of the original, not the active one (the default).
+            from_step: read back the journal before this step, and continue from there; always pinned.
+            edited_output: with `from_step`: keep that step too, with this output in place of the recorded one.
+            new_keys: use new idempotency keys for its calls, and those of all tasks below it, so that external systems
+                treat them as new.
+
+        Raises:
+            Conflict: it has not ended yet, or a step before `from_step` cannot be read back.
+            InvalidInput: there is no such step, or it could not have returned this output.
+        """
+        request = given(pinned=pinned, from_step=from_step, new_keys=new_keys or None)
+        if not isinstance(edited_output, NotGiven):
+            request["edited_output"] = edited_output
+        body = to_json(request, what="The request")
+        return self._task(await self._transport.post(task_path(task, "replay"), body, safe=False))
+
+    async def diff(self, a: TaskId, b: TaskId) -> Comparison:
+        """Compare the steps, outputs and costs of two tasks.
+
+        Raises:
+            NotFound: there is no task with one of the ids.
+        """
+        return compare(await self._record(a), await self._record(b))
+
+    async def _record(self, task: TaskId) -> Record:
+        found = await self.get(task)
+        steps = [step async for step in self.steps(found)]
+        below = [str(step["child_id"]) for step in steps if step["child_id"] and not step.get("copied_from")]
+        ended = [await self.get(child) for child in dict.fromkeys(below)]
+        outcomes = {child.id: {"output": child.output, "error": child.error} for child in ended}
+        return Record(found, steps, [run async for run in self.executions(found)], outcomes)
+
+    async def why(self, task: TaskId) -> dict[str, Any]:
+        """Explain a task's state: `sentence`, `reason`, `todo` and `facts`.
+
+        Raises:
+            NotFound: there is no task with that id.
+        """
+        found: dict[str, Any] = await self._transport.get(task_path(task, "why"))
+        return found
+
+    async def signal(self, task: TaskId, name: str, payload: Any = None) -> AsyncTask:
+        """Send a signal to a task. It is kept until the task waits for it.
+
+        Raises:
+            NotFound: there is no task with that id.
+            Conflict: it has ended.
+        """
+        body = to_json({"payload": payload}, what="The payload")
+        return self._task(
+            await self._transport.post(task_path(task, f"signals/{quote(name, safe='')}"), body, safe=False)
+        )
+
+    async def decide(
+        self,
+        task: TaskId,
+        verdict: str,
+        value: Any = None,
+        reason: str | None = None,
+        step: int | None = None,
+        *,
+        proposal: str | None = None,
+    ) -> AsyncTask:
+        """Decide about a step that waits for a person, and name the step or proposal that was shown.
+
+        Args:
+            verdict: `approve` or `reject` a proposed call; `result`, `again` or `fail` for one that was interrupted.
+            value: for `approve` other arguments than proposed, for `result` what the call returned.
+            step: the number of the step.
+            proposal: `why(task)["facts"]["proposal"]`: unlike a step, it also distinguishes two interruptions.
+
+        Returns:
+            The task; its `decision` describes the decision.
+
+        Raises:
+            NotFound: there is no task with that id.
+            Conflict: it waits for no such decision, or is waiting for another one by now.
+            InvalidInput: neither step nor proposal is given, or the verdict does not fit the step.
+        """
+        decision = given(verdict=verdict, value=value, reason=reason, step=step, proposal=proposal)
+        body = to_json(decision, what="The decision")
+        return self._task(await self._transport.post(task_path(task, "decisions"), body, safe=False))
+
+    async def change_budget(
+        self,
+        task: TaskId,
+        *,
+        add_tokens: int | None = None,
+        add_dollars: float | None = None,
+        add_steps: int | None = None,
+        add_seconds: float | None = None,
+        stop: bool = False,
+    ) -> AsyncTask:
+        """Raise the budget that a task waits for, or else its own. All tasks that now have room in it continue.
+
+        Args:
+            add_seconds: counted from now, if the time is used up.
+            stop: from now on, fail every task that finds no room in the budget.
+
+        Returns:
+            The task to which the budget belongs.
+
+        Raises:
+            NotFound: there is no such task.
+            Conflict: it has no budget, the budget has no such limit, or the task has ended.
+        """
+        asked = given(
+            add_tokens=add_tokens,
+            add_dollars=add_dollars,
+            add_steps=add_steps,
+            add_seconds=add_seconds,
+            stop=stop or None,
+        )
+        body = to_json(asked, what="The change")
+        return self._task(await self._transport.post(task_path(task, "budget"), body, safe=False))
+
+    def agents(self, namespace: str | None = None) -> AsyncIterator[dict[str, Any]]:
+        """Yield all agents, by name."""
+        return self._transport.pages("/v1/agents", {"namespace": namespace, "limit": PAGE})
+
+    async def agent(self, name: str, namespace: str | None = None) -> dict[str, Any]:
+        """Return one agent with its definition and its versions.
+
+        Raises:
+            UnknownAgent: there is no agent of that name.
+        """
+        found: dict[str, Any] = await self._transport.get(
+            f"/v1/agents/{quote(name, safe='')}", params={"namespace": namespace}
+        )
+        return found
+
+    async def roll_back_agent(
+        self, name: str, version: int, reason: str | None = None, *, namespace: str | None = None
+    ) -> dict[str, Any]:
+        """Make an earlier version of an agent the active one, until a new text of it is applied, and return the agent.
+
+        A disabled agent stays disabled.
+
+        Raises:
+            UnknownAgent, NotFound: there is no such agent or version.
+            InvalidDefinition: the version calls agents that now call it.
+        """
+        body = to_json(given(version=version, reason=reason), what="The request")
+        path = f"/v1/agents/{quote(name, safe='')}/rollback"
+        agent: dict[str, Any] = await self._transport.post(path, body, params={"namespace": namespace}, safe=True)
+        return agent
+
+    async def set_agent_status(
+        self, name: str, status: str, reason: str | None = None, *, namespace: str | None = None
+    ) -> dict[str, Any]:
+        """Make an agent `active`, `deprecated` (still accepts tasks) or `disabled` (does not), and return it.
+
+        Raises:
+            UnknownAgent: there is no agent of that name.
+        """
+        body = to_json(given(status=status, reason=reason), what="The request")
+        path = f"/v1/agents/{quote(name, safe='')}/status"
+        agent: dict[str, Any] = await self._transport.put(path, body, params={"namespace": namespace})
+        return agent
+
+    async def route(self, message: str, namespace: str | None = None) -> dict[str, Any]:
+        """Return the agent that a message would go to (`agent`, `by`, `problem`) and the `scores`; submit nothing."""
+        body = to_json({"message": message}, what="The message")
+        route: dict[str, Any] = await self._transport.post(
+            "/v1/routes", body, params={"namespace": namespace}, safe=True
+        )
+        return route
+
+    def tools(self, namespace: str | None = None) -> AsyncIterator[dict[str, Any]]:
+        """Yield all tools, by name."""
+        return self._transport.pages("/v1/tools", {"namespace": namespace, "limit": PAGE})
+
+    async def tool(self, name: str, namespace: str | None = None) -> dict[str, Any]:
+        """Return one tool with its definition and its versions.
+
+        Raises:
+            NotFound: there is no tool of that name.
+        """
+        path = f"/v1/tools/{quote(name, safe='')}"
+        found: dict[str, Any] = await self._transport.get(path, params={"namespace": namespace})
+        return found
+
+    def functions(self, namespace: str | None = None) -> AsyncIterator[dict[str, Any]]:
+        """Yield all functions of the function store, by name."""
+        return self._transport.pages("/v1/functions", {"namespace": namespace, "limit": PAGE})
+
+    async def function(self, name: str, namespace: str | None = None) -> dict[str, Any]:
+        """Return one function with its code, contract and versions.
+
+        Raises:
+            NotFound: there is no function of that name.
+        """
+        path = f"/v1/functions/{quote(name, safe='')}"
+        found: dict[str, Any] = await self._transport.get(path, params={"namespace": namespace})
+        return found
+
+    async def function_events(self, name: str, namespace: str | None = None) -> list[dict[str, Any]]:
+        """Return the latest 50 security events of a function, the newest first.
+
+        Raises:
+            NotFound: there is no function of that name.
+        """
+        path = f"/v1/functions/{quote(name, safe='')}/security-events"
+        items: list[dict[str, Any]] = (await self._transport.get(path, params={"namespace": namespace}))["items"]
+        return items
+
+    async def set_function_status(
+        self,
+        name: str,
+        status: str,
+        *,
+        version: int | None = None,
+        reason: str | None = None,
+        namespace: str | None = None,
+    ) -> dict[str, Any]:
+        """Make a version of a function `active`, `deprecated` or `quarantined`, and return the function.
+
+        Args:
+            version: by default the active one.
+
+        Raises:
+            NotFound: there is no such function or version.
+            Conflict: the version is to be active, and its row was changed from outside.
+        """
+        body = to_json(given(status=status, version=version, reason=reason), what="The request")
+        path = f"/v1/functions/{quote(name, safe='')}/status"
+        function: dict[str, Any] = await self._transport.put(path, body, params={"namespace": namespace})
+        return function
+
+    async def capabilities(self) -> list[dict[str, Any]]:
+        """Return every capability with its agents, its workers, and the amount of waiting work."""
+        items: list[dict[str, Any]] = (await self._transport.get("/v1/capabilities"))["items"]
+        return items
+
+    async def stats(
+        self,
+        *,
+        by: Iterable[str] = ("agent",),
+        since: datetime | None = None,
+        until: datetime | None = None,
+        **filters: Any,
+    ) -> dict[str, Any]:
+        """Return counts, times in seconds, tokens and dollars of ended work, the largest groups first.
+
+        Args:
+            by: what to group by: `namespace`, `agent`, `version`, `capability`, `key`, `model`, `function`, `hour`,
+                `day`.
+            since: by default a day ago; whole hours or days are counted.
+            until: by default now.
+            filters: `agent`, `version`, `capability`, `key`, `model`, `function`, `namespace`, `limit`.
+        """
+        times = {"since": since and since.isoformat(), "until": until and until.isoformat()}
+        found: dict[str, Any] = await self._transport.get("/v1/stats", params={"by": list(by), **times, **filters})
+        return found
+
+    def workers(self, status: str | None = None) -> AsyncIterator[dict[str, Any]]:
+        """Yield the minions, the latest started first.
+
+        Args:
+            status: `online`, `stopped` or `lost`; None for all.
+        """
+        return self._transport.pages("/v1/workers", {"status": status, "limit": PAGE})
+
+    def _task(self, data: Mapping[str, Any]) -> AsyncTask:
+        return AsyncTask.of(data, self)
+
+    async def ready(self) -> bool:
+        """Return whether the API answers and has everything it needs. Not retried."""
+        return await self._transport.status_of("/readyz") == 200
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def _from_environment(name: str, what: str) -> str:
+    value = os.environ.get(name)
+    if not value:
+        raise NotConfigured(f"{name} is not set: pass {what} to the client, or set the variable.")
+    return value
+
+
+def _from_file(name: str) -> str | None:
+    """The secret in the file that `NAME_FILE` names, under the same rules as the servers read theirs."""
+    path = os.environ.get(f"{name}_FILE")
+    if not path:
+        return None
+    if os.environ.get(name):
+        raise NotConfigured(f"{name} and {name}_FILE are both set: set one of them.")
+    try:
+        secret = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise NotConfigured(f"{name}_FILE: the file {path} cannot be read: {error}.") from None
+    if not secret:
+        raise NotConfigured(f"{name}_FILE: the file {path} is empty: it must hold the value.")
+    return secret
+
+
+def _filters(
+    *, state: str | Iterable[str] | None = None, labels: Mapping[str, str] | None = None, **others: Any
+) -> dict[str, Any]:
+    """Return filters as query parameters."""
+    filters = {
+        name: id_of(value) if isinstance(value, UUID | AsyncTaskSummary) else value
+        for name, value in given(**others).items()
+    }
+    if state is not None:
+        filters["state"] = [state] if isinstance(state, str) else [str(one) for one in state]
+    if labels:
+        filters["label"] = [f"{name}:{value}" for name, value in labels.items()]
+    return filters
