@@ -42,6 +42,7 @@ from orchestrator.api import (
     stops,
     tasks,
     tools,
+    waits,
     webhooks,
     workers,
 )
@@ -78,6 +79,7 @@ no duplicate keys, at most 100 levels.
 """
 GUARDED = (
     tasks,
+    waits,
     events,
     replays,
     bulk_acts,

@@ -18,6 +18,7 @@ SCHEDULE = {"cron": "0 7 * * 1-5", "timezone": "Europe/Berlin", "request": {"age
 REQUESTS: dict[tuple[str, str], Any] = {
     ("post", "/v1/tasks"): SUBMITTED | {"idempotency_key": "ticket-4711"},
     ("post", "/v1/tasks/bulk"): {"tasks": [SUBMITTED, {"agent": "triage", "input": {"text": "It arrived broken"}}]},
+    ("post", "/v1/tasks/wait"): {"ids": [TASK], "until": "all", "wait": 30},
     ("post", "/v1/tasks/{task_id}/cancel"): {"reason": "The customer has withdrawn it."},
     ("post", "/v1/tasks/{task_id}/replay"): {"pinned": True},
     ("post", "/v1/tasks/{task_id}/signals/{name}"): {"payload": {"amount": 25}},

@@ -110,13 +110,13 @@ class FinishWatch:
             yield expectation
 
     @contextmanager
-    def expecting_many(self, tasks: Collection[UUID], *, any: bool = False) -> Iterator[Expectation]:
-        """Start to wait for the end of tasks, as `expecting` does for one.
+    def expecting_many(self, tasks: Collection[UUID], *, first: bool) -> Iterator[Expectation]:
+        """Start to wait for the end of different tasks, as `expecting` does for one.
 
         Args:
-            any: wait for the first of them; otherwise for all.
+            first: wait for the first of them; otherwise for all.
         """
-        with self._expecting(set(tasks), 1 if any else len(set(tasks)), lookups=tasks) as expectation:
+        with self._expecting(set(tasks), 1 if first else len(tasks), lookups=tasks) as expectation:
             yield expectation
 
     @contextmanager

@@ -91,6 +91,7 @@ STORE_SCHEDULE = _namespace(P.SCHEDULES_WRITE, P.TASKS_SUBMIT)
 RULES: Mapping[str, Rule] = {
     "POST /v1/tasks": _tasks(P.TASKS_SUBMIT),
     "POST /v1/tasks/bulk": _tasks(P.TASKS_SUBMIT),
+    "POST /v1/tasks/wait": READ,
     "GET /v1/tasks": READ,
     "GET /v1/tasks/counts": READ,
     "GET /v1/tasks/{task_id}": READ,

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import StringConstraints
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import State
 
 from orchestrator import task_acts
 from orchestrator.api import body, problems, submission_bounds
 from orchestrator.api.actors import Actor
-from orchestrator.api.auth import CHECK_SECONDS, Caller, check_again
+from orchestrator.api.auth import Caller
 from orchestrator.api.base_path import link
 from orchestrator.api.finish_watch import FinishWatch, Heard
 from orchestrator.api.parameters import Database, ItemPage, NumberedPage, Statements, StrictQuery
@@ -39,6 +38,7 @@ from orchestrator.api.task_models import (
     Why,
     check_private,
 )
+from orchestrator.api.waits import LONGEST_WAIT, wait_within
 from orchestrator.explain import Reader, explain
 from orchestrator.replay_from import Edit, replay_from
 from shared.access import actors
@@ -55,7 +55,6 @@ from shared.tasks.lifecycle import Accepted, Dispatched
 from shared.tasks.queries import Page
 from shared.trace_context import HEADER, read_header
 
-LONGEST_WAIT = 60
 REQUEST_SCHEMA = TaskRequest.model_json_schema()
 BULK_SCHEMA = {
     "type": "object",
@@ -414,11 +413,7 @@ async def _load_ended(
     if seconds:
         watch: FinishWatch = request.app.state.finish_watch
         with watch.expecting(task_id, heard) as expectation:
-            while not await expectation.within(min(seconds, CHECK_SECONDS)) and seconds > CHECK_SECONDS:
-                seconds -= CHECK_SECONDS
-                with suppress(SQLAlchemyError):  # known again when the wait ends, or the answer is 503
-                    await check_again(request)
-        await check_again(request)
+            await wait_within(seconds, expectation, request)
     return await run_in_threadpool(_load, database, task_id)
 
 

@@ -107,11 +107,28 @@ COUNTED = {
     "for_people": CONDITIONS["for_people"],
 }
 
-OVERVIEW = text(
+OVERVIEWS = (
     "SELECT o.*, t.input_order, e.output_order, t.routing, "
     "(SELECT minion_budget_of(b.task_id) FROM budgets b WHERE b.task_id = t.id) AS budget "
-    "FROM task_overview o JOIN tasks t ON t.id = o.id LEFT JOIN task_outcomes e ON e.task_id = o.id WHERE o.id = :task"
+    "FROM task_overview o JOIN tasks t ON t.id = o.id LEFT JOIN task_outcomes e ON e.task_id = o.id"
 )
+OVERVIEW = text(f"{OVERVIEWS} WHERE o.id = :task")
+# Those that have ended, in the order given, until they are too large together. The first is always included.
+ENDED_OVERVIEWS = text(
+    f"""
+    WITH sized AS (
+        SELECT w.id, w.position, octet_length(concat(t.input::text, t.messages::text, e.output::text, c.value::text))
+            FROM unnest(:tasks) WITH ORDINALITY AS w (id, position)
+            JOIN tasks t ON t.id = w.id JOIN task_outcomes e ON e.task_id = w.id
+            LEFT JOIN contents c ON c.sha256 = e.output_sha256
+    ), fitting AS (
+        SELECT id, position, sum(octet_length) OVER given <= :most OR row_number() OVER given = 1 AS fits
+            FROM sized WINDOW given AS (ORDER BY position)
+    )
+    SELECT * FROM ({OVERVIEWS} WHERE o.id = ANY (ARRAY(SELECT id FROM fitting WHERE fits))) found
+        ORDER BY array_position(:tasks, id)
+    """  # noqa: S608 - constants
+).bindparams(bindparam("tasks", type_=ARRAY(PgUUID)))
 USAGE = text(
     "SELECT COALESCE(sum(input_tokens), 0), COALESCE(sum(output_tokens), 0), COALESCE(sum(cost_microdollars), 0) "
     "FROM executions WHERE task_id = :task"
@@ -227,6 +244,32 @@ def get_task(connection: Connection, task: UUID) -> dict[str, Any]:
     if row is None:
         raise no_such_task(task)
     return in_order(row, "input", "output")
+
+
+def load_ended(connection: Connection, tasks: Sequence[UUID]) -> list[dict[str, Any]]:
+    """Return those of the tasks that have ended, each like `get_task`, in the order given.
+
+    The list ends before the tasks would exceed `MAX_OUTPUT_BYTES`, but it has at least one task if any has ended.
+    """
+    rows = connection.execute(ENDED_OVERVIEWS, {"tasks": list(tasks), "most": MAX_OUTPUT_BYTES}).mappings()
+    return [in_order(row, "input", "output") for row in rows]
+
+
+def states_of(connection: Connection, tasks: Sequence[UUID], *, within: TaskFilter = EVERYTHING) -> dict[UUID, State]:
+    """Return the states of tasks that match `within`.
+
+    Raises:
+        NotFound: there is no such task; the first one is named.
+    """
+    conditions, bounds = _conditions(within)
+    statement = _bind_types(
+        f"{STARTING} WHERE t.id = ANY (:tasks) AND s.task_id = ANY (:tasks) AND {' AND '.join(conditions)}", bounds
+    ).bindparams(bindparam("tasks", type_=ARRAY(PgUUID)))
+    found = {row.id: State(row.state) for row in connection.execute(statement, {**bounds, "tasks": list(tasks)})}
+    for task in tasks:
+        if task not in found:
+            raise no_such_task(task)
+    return found
 
 
 def find_task(connection: Connection, digits: str, *, within: TaskFilter = EVERYTHING) -> UUID:

@@ -37,6 +37,7 @@ SCHEDULE = {"interval_seconds": 3600, "request": {"agent": "Ours"}}
 BODIES: dict[str, Any] = {
     "POST /v1/tasks": {"agent": "Ours", "key": "ours"},
     "POST /v1/tasks/bulk": {"tasks": [{"agent": "Ours", "key": "ours"}]},
+    "POST /v1/tasks/wait": {"ids": [str(uuid4())]},
     "POST /v1/tasks/{task_id}/decisions": {"verdict": "approve", "step": 1},
     "POST /v1/tasks/{task_id}/budget": {"stop": True},
     "PUT /v1/errors/{fingerprint}": {"state": "resolved"},
