@@ -1,5 +1,7 @@
 """Values that a builtin tool or a function may return instead of a result, to make its task wait without a worker.
 
+A builtin tool may raise `GiveUp`, so that its task fails without further attempts.
+
 from minions.results import snooze
 
 def poll(arguments, context):
@@ -9,6 +11,10 @@ def poll(arguments, context):
 from __future__ import annotations
 
 from typing import Any
+
+
+class GiveUp(Exception):
+    """Raised by a builtin tool: the call had no effect, and must not be repeated. Other errors are retried."""
 
 
 def snooze(seconds: float) -> dict[str, Any]:

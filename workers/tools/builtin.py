@@ -24,6 +24,7 @@ from uuid import UUID
 
 from celery.exceptions import SoftTimeLimitExceeded
 
+from minions.results import GiveUp
 from shared.contracts.documents import ToolDefinition
 from shared.contracts.json_schema import validate
 from shared.contracts.strict_json import JsonValue, check, digest
@@ -112,6 +113,10 @@ class BuiltinTool:
         except Exception as error:
             if behind_time_limit(error):
                 raise SoftTimeLimitExceeded from error
+            if isinstance(error, GiveUp):
+                given_up = ToolError(f"The tool {self.name!r} gave up: {error}"[:2000])
+                given_up.retryable = False
+                raise given_up from error
             failure = ToolError(f"The tool {self.name!r} raised {type(error).__name__}: {error}"[:2000])
             # An error may follow an effect, such as a time-out after the card was charged.
             raise (Interrupted(failure) if self.effect == "unsafe" else failure) from error

@@ -227,8 +227,10 @@ def test_many_are_waited_for(client: Client, database: Engine) -> None:
     assert [task.result()["n"] for task in done] == [2, 0, 1]
     late = client.submit("Echo")
     with pytest.raises(errors.WaitTimeout) as caught:
-        client.wait_many([*tasks, late, uuid4()], timeout=0.2)
+        client.wait_many([*tasks, late], timeout=0.2)
     assert caught.value.detail["task"].id == late.id
+    with pytest.raises(errors.NotFound):
+        client.wait_many([late, uuid4()])
     assert client.wait_many([]) == []
 
 
