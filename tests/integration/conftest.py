@@ -208,15 +208,18 @@ def heartbeat(inline_worker: InlineWorker, settings: Settings) -> Iterator[Heart
 
 @pytest.fixture(scope="session")
 def tool_package(servers: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An installed package that offers the tool `act`."""
+    """An installed package that offers the tool `act`, and the task of examples/moving_from_celery."""
     folder = tmp_path_factory.mktemp("offered")
     about = folder / "minion_test_tools-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text(
         "Metadata-Version: 2.1\nName: minion-test-tools\nVersion: 1.0\nLicense-Expression: MIT\n"
     )
-    (about / "entry_points.txt").write_text("[minions.tools]\nact = minion_test_tools:act\n")
-    (folder / "minion_test_tools.py").write_text((ROOT / "tests/support/minion_test_tools.py").read_text())
+    (about / "entry_points.txt").write_text(
+        "[minions.tools]\nact = minion_test_tools:act\nsend_receipt = shop_tasks:send_receipt.tool\n"
+    )
+    for module in ("tests/support/minion_test_tools.py", "examples/moving_from_celery/shop_tasks.py"):
+        (folder / Path(module).name).write_text((ROOT / module).read_text())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
         patch.syspath_prepend(folder)
