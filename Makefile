@@ -8,7 +8,7 @@ PEERS := $(VENV)/.installed-bench
 PIP_FLAGS := --disable-pip-version-check --no-input --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test unit soak chaos crash-matrix lint format schema client bench soak-load flood screenshots dist lock clean
+.PHONY: help install demo up test unit soak chaos crash-matrix lint format schema client api bench soak-load flood screenshots dist lock clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -69,6 +69,9 @@ schema: install  ## Regenerate migrations/schema.sql, after each change of a tab
 
 client: install  ## Derive the client for threads from minions/aio, after each change of it
 	@$(RUN) tests.support.sync_client
+
+api: install  ## Accept additions to the API's OpenAPI document, docs/openapi.json (API=--breaking for other changes)
+	@$(RUN) tests.support.api_surface $(API)
 
 bench: $(PEERS)  ## Measure beside Celery, procrastinate, DBOS and others, in one run (20 min; BENCH=--quick, BENCH=--help)
 	@PYTHONDONTWRITEBYTECODE= $(RUN) benchmarks $(BENCH)
