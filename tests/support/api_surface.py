@@ -1,4 +1,4 @@
-"""The API's OpenAPI document without texts and errors, and its changes that break clients; `make api` accepts the others.
+"""The OpenAPI document without texts and errors, and its changes that break clients; `make api` accepts the others.
 
 A change breaks a client if a request that was accepted may be refused, or an answer may lack what it had. New values of
 an enumeration in an answer are no such change: docs/http-api.md says so.

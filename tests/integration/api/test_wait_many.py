@@ -246,7 +246,8 @@ def test_map_ends_with_its_timeout(client: Client) -> None:
 
 
 def test_map_of_one_task_for_several_inputs(client: Client, do: str) -> None:
-    assert list(client.map(do, [echo(1)] * 3, unique_key="same", unique_while="running"))[0] == {"number": 1}
+    results = client.map(do, [echo(1)] * 3, unique_key="same", unique_while="running")
+    assert list(results) == [{"number": 1}] * 3
 
 
 def test_both_clients_do_the_same(async_client: AsyncClient, do: str) -> None:
@@ -285,8 +286,7 @@ def test_cancelled_coroutines_leave_nothing_behind(http_api: Api, async_client: 
             following = asyncio.Event()
             running = [asyncio.create_task(each) for each in (follow(), client.wait(task), client.wait_many([task]))]
             await following.wait()
-            while not waits(http_api, task.id):
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(wait_until, lambda: waits(http_api, task.id), "the server has the requests")
             for each in running:
                 each.cancel()
             results = await asyncio.gather(*running, return_exceptions=True)

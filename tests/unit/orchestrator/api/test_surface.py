@@ -48,19 +48,19 @@ BREAKING: dict[str, Any] = {
     "GET /v1/tasks: parameter agent is required.": lambda new: parameter(new, "agent").update(required=True),
     "POST /v1/tasks: body.priority is removed.": lambda new: at(new, *REQUEST, "properties").pop("priority"),
     "POST /v1/tasks: body.agent is required.": lambda new: at(new, *REQUEST).update(required=["agent"]),
-    "POST /v1/tasks/wait: body.until must not be any any more.": lambda new: (
-        at(new, *WAIT, "until").update(enum=["all"])
+    "POST /v1/tasks/wait: body.until must not be any any more.": lambda new: at(new, *WAIT, "until").update(
+        enum=["all"]
     ),
     "POST /v1/tasks/wait: body.wait has a narrower maximum: 30.": lambda new: at(new, *WAIT, "wait").update(maximum=30),
-    "POST /v1/tasks/wait: body.wait must not be of the type number any more.": lambda new: (
-        at(new, *WAIT, "wait").update(type="string")
-    ),
+    "POST /v1/tasks/wait: body.wait must not be of the type number any more.": lambda new: at(
+        new, *WAIT, "wait"
+    ).update(type="string"),
     "POST /v1/tasks: the answer 201 is removed.": lambda new: at(new, *SUBMIT, "responses").pop("201"),
     "GET /v1/tasks/{task_id}: answer 200.claim is removed.": lambda new: at(new, *TASK, "properties").pop("claim"),
     "GET /v1/tasks/{task_id}: answer 200.claim may be missing.": lambda new: at(new, *TASK, "required").remove("claim"),
-    "GET /v1/tasks/{task_id}: answer 200.claim may be of the type null.": lambda new: (
-        at(new, *TASK, "properties", "claim").update(type=["integer", "null"])
-    ),
+    "GET /v1/tasks/{task_id}: answer 200.claim may be of the type null.": lambda new: at(
+        new, *TASK, "properties", "claim"
+    ).update(type=["integer", "null"]),
 }
 
 
