@@ -290,7 +290,7 @@ def test_overrides_in_the_text_name_services_of_the_compose_file(body: str):
         assert service.get("extends", {"service": name})["service"] in services
 
 
-@pytest.mark.parametrize("folder", ["support", "builtin_tool"])
+@pytest.mark.parametrize("folder", ["support", "builtin_tool", "moving_from_celery"])
 def test_example_definitions_are_valid(folder: str):
     assert load(ROOT / "examples" / folder)
 

@@ -27,10 +27,11 @@ def send_receipt(
 ) -> Iterator[celery.DurableTask]:
     monkeypatch.setenv("MINION_API_URL", http_api.url)
     monkeypatch.setenv("MINION_API_KEY", http_api.key)
-    task: celery.DurableTask = import_module("shop_tasks").send_receipt
-    monkeypatch.setattr(task, "capability", "work")
-    define(*task.definitions())
-    yield task
+    module = import_module("shop_tasks")
+    for task in (module.send_receipt, module.report):
+        monkeypatch.setattr(task, "capability", "work")
+        define(*task.definitions())
+    yield module.send_receipt
     celery._client().close()
     celery._client_of.cache_clear()
 
@@ -69,9 +70,29 @@ def test_task_id_is_the_idempotency_key(send_receipt: celery.DurableTask) -> Non
     assert first.id == second.id
 
 
-def test_definitions_of_the_example_are_current(send_receipt: celery.DurableTask, capsys: Any) -> None:
-    send_receipt.capability = "shop"
+def test_chain_takes_the_place_of_a_chord(send_receipt: celery.DurableTask, define: Define) -> None:
+    chain = yaml.safe_load((EXAMPLE / "receipts.yaml").read_text())
+    define({**chain, "config": {"capabilities": ["work"]}})
+    orders = [{"order_id": 3}, {"order_id": 6}]
+    assert celery._client().submit("send-receipts", {"orders": orders}).result(timeout=60) == {"sent": 2}
+
+
+def test_canvas_and_unknown_options_are_refused(send_receipt: celery.DurableTask) -> None:
+    with pytest.raises(errors.InvalidInput, match=r"canvas \(\.s\) would not run it in Minions"):
+        send_receipt.s(1)
+    with pytest.raises(errors.InvalidInput, match="got link, queue, which have no equivalent"):
+        send_receipt.apply_async((1,), queue="mail", link=None)
+    with pytest.raises(errors.InvalidInput, match="do not fit send_receipt: missing a required argument"):
+        send_receipt.delay()
+    with pytest.raises(TypeError, match="below Celery's decorator of main"):
+        celery.durable_task(celery.main)
+
+
+def test_definitions_of_the_example_are_current(
+    send_receipt: celery.DurableTask, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.undo()
     celery.main(["shop_tasks"])
     printed = capsys.readouterr().out
     assert printed == (EXAMPLE / "shop.yaml").read_text()
-    assert list(yaml.safe_load_all(printed)) == send_receipt.definitions()
+    assert next(yaml.safe_load_all(printed)) == send_receipt.definitions()[0]
