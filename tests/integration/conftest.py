@@ -208,16 +208,18 @@ def heartbeat(inline_worker: InlineWorker, settings: Settings) -> Iterator[Heart
 
 @pytest.fixture(scope="session")
 def tool_package(servers: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An installed package that offers the tool `act`, and the task of examples/moving_from_celery."""
+    """An installed package that offers the tool `act`, and the tasks of examples/moving_from_celery."""
     folder = tmp_path_factory.mktemp("offered")
     about = folder / "minion_test_tools-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text(
         "Metadata-Version: 2.1\nName: minion-test-tools\nVersion: 1.0\nLicense-Expression: MIT\n"
     )
-    (about / "entry_points.txt").write_text(
-        "[minions.tools]\nact = minion_test_tools:act\nsend_receipt = shop_tasks:send_receipt.tool\n"
-    )
+    offered = {"act": "minion_test_tools:act"} | {
+        name: f"shop_tasks:{name}.tool" for name in ("send_receipt", "report")
+    }
+    lines = [f"{name} = {place}\n" for name, place in offered.items()]
+    (about / "entry_points.txt").write_text("".join(["[minions.tools]\n", *lines]))
     for module in ("tests/support/minion_test_tools.py", "examples/moving_from_celery/shop_tasks.py"):
         (folder / Path(module).name).write_text((ROOT / module).read_text())
     with pytest.MonkeyPatch.context() as patch:

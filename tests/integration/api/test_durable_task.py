@@ -31,8 +31,9 @@ def send_receipt(
     for task in (module.send_receipt, module.report):
         monkeypatch.setattr(task, "capability", "work")
         define(*task.definitions())
-    yield module.send_receipt
-    celery._client().close()
+    celery._client_of.cache_clear()
+    with celery._client():
+        yield module.send_receipt
     celery._client_of.cache_clear()
 
 
