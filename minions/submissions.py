@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from datetime import datetime
 from itertools import islice
 from typing import Any, Final, Literal, overload
@@ -215,7 +215,7 @@ class Submissions:
         progress: Callable[[int, int | None], None] | None = None,
         timeout: float | None = None,
         **options: Any,
-    ) -> Iterator[Output]: ...
+    ) -> Generator[Output, None]: ...
 
     @overload
     def map(
@@ -231,7 +231,7 @@ class Submissions:
         progress: Callable[[int, int | None], None] | None = None,
         timeout: float | None = None,
         **options: Any,
-    ) -> Iterator[Output | MinionsError]: ...
+    ) -> Generator[Output | MinionsError, None]: ...
 
     def map(
         self,
@@ -246,7 +246,7 @@ class Submissions:
         progress: Callable[[int, int | None], None] | None = None,
         timeout: float | None = None,
         **options: Any,
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None]:
         """Submit a task for each input, and yield the results.
 
         Tasks are submitted in batches, as the results are read. If the iteration ends early, those that were submitted

@@ -37,12 +37,8 @@ class WaitEnd:
         return self._at is not None and time.monotonic() >= self._at
 
     def check(self, task: Any) -> None:
-        """Raise WaitTimeout if the time is up.
-
-        Args:
-            task: one that has not ended.
-        """
-        if self.is_over:
+        """Raise WaitTimeout if the time is up, and the task has not ended."""
+        if self.is_over and not task.final:
             raise WaitTimeout(
                 f"Task {task.id} is still {task.state} after {self._timeout:g} s. It continues.", task=task
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from datetime import datetime
 from itertools import islice
 from typing import Any, Final, Literal, overload
@@ -216,7 +216,7 @@ class AsyncSubmissions:
         progress: Callable[[int, int | None], None] | None = None,
         timeout: float | None = None,
         **options: Any,
-    ) -> AsyncIterator[Output]: ...
+    ) -> AsyncGenerator[Output, None]: ...
 
     @overload
     def map(
@@ -232,7 +232,7 @@ class AsyncSubmissions:
         progress: Callable[[int, int | None], None] | None = None,
         timeout: float | None = None,
         **options: Any,
-    ) -> AsyncIterator[Output | MinionsError]: ...
+    ) -> AsyncGenerator[Output | MinionsError, None]: ...
 
     async def map(
         self,
@@ -247,7 +247,7 @@ class AsyncSubmissions:
         progress: Callable[[int, int | None], None] | None = None,
         timeout: float | None = None,
         **options: Any,
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         """Submit a task for each input, and yield the results.
 
         Tasks are submitted in batches, as the results are read. If the iteration ends early, those that were submitted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import patch
@@ -13,6 +14,7 @@ from sqlalchemy import Connection, Engine, event, text
 from orchestrator.api.webhooks import DELIVERIES
 from orchestrator.webhooks.deliverer import TAKE
 from shared.database.connections import get_engine
+from shared.errors import NotFound
 from shared.settings import Settings
 from shared.tasks import queries
 from shared.tasks.queries import TaskFilter
@@ -244,3 +246,23 @@ def test_a_page_of_deliveries_reads_about_a_page(owed: Engine, status: str | Non
         webhook = connection.scalar(text("SELECT id FROM webhooks WHERE name = 'a'"))
         values = {"webhook": webhook, "status": status, "before": None, "most": 21}
         assert rows_read(connection, lambda: connection.execute(DELIVERIES, values)) < 200
+
+
+def test_a_wait_for_many_tasks_reads_these(large: Engine) -> None:
+    with large.connect() as connection:
+        tasks = list(connection.scalars(text("SELECT id FROM tasks WHERE agent_name = 'Echo' LIMIT 1000")))
+        connection.execute(text("SET LOCAL session_replication_role = replica"))
+        ended = "INSERT INTO task_outcomes (task_id, state) SELECT id, 'succeeded' FROM tasks"
+        connection.execute(text(ended))
+        connection.execute(text("ANALYZE task_outcomes"))
+        connection.execute(text("SET LOCAL enable_seqscan = off"))  # 1,000 of so few are read in a row
+        assert rows_read(connection, lambda: queries.states_of(connection, tasks)) < 10_000
+        tenants = TaskFilter(tenant="none")
+        assert rows_read(connection, lambda: suppressed(queries.states_of, connection, tasks, within=tenants)) < 10_000
+        assert rows_read(connection, lambda: queries.load_ended(connection, tasks)) < 30_000
+        assert len(queries.load_ended(connection, tasks)) == 1000
+
+
+def suppressed(query: Any, *arguments: Any, **options: Any) -> None:
+    with suppress(NotFound):
+        query(*arguments, **options)
