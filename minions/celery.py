@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from importlib import import_module
+from math import ceil
+from types import FunctionType
 from typing import Any, Literal, overload
 
 from minions.client import Client
@@ -79,8 +81,8 @@ class DurableTask:
     """
 
     def __init__(self, task: Any, agent: str | None, capability: str, effect: Effect) -> None:
-        # `isinstance` would evaluate a task of `shared_task`, before its app exists.
-        if inspect.isfunction(task) or inspect.ismethod(task):
+        # Any question but for the type would evaluate a task of `shared_task`, before its app exists.
+        if type(task) is FunctionType:
             raise TypeError(
                 f"@durable_task is below Celery's decorator of {task.__name__}: it must be the first line, above "
                 "@app.task or @shared_task."
@@ -95,6 +97,8 @@ class DurableTask:
         return self._task(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_task":  # of a copy that is being made
+            raise AttributeError(name)
         if name in CANVAS:
             raise InvalidInput(
                 f"{self.agent} is durable, and Celery's canvas (.{name}) would not run it in Minions: use a chain of "
@@ -223,8 +227,13 @@ class DurableTask:
     def _limits(self) -> dict[str, Any]:
         retries = self._task.max_retries
         attempts = MOST_ATTEMPTS if retries is None else min(retries + 1, MOST_ATTEMPTS)
-        limits = {"soft_time_limit": self._task.soft_time_limit, "time_limit": self._task.time_limit}
-        return {"max_attempts": attempts, **{name: seconds for name, seconds in limits.items() if seconds}}
+        limits = {}
+        hard, soft = self._task.time_limit, self._task.soft_time_limit
+        if soft or hard:  # an agent has both
+            limits["soft_time_limit"] = ceil(soft or hard * 0.8)
+        if hard:
+            limits["time_limit"] = max(ceil(hard), limits["soft_time_limit"] + 1)
+        return {"max_attempts": attempts, **limits}
 
     def _signature(self) -> inspect.Signature:
         return inspect.signature(self._task.run)
