@@ -1536,10 +1536,15 @@ CREATE FUNCTION minion_begin_batched(t uuid, c integer, journal jsonb, reserve j
     SET jit TO 'off'
     AS $$
 DECLARE
-    flags jsonb := minion_spend(t, c, journal, reserve, NULL);
+    flags jsonb;
     number integer := call->>'step';
     name text := minion_custom_id(t, number, c, 1);
 BEGIN
+    PERFORM 1 FROM task_status WHERE task_id = t AND claim = c AND state = 'running' FOR NO KEY UPDATE;
+    IF FOUND THEN
+        DELETE FROM batch_calls WHERE task_id = t AND step = number AND claim < c AND result IS NOT NULL;
+    END IF;
+    flags := minion_spend(t, c, journal, reserve, NULL);
     IF flags IS NULL OR flags ?| '{breach,stopped,unreserved}' OR flags->'cancel' = 'true' THEN
         RETURN flags;
     END IF;

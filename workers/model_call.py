@@ -57,6 +57,7 @@ def call_model(
             body=lambda: client.batch_body(request),
             reserve=lambda: reserve(in_batch=True),
             read=lambda answer: _result(client.read_batched(answer, request.model), output),
+            repeat=lambda answer: client.refuses_form(answer, request),
         )
 
     kept: dict[str, Any] = journal.call(

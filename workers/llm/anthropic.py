@@ -188,8 +188,7 @@ class AnthropicClient:
 
     def batch_body(self, request: ModelRequest) -> str:
         """Return the parameters of a request in a batch. See `BatchClient`."""
-        # A schema that the API refuses would cost the whole task: there is no second call without it.
-        arguments = _arguments(replace(request, constrained=False))
+        arguments = _arguments(request)
         sampling = arguments.pop("extra_body", {})
         return json.dumps({**arguments, **_of_answer(request), **sampling, "max_tokens": request.max_tokens})
 
@@ -203,6 +202,11 @@ class AnthropicClient:
         except UNREADABLE as error:
             raise _unreadable(error) from None
         return replace(reply, used_besides={**reply.used_besides, "batch": result["batch"]})
+
+    def refuses_form(self, answer: str, request: ModelRequest) -> bool:
+        """Return whether the API refuses the output schema as a format. See `BatchClient`."""
+        result = json.loads(answer)
+        return result["type"] == "errored" and forget_format(request, _batch_error(result, request.model))
 
     def count_tokens(self, request: ModelRequest) -> int:
         """Ask the API, which does not charge for it. See `ModelClient`."""

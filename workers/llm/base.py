@@ -174,3 +174,6 @@ class BatchClient(Protocol):
         Raises:
             ModelError: the call failed.
         """
+
+    def refuses_form(self, answer: str, request: ModelRequest) -> bool:
+        """Return whether an answer refuses only an optional part of the request, which `batch_body` leaves out now."""

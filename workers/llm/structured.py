@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from typing import Any
 
@@ -14,6 +15,8 @@ from workers.llm.base import ModelRequest, ToolSpec
 
 BAD_REQUEST = 400
 MOST_REFUSED = 1000
+OF_TOOL = re.compile(r"\btools\.\d")
+"""In refusals of a tool's schema."""
 _refused: OrderedDict[str, None] = OrderedDict()
 """Digests of output schemas that the API has refused, the latest last."""
 
@@ -46,7 +49,9 @@ def forget_format(request: ModelRequest, error: ModelError) -> bool:
     """
     if error.detail.get("http_status") != BAD_REQUEST or format_of(request) is None:
         return False
-    if not any(word in error.message for word in ("output_config", "schema", "grammar")):
+    if OF_TOOL.search(error.message) or not any(
+        word in error.message for word in ("output_config", "schema", "grammar")
+    ):
         return False
     _refused[_name_of(request)] = None
     while len(_refused) > MOST_REFUSED:

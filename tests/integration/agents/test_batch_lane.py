@@ -17,7 +17,7 @@ from sqlalchemy import Engine, TextClause, text
 from sqlalchemy.orm import Session
 
 from minions import testing
-from minions.testing import MessagesApi
+from minions.testing import MessagesApi, error
 from orchestrator.batches import batcher
 from orchestrator.batches.batcher import Batcher
 from orchestrator.explain import Explanation, explain
@@ -33,9 +33,11 @@ from shared.tasks.records import Reserve
 from tests.integration.agents.conftest import DefineAgent
 from tests.integration.conftest import InlineWorker, Tasks
 from tests.support.processes import ROOT, wait_until
+from workers.llm import structured
 
 EXAMPLE = ROOT / "examples" / "tickets"
 MODEL = "claude-sonnet-5-5"
+ANSWER = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 FOREIGN = {"model": MODEL, "max_tokens": 10, "messages": [{"role": "user", "content": "Not ours."}]}
 HURRY = text("UPDATE batch_calls SET due_at = now()")
 CALLS = text("SELECT count(*) FROM batch_calls")
@@ -157,6 +159,37 @@ def test_calls_of_one_model_share_a_batch(site: Site, messages_api: MessagesApi)
     assert [site.finish(task)["output"] for task in tasks] == [{"content": f"Answer {n}."} for n in range(5)]
     [batch] = messages_api.batches.values()
     assert len(batch.requests) == 5
+
+
+def test_answer_is_constrained_to_the_output_schema(
+    batching: Callable[..., Site], define_agent: DefineAgent, messages_api: MessagesApi
+) -> None:
+    define_agent({"lane": "batch"}, output_schema=ANSWER)
+    messages_api.script = [testing.text('{"n": 3}')]
+    site = batching()
+    assert site.finish(site.submit())["output"] == {"n": 3}
+    [request] = messages_api.requests
+    assert request["output_config"]["format"]["type"] == "json_schema"
+
+
+def test_schema_that_the_api_refuses_takes_another_batch(
+    batching: Callable[..., Site],
+    define_agent: DefineAgent,
+    messages_api: MessagesApi,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(structured, "_refused", type(structured._refused)())
+    define_agent({"lane": "batch"}, output_schema=ANSWER)
+    refusal = error(400, "invalid_request_error", "output_config.format.schema: The compiled grammar is too large.")
+    messages_api.script = [refusal, testing.text('{"n": 3}')]
+    site = batching()
+    task = site.submit()
+    done = site.finish(task)
+    assert (done["error"], done["output"]) == (None, {"n": 3})
+    assert ["output_config" in request for request in messages_api.requests] == [True, False]
+    assert [(step["status"], step["usage"]["batch"]) for step in site.tasks.steps(task)] == [
+        ("finished", "msgbatch_0002")
+    ]
 
 
 def test_batch_is_sent_when_it_is_full(
