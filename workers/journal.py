@@ -92,11 +92,13 @@ class BatchedCall:
         body: returns the body of the request, as JSON text.
         reserve: as for `Journal.call`.
         read: returns the result of the step from the answer's text.
+        fault: the reason why no further call can be made in a batch; None if it can. Lane `auto` then makes it at once.
     """
 
     body: Callable[[], str]
     reserve: Callable[[], Reservation]
     read: Callable[[str], StepResult]
+    fault: str | None = None
 
 
 @dataclass
@@ -337,7 +339,7 @@ class Journal:
                 return found[0]
             if found is not None:
                 raise Batched
-        if self.lane == "auto" and not self._has_time_for_batch():
+        if self.lane == "auto" and (batched.fault or not self._has_time_for_batch()):
             return None
         self._begin(started, batched.reserve, {"step": number, "model": started["name"], "body": batched.body()})
         raise Batched
