@@ -14,8 +14,8 @@ It supports streams and plain replies, token counting, errors, and streams that 
 API itself refuses (blank texts, errors of tools without a text, misplaced system messages, too many cache marks, tools
 whose schema is not that of an object, schemas that cannot constrain a model, forced tools beside thinking) get a 400.
 Message Batches are supported too, with their faults: see `MessagesApi.batch_faults` and `MessagesApi.hold_batches`.
-The same script answers the Chat Completions API, at `api.chat_url`, and Claude's platforms: Google Cloud, Amazon Bedrock
-and Microsoft Foundry, whose addresses end like that of the Messages API.
+The same script answers the Chat Completions API, at `api.chat_url`, and the platforms of Claude: Google Cloud, Amazon
+Bedrock and Microsoft Foundry, whose addresses end like that of the Messages API.
 From the command line:
 
     python -m minions.testing replies.json --port 8787

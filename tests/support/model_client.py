@@ -10,6 +10,7 @@ import pytest
 from minions.testing import KEY, MessagesApi, messages_api
 from shared.settings import get_settings
 from workers.llm import accounts, anthropic
+from workers.llm.chat import client
 
 
 @contextmanager
@@ -34,5 +35,6 @@ def use_model_url(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def forget_model_client() -> None:
     """Close the clients, and forget the settings that they read from the environment."""
     anthropic._lines.close()
+    client._lines.close()
     accounts.forget()
     get_settings.cache_clear()

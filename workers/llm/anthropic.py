@@ -25,7 +25,7 @@ from shared.contracts.turn_settings import ToolChoice
 from shared.errors import InvalidInput, ModelError, ModelUnavailable
 from shared.model_prices import price_of
 from shared.model_usage import spent
-from shared.providers import ANTHROPIC, Provider, own_name
+from shared.providers import ANTHROPIC, Provider, claude_name, own_name
 from shared.retry_after import retry_after
 from shared.settings import get_settings
 from shared.storable import storable
@@ -452,7 +452,7 @@ def _reply(message: dict[str, Any], asked: str) -> ModelReply:
         model=model,
         stop_details=storable(message.get("stop_details")),
         exact=json.dumps(content) if replaced else None,
-        **spent(message, model),
+        **spent(message, claude_name(model)),
     )
 
 
