@@ -60,8 +60,6 @@ UNREADABLE = (Unreadable, InvalidInput, ValueError, TypeError, AttributeError, K
 def _new_client(account: Account, _: ModelLimits) -> openai.OpenAI:
     """Create a client for an account. Nothing in the environment chooses its address or its headers."""
     headers: dict[str, Any] = dict.fromkeys([*OF_ACCOUNT, *_foreign_headers()], openai.Omit())
-    if account.key is None:
-        headers["Authorization"] = openai.Omit()
     return openai.OpenAI(
         api_key=account.key or NO_KEY,
         base_url=account.provider.address,
@@ -188,7 +186,11 @@ def _answering(line: Line[openai.OpenAI], body: Mapping[str, Any], model: str) -
             line.clients.lend() as client,
             # The arguments of `create` are those of OpenAI's own API; other servers take more.
             client.chat.completions.with_streaming_response.create(
-                model=body["model"], messages=body["messages"], stream=True, extra_body=_beside(body)
+                model=body["model"],
+                messages=body["messages"],
+                stream=True,
+                extra_body=_beside(body),
+                extra_headers={"Authorization": openai.Omit()} if line.account.key is None else None,
             ) as response,
         ):
             line.limits.learn(model, response.headers, response.status_code)

@@ -23,6 +23,7 @@ SECRETS = {
     "MINION_ALERT_URLS",
     "MINION_METRICS_TOKEN",
     "MINION_OIDC_CLIENT_SECRET",
+    "MINION_PROVIDER_KEYS",
     "MINION_SECRET_KEY",
     *TRACE_HEADERS,
 }
@@ -70,7 +71,7 @@ def test_each_process_receives_only_the_secrets_that_it_needs(
         for claim in system._claims:
             claim.close()
     assert started == {
-        "orchestrator": SECRETS - {"MINION_FLOWER_PASSWORD"},
+        "orchestrator": SECRETS - {"MINION_FLOWER_PASSWORD", "MINION_PROVIDER_KEYS"},
         "worker": SECRETS
         - {
             "MINION_ALERT_URLS",
