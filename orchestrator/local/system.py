@@ -43,7 +43,7 @@ LOOK_SECONDS = 1.0
 DEFAULT_CONCURRENCY = 2
 FLOWER_PORT = 5555
 OF_MODELS = ("ANTHROPIC_", "OPENAI_", "AWS_", "GOOGLE_", "MINION_PROVIDER_KEYS")
-"""Prefixes of the variables of models' providers, which minions need; the orchestrator those of Anthropic, for batches."""
+"""Prefixes of the variables of models' providers, which minions need. The orchestrator needs the first, for batches."""
 OF_MINIONS = OF_MODELS[1:]
 OF_API = (
     "MINION_OIDC_", "MINION_METRICS_TOKEN", "MINION_ALERT_URLS",
