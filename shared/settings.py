@@ -109,6 +109,7 @@ class Settings(BaseSettings):
         frozen=True,
         populate_by_name=True,
         allow_inf_nan=False,
+        hide_input_in_errors=True,  # it may be a secret
     )
 
     @classmethod

@@ -39,7 +39,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
 
     monkeypatch.setattr(children.subprocess, "Popen", start)
     for name in SECRETS:
-        monkeypatch.setenv(name, "secret")
+        monkeypatch.setenv(name, "{}" if name == "MINION_PROVIDER_KEYS" else "secret")
     return seen
 
 
