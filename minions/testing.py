@@ -14,6 +14,8 @@ It supports streams and plain replies, token counting, errors, and streams that 
 API itself refuses (blank texts, errors of tools without a text, misplaced system messages, too many cache marks, tools
 whose schema is not that of an object, schemas that cannot constrain a model, forced tools beside thinking) get a 400.
 Message Batches are supported too, with their faults: see `MessagesApi.batch_faults` and `MessagesApi.hold_batches`.
+The same script answers the Chat Completions API, at `api.chat_url`, and the platforms of Claude: Google Cloud, Amazon
+Bedrock and Microsoft Foundry, whose addresses end like that of the Messages API.
 From the command line:
 
     python -m minions.testing replies.json --port 8787
@@ -36,6 +38,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from minions import chat_completions
+
 KEY = "sk-test-key"
 USAGE = {"input_tokens": 10, "output_tokens": 5, "cache_read_input_tokens": 100}
 # Texts and tool inputs are sent in pieces, which exposes a client that does not join them.
@@ -48,6 +52,9 @@ UNCONSTRAINABLE = frozenset(
     | {"uniqueItems", "patternProperties", "propertyNames", "if", "not", "oneOf", "dependentRequired", "prefixItems"}
 )
 BATCHES = "/v1/messages/batches"
+MESSAGES = re.compile(r".*/v1/messages")
+IN_GOOGLE_CLOUD = re.compile(r".*/publishers/anthropic/models/([^/:]+):(?:streamRawPredict|rawPredict)")
+COUNTS = re.compile(r".*/v1/messages/count_tokens|.*/models/count-tokens:rawPredict")
 CUSTOM_ID = r"[a-zA-Z0-9_-]{1,64}"
 MAX_BATCH = 100_000
 # Models that accept no `system` messages.
@@ -148,6 +155,11 @@ class MessagesApi:
     batch_faults: list[str | Reply] = field(default_factory=list)
     batches: dict[str, Batch] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def chat_url(self) -> str:
+        """The address of the same server for clients of the Chat Completions API."""
+        return f"{self.url}/v1"
 
     def answer(self, headers: dict[str, str], body: dict[str, Any]) -> tuple[int, Reply]:
         """Return status and reply for a message request. Override it for custom behaviour."""
@@ -357,17 +369,22 @@ def _handler(api: MessagesApi) -> type[BaseHTTPRequestHandler]:
 
         def _answer(self, headers: dict[str, str], body: dict[str, Any]) -> None:
             path = self.path.partition("?")[0]
+            if path.endswith(chat_completions.PATH):
+                self._complete_chat(headers, body)
+                return
+            if in_google_cloud := IN_GOOGLE_CLOUD.fullmatch(path):
+                body = {"model": in_google_cloud[1], **body}
             if not _has_key(headers):
                 api.note(headers, body)
                 self._send(401, error(401, "authentication_error", "invalid x-api-key"))
-            elif path == "/v1/messages/count_tokens":
+            elif COUNTS.fullmatch(path):
                 self._send(200, {"input_tokens": api.count(body)})
             elif path == BATCHES:
                 self._create_batch(body)
             elif path.endswith("/cancel") and (batch := api.batches.get(path.split("/")[-2])):
                 batch.cancelled = batch.ended_at is None
                 self._send(200, batch.as_json())
-            elif path != "/v1/messages":
+            elif not (in_google_cloud or MESSAGES.fullmatch(path)):
                 self._send(404, error(404, "not_found_error", self.path))
             elif fault := _fault(body):
                 api.note(headers, body)
@@ -379,11 +396,50 @@ def _handler(api: MessagesApi) -> type[BaseHTTPRequestHandler]:
                 else:
                     self._send(status, reply)
 
+        def _complete_chat(self, headers: dict[str, str], body: dict[str, Any]) -> None:
+            if not _has_key(headers):
+                api.note(headers, body)
+                self._send_chat(401, error(401, message="Incorrect API key provided."))
+            elif fault := chat_completions.request_fault(body):
+                api.note(headers, body)
+                self._send_chat(400, error(400, "invalid_request_error", fault))
+            else:
+                status, reply = api.answer(headers, body)
+                if status == 200 and body.get("stream"):
+                    self._stream_chat(reply)
+                else:
+                    self._send_chat(status, reply)
+
+        def _send_chat(self, status: int, reply: Reply) -> None:
+            fault = reply.get("error")
+            shown = chat_completions.error_body(status, fault) if fault else chat_completions.completion(reply)
+            self._send_json(status, reply, shown)
+
+        def _stream_chat(self, reply: Reply) -> None:
+            self._begin(200, reply, {"content-type": "text/event-stream", "transfer-encoding": "chunked"})
+            number, kind, message = reply.get("error_after", (None, "", ""))
+            fault = chat_completions.error_body(200, {"type": kind, "message": message})
+            for place, chunk in enumerate(itertools.islice(chat_completions.chunks(reply), reply.get("end"))):
+                if place == reply.get("cut"):
+                    self.close_connection = True
+                    return
+                time.sleep(reply.get("pause", 0.0))
+                self._write_chunk(f"data: {json.dumps(fault if place == number else chunk)}\n\n".encode())
+                if place == number:
+                    break
+            else:
+                if "end" not in reply:
+                    self._write_chunk(b"data: [DONE]\n\n")
+            self.wfile.write(b"0\r\n\r\n")
+
         def _send(self, status: int, reply: Reply) -> None:
             if "error" in reply:
                 shown = {"type": "error", "error": reply["error"]}
             else:
                 shown = {name: value for name, value in reply.items() if name not in _DIRECTIONS}
+            self._send_json(status, reply, shown)
+
+        def _send_json(self, status: int, reply: Reply, shown: Any) -> None:
             data = json.dumps(shown).encode()
             self._begin(status, reply, {"content-type": "application/json", "content-length": str(len(data))})
             self.wfile.write(data)

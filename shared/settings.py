@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shared.errors import NotConfigured, requirement
+from shared.providers import ANTHROPIC, Provider, anthropic_provider, parse_keys, parse_providers
 
 RUN_FILE = "run.json"
 SHORTEST_API_KEY = 16
@@ -108,6 +109,7 @@ class Settings(BaseSettings):
         frozen=True,
         populate_by_name=True,
         allow_inf_nan=False,
+        hide_input_in_errors=True,  # it may be a secret
     )
 
     @classmethod
@@ -181,6 +183,8 @@ class Settings(BaseSettings):
     oidc_login_seconds: float = Field(3600.0, ge=60, le=31_622_400)
 
     default_model: str = "claude-sonnet-5-5"
+    providers: Annotated[dict[str, Provider], NoDecode] = Field(default_factory=dict)
+    provider_keys: SecretStr | None = None
     routing_agent: str | None = None
     max_tool_calls: int = Field(128, ge=1, le=100_000)
     model_patience_seconds: float = Field(21_600.0, ge=0, le=31_622_400)
@@ -275,6 +279,18 @@ class Settings(BaseSettings):
             raise ValueError('it must be a JSON object, like {"minions-admins": "admin"}')
         return value
 
+    @field_validator("providers", mode="before")
+    @classmethod
+    def _read_providers(cls, given: Any) -> Any:
+        return parse_providers(given)
+
+    @field_validator("provider_keys")
+    @classmethod
+    def _fit_the_providers(cls, keys: SecretStr | None, others: ValidationInfo) -> SecretStr | None:
+        if keys is not None and "providers" in others.data:
+            parse_keys(keys.get_secret_value(), others.data["providers"])
+        return keys
+
     @field_validator("lease_seconds")
     @classmethod
     def _lease_outlives_a_beat(cls, lease: float, others: ValidationInfo) -> float:
@@ -283,6 +299,18 @@ class Settings(BaseSettings):
                 "a lease must last at least two heartbeats (MINION_HEARTBEAT_SECONDS), or no worker keeps its lease"
             )
         return lease
+
+    def known_providers(self) -> dict[str, Provider]:
+        """Return the providers of models by name: the Anthropic API, and those of MINION_PROVIDERS."""
+        return {ANTHROPIC: anthropic_provider(self.anthropic_base_url), **self.providers}
+
+    def key_of(self, provider: str) -> str | None:
+        """Return this installation's key for a provider, if it has one."""
+        if provider == ANTHROPIC:
+            return self.anthropic_api_key.get_secret_value() if self.anthropic_api_key else None
+        if self.provider_keys is None:
+            return None
+        return parse_keys(self.provider_keys.get_secret_value(), self.providers).get(provider)
 
     def require_database_url(self) -> str:
         """Return the database's address in SQLAlchemy's form (`postgresql+psycopg://…`).

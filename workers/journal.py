@@ -93,12 +93,14 @@ class BatchedCall:
         reserve: as for `Journal.call`.
         read: returns the result of the step from the answer's text.
         repeat: whether an answer refuses only the form of the request, which now has another one; it was not charged.
+        fault: the reason why no further call can be made in a batch; None if it can. Lane `auto` then makes it at once.
     """
 
     body: Callable[[], str]
     reserve: Callable[[], Reservation]
     read: Callable[[str], StepResult]
     repeat: Callable[[str], bool]
+    fault: str | None = None
 
 
 @dataclass
@@ -340,7 +342,7 @@ class Journal:
                 raise Batched
             if answer is not None and not batched.repeat(answer):
                 return answer
-        if found is None and self.lane == "auto" and not self._has_time_for_batch():
+        if found is None and self.lane == "auto" and (batched.fault or not self._has_time_for_batch()):
             return None
         self._begin(started, batched.reserve, {"step": number, "model": started["name"], "body": batched.body()})
         raise Batched

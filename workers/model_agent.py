@@ -103,7 +103,7 @@ class ModelAgent(BaseAgent):
         """The model of this task: chosen once, and kept when the task runs again."""
         # An approval may precede the first call.
         called = (str(step["name"]) for step in self.journal.known.values() if step["kind"] == "model_call")
-        return next(called, None) or resolve(str(self.definition.model))
+        return next(called, None) or resolve(str(self.definition.model), self.task.namespace)
 
     def _new_messages(self, value: JsonValue) -> list[Message]:
         """The messages to the agent, and the system messages between them."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from shared.contracts.key_order import as_in_jsonb
 from shared.contracts.strict_json import JsonValue, stable
+from shared.errors import ModelError
 from workers.journal import BatchedCall, Journal, StepResult
 from workers.llm import client_for
 from workers.llm.base import BatchClient, ModelReply, ModelRequest
@@ -52,13 +53,18 @@ def call_model(
 
     batched = None
     # Features that are not on by default are a header's, which all calls of a batch share.
-    if journal.lane != "direct" and not request.betas and isinstance(client, BatchClient):
-        batched = BatchedCall(
-            body=lambda: client.batch_body(request),
-            reserve=lambda: reserve(in_batch=True),
-            read=lambda answer: _result(client.read_batched(answer, request.model), output),
-            repeat=lambda answer: client.refuses_form(answer, request),
-        )
+    if journal.lane != "direct" and not request.betas:
+        fault = client.batch_fault(request.namespace)
+        if isinstance(client, BatchClient):
+            batched = BatchedCall(
+                body=lambda: _batch_body(client, request, fault),
+                reserve=lambda: reserve(in_batch=True),
+                read=lambda answer: _result(client.read_batched(answer, request.model), output),
+                repeat=lambda answer: client.refuses_form(answer, request),
+                fault=fault,
+            )
+        elif journal.lane == "batch" and fault:
+            raise _no_batch(request.model, fault)
 
     kept: dict[str, Any] = journal.call(
         "model_call",
@@ -71,6 +77,19 @@ def call_model(
         batched=batched,
     )
     return kept
+
+
+def _batch_body(client: BatchClient, request: ModelRequest, fault: str | None) -> str:
+    if fault is not None:
+        raise _no_batch(request.model, fault)
+    return client.batch_body(request)
+
+
+def _no_batch(model: str, fault: str) -> ModelError:
+    return ModelError(
+        f"The call of {model!r} cannot be made in a batch, which the lane of the task requires: {fault}. Submit it "
+        "with the lane `direct` or `auto`."
+    )
 
 
 def _result(reply: ModelReply, output: Callable[[ModelReply], JsonValue]) -> StepResult:

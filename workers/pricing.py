@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 from decimal import Decimal
 
-from genai_prices import Usage, calc_price
-
 from shared.contracts.sampling import OFFLINE
+from shared.model_prices import price_of
 from shared.model_usage import IN_A_BATCH
+from shared.providers import Provider, own_name, split
+from shared.settings import get_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +36,10 @@ def worst_case(model: str, input_tokens: int, max_tokens: int, *, in_batch: bool
     tokens = input_tokens + max_tokens
     if model == OFFLINE:
         return Reservation(tokens, 0)
+    provider = get_settings().known_providers().get(split(model)[0])
     try:
         price = max(
-            _price(model, Usage(input_tokens=input_tokens, output_tokens=max_tokens, cache_write_tokens=written))
+            _price(provider, own_name(model), input_tokens, max_tokens, cache_write_tokens=written)
             for written in (0, input_tokens)
         )
     except LookupError:
@@ -45,5 +47,11 @@ def worst_case(model: str, input_tokens: int, max_tokens: int, *, in_batch: bool
     return Reservation(tokens, math.ceil(price * (IN_A_BATCH if in_batch else 1) * 1_000_000))
 
 
-def _price(model: str, usage: Usage) -> Decimal:
-    return calc_price(usage, model_ref=model, provider_id="anthropic").total_price
+def _price(
+    provider: Provider | None, model: str, input_tokens: int, output_tokens: int, *, cache_write_tokens: int
+) -> Decimal:
+    if provider is None:
+        raise LookupError(model)
+    # Only Claude has a price for writing to the cache.
+    written = cache_write_tokens if provider.is_claude else 0
+    return price_of(provider, model, input_tokens=input_tokens, output_tokens=output_tokens, cache_write_tokens=written)

@@ -136,6 +136,12 @@ def _integrations(settings: Settings) -> Iterator[Finding]:
     yield _sentry(settings)
 
 
+def _providers(settings: Settings) -> Iterator[Finding]:
+    from orchestrator.commands.provider_checks import providers
+
+    yield from providers(settings)
+
+
 def _traces(settings: Settings) -> Iterator[Finding]:
     from orchestrator.commands.trace_check import check_endpoint
 
@@ -169,5 +175,6 @@ CHECKS: tuple[Check, ...] = (
     _sandbox,
     _secret_key,
     _integrations,
+    _providers,
     _traces,
 )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     Field,
     SerializerFunctionWrapHandler,
@@ -29,6 +30,8 @@ from shared.contracts.strict_model import Strict, faults_of
 from shared.contracts.turn_settings import Beta, ServiceTier, StopSequence, ToolChoice, UserId
 from shared.errors import InvalidDefinition, InvalidInput, MinionError
 from shared.outbound import checked_url
+from shared.providers import ANTHROPIC, OWN_KEY, normal_name, split
+from shared.secret_store import references
 
 NAME = r"^[A-Za-z][A-Za-z0-9_.-]{0,99}$"
 HEADER_VALUE = r"^([\x21-\x7e]([\x20-\x7e\t]*[\x21-\x7e])?)?$"
@@ -93,7 +96,7 @@ class AgentConfig(Strict):
     capabilities: list[Capability] = Field(default_factory=lambda: [DEFAULT_CAPABILITY], min_length=1, max_length=20)
     max_chain_depth: int = Field(5, ge=1, le=50)
     chain_strategy: Literal["sequential", "parallel", "fallback", "router"] = "sequential"
-    router_model: str | None = Field(None, min_length=1, max_length=200)
+    router_model: Annotated[str, AfterValidator(normal_name)] | None = Field(None, min_length=1, max_length=200)
     on_child_failure: Literal["fail", "collect"] = "fail"
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
@@ -288,13 +291,14 @@ class AgentDefinition(Definition):
         return self.model_copy(update=schemas)
 
     def _check_model_agent(self) -> None:
-        self.model = self.model or sampling.AUTO
+        self.model = normal_name(self.model or sampling.AUTO)
         if self.function or self.tool:
             raise ValueError(
                 "an agent with a model must list what it may call under `tools`; "
                 "`function` and `tool` are for type: function"
             )
-        sampling.check(self.model, self.config.sampling(), where=f"agent {self.name!r}")
+        if split(self.model)[0] == ANTHROPIC:  # `definitions.provider_rules` knows the others.
+            sampling.check(split(self.model)[1], self.config.sampling(), where=f"agent {self.name!r}")
         set_here = [name for name in turn_settings.NAMES if getattr(self.config, name)]
         if self.model == sampling.OFFLINE and set_here:
             raise ValueError(f"the model 'offline' cannot honour {', '.join(set_here)}")
@@ -381,6 +385,17 @@ class HttpCall(Strict):
         except InvalidInput as error:
             raise ValueError(error.message) from None
         return url
+
+    @field_validator("headers")
+    @classmethod
+    def _has_no_key_of_a_model(cls, headers: dict[str, str]) -> dict[str, str]:
+        for name in references(headers.values()):
+            if name.startswith(OWN_KEY):
+                raise ValueError(
+                    f"a header must not contain the secret {name!r}: it is a key for a provider of models, and sent to "
+                    "that provider alone"
+                )
+        return headers
 
     @property
     def placeholders(self) -> list[str]:

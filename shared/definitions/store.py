@@ -41,8 +41,11 @@ from shared.database.tables import (
 )
 from shared.definitions.fit import chain_misfits, condition_misfits, model_misfit, strict_misfit
 from shared.definitions.known_models import unknown_models
+from shared.definitions.provider_rules import check_models
 from shared.errors import InvalidDefinition
 from shared.functions.worker_packages import WorkerPackages
+from shared.providers import Providers
+from shared.settings import get_settings
 
 # Every agent, first alone and then with each agent that its active version may call.
 CALLS = text(
@@ -90,12 +93,14 @@ class DefinitionStore:
     Attributes:
         validate_code: checks a function's source before it is stored, and raises InvalidDefinition.
         packages: the packages that live workers let functions import.
+        providers: of models, as they are configured.
     """
 
     session: Session
     validate_code: Callable[[FunctionDefinition], None]
     namespace: str = "default"
     packages: WorkerPackages = field(default_factory=lambda: WorkerPackages({}))
+    providers: Providers = field(default_factory=lambda: get_settings().known_providers())
     changes: list[Change] = field(default_factory=list)
     activated: list[tuple[Version, UUID | None]] = field(default_factory=list)
     """Versions that became the active one of their definition, each with the id of the one before."""
@@ -118,6 +123,8 @@ class DefinitionStore:
         for tool, because in self._with_followers(given_tools, "tool", self._changed("function")):
             self._store_tool(tool, because)
         given_agents = _of(definitions, AgentDefinition)
+        for agent in given_agents:
+            check_models(agent, self.providers)
         moved = self._changed("function") | self._changed("tool")
         for agent, because in self._with_followers(given_agents, "agent", moved):
             self._store_agent(agent, because)
@@ -199,7 +206,7 @@ class DefinitionStore:
                     f"{place}, tools.{position}: models do not accept the input schema of the tool {tool.name!r}: "
                     f"{fault}."
                 )
-            if tool.definition.get("strict") and (fault := strict_misfit(schema, model)):
+            if tool.definition.get("strict") and (fault := strict_misfit(schema, model, self.providers)):
                 raise InvalidDefinition(f"{place}, tools.{position}: the tool {tool.name!r} cannot be strict: {fault}.")
 
     def _check_preloaded_packages(self, place: str, agent: AgentVersion, tools: Sequence[ToolVersion]) -> None:

@@ -15,6 +15,7 @@ from shared.contracts.json_schema import Schema
 from shared.contracts.requests import TaskRequest
 from shared.contracts.strict_json import are_sound, check, check_size
 from shared.errors import InvalidInput, MinionError, UnknownAgent
+from shared.providers import split
 from shared.settings import get_settings
 from shared.suggestions import similar_agents
 from shared.tasks import lifecycle
@@ -39,7 +40,8 @@ RESOLVE = text(
             WHERE NOT :of_messages AND f.depth < 100
     )
     SELECT t.version_id, t.agent_name AS agent, NOT EXISTS (
-            SELECT FROM relations r WHERE r.agent_version_id = t.version_id) AS lasting, COALESCE(
+            SELECT FROM relations r WHERE r.agent_version_id = t.version_id) AS lasting,
+            CASE WHEN v.id = t.version_id THEN v.definition->>'model' END AS model, COALESCE(
             NULLIF(v.input_schema, 'null'), NULLIF(tool.definition->'input_schema', 'null'),
             NULLIF(code.definition->'input_schema', 'null')) AS input_schema
         FROM target t CROSS JOIN (SELECT version_id FROM first ORDER BY depth DESC LIMIT 1) f
@@ -65,12 +67,14 @@ class Target:
 
     Attributes:
         lasting: the schema depends on this version alone. A chain may have that of its first agent.
+        model: of an agent that has one.
     """
 
     version_id: UUID | None
     agent: str | None
     lasting: bool | None
     input_schema: Schema | None
+    model: str | None = None
 
 
 Targets = dict[tuple[str | None, str | None, str, bool, bool], Target | MinionError]
@@ -302,6 +306,22 @@ def _check_against(target: Target, task: NewTask) -> None:
         said = coerce_all(task["messages"]) if "messages" in task else None
         checked_input(target.input_schema, task.get("input"), said, agent=str(target.agent))
         task["validated"] = str(target.version_id)
+    if task.get("lane") == "batch" and target.model is not None:
+        _check_batches(target.model, str(target.agent))
+
+
+def _check_batches(model: str, agent: str) -> None:
+    """Refuse the batch lane for a model whose provider has no batches.
+
+    Raises:
+        InvalidInput: names the provider.
+    """
+    provider = get_settings().known_providers().get(split(model)[0])
+    if provider is not None and not provider.has_batches:
+        raise InvalidInput(
+            f"{agent!r} cannot work in the lane `batch`: the provider {provider.name!r} of its model has no batches. "
+            "Leave the lane out."
+        )
 
 
 def resolve(connection: Connection, task: NewTask) -> Target:

@@ -160,6 +160,11 @@ class ModelClient(Protocol):
     def count_tokens(self, request: ModelRequest) -> int:
         """Return the tokens of a request's input, or an estimate on the high side if the provider has no count."""
 
+    def batch_fault(self, namespace: str) -> str | None:
+        """Return the reason why no call of a namespace can be made in a batch, in the middle of a sentence; None if
+        calls can, or if a batch would make no difference.
+        """
+
 
 @runtime_checkable
 class BatchClient(Protocol):

@@ -47,6 +47,10 @@ class OfflinePlanner:
         """Return 0: the offline model has no cost."""
         return 0
 
+    def batch_fault(self, namespace: str) -> str | None:
+        """Return None: it answers at once, and batches would save nothing."""
+        return None
+
 
 def _next_call(
     request: ModelRequest, results: dict[str, JsonValue], facts: dict[str, JsonValue]

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
+from shared.providers import claude_name
 from workers.llm.base import Block, ModelRequest
 
 Messages = list[dict[str, Any]]
@@ -33,7 +34,7 @@ def messages_of(request: ModelRequest) -> Messages:
 
 def takes_system_messages(model: str) -> bool:
     """Return whether a model accepts `system` messages between those of the user and the assistant."""
-    if (match := MODEL.fullmatch(model)) is None:
+    if (match := MODEL.fullmatch(claude_name(model))) is None:
         return False
     family, major, minor = match[1], int(match[2]), int(match[3] or 0)
     return (major, minor) >= FIRST_WITH_SYSTEM_MESSAGES.get(family, (99, 0))
