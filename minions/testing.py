@@ -304,7 +304,8 @@ def messages_api(api: MessagesApi | None = None, port: int = 0) -> Iterator[Mess
 def events_of(message: Reply) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield a message as the events of a stream: names and data."""
     used = message.get("usage")
-    begun = {name: value for name, value in message.items() if name not in _DIRECTIONS}
+    edits = {name: message[name] for name in ("context_management",) if name in message}
+    begun = {name: value for name, value in message.items() if name not in _DIRECTIONS and name not in edits}
     ended = {name: begun.pop(name, None) for name in ("stop_reason", "stop_sequence", "stop_details")}
     usage = used and {**used, "output_tokens": 1}
     nothing_yet: Reply = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
@@ -316,7 +317,8 @@ def events_of(message: Reply) -> Iterator[tuple[str, dict[str, Any]]]:
         for delta in deltas:
             yield "content_block_delta", {"index": index, "delta": delta}
         yield "content_block_stop", {"index": index}
-    yield "message_delta", {"delta": ended, "usage": used and {"output_tokens": used.get("output_tokens", 0)}}
+    counted = used and {"output_tokens": used.get("output_tokens", 0)}
+    yield "message_delta", {"delta": ended, "usage": counted, **edits}
     yield "message_stop", {}
 
 

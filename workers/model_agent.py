@@ -151,7 +151,7 @@ class ModelAgent(BaseAgent):
         request = ModelRequest(
             model=models.current,
             system=self._system(),
-            messages=after_compaction(messages),
+            messages=after_compaction(messages) if config.context_management else messages,
             tools=self.specs,
             max_tokens=config.max_tokens,
             input=value,

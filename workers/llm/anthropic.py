@@ -30,7 +30,7 @@ from shared.storable import storable
 from workers.llm.base import INVALID_JSON, Block, ModelReply, ModelRequest
 from workers.llm.caching import with_marks
 from workers.llm.clients import Clients
-from workers.llm.diagnostics import cache_miss_in, diagnostics_of, forget_diagnostics
+from workers.llm.diagnostics import cache_miss_in, diagnostics_of, forget_diagnostics, may_refuse_diagnostics
 from workers.llm.features import betas_of, body_of, edits_in
 from workers.llm.limits import ModelLimits
 from workers.llm.stream import StreamError, Unreadable, assemble, error_in
@@ -165,9 +165,11 @@ class AnthropicClient:
             return self._complete(request, on_text)
         except ModelError as error:
             # What was refused was free.
-            if forget_diagnostics(request, error):
+            if may_refuse_diagnostics(request, error):
+                reply = self.complete(replace(request, diagnosed=False), on_text)
+                forget_diagnostics()
                 log.warning("cache_not_diagnosed", model=request.model, why=error.message)
-                return self.complete(request, on_text)
+                return reply
             if not forget_format(request, error):
                 raise
             # The answer is checked against the schema in any case.

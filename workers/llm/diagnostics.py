@@ -14,7 +14,10 @@ from shared.settings import get_settings
 from shared.storable import storable
 from workers.llm.base import ModelRequest
 
-UNKNOWN_FIELD = ("diagnostics", "extra", "unknown", "unrecognized", "unexpected", "unsupported", "additional")
+UNKNOWN_FIELD = (
+    *("diagnostics", "extra", "unknown", "unrecognized", "unexpected", "additional"),
+    *("support", "not permitted", "not allowed"),
+)
 BY_CONTENT = frozenset({400, 422})
 _refused: set[str | None] = set()
 """Addresses of gateways that have refused the field."""
@@ -27,15 +30,17 @@ def diagnostics_of(request: ModelRequest) -> dict[str, Any] | None:
     return {"previous_message_id": request.previous_reply}
 
 
-def forget_diagnostics(request: ModelRequest, error: ModelError) -> bool:
-    """Send the field no more if that may be what was refused; return whether it may be."""
+def may_refuse_diagnostics(request: ModelRequest, error: ModelError) -> bool:
+    """Return whether a request was refused that may be accepted without the field."""
     if error.detail.get("http_status") not in BY_CONTENT or diagnostics_of(request) is None:
         return False
     said = error.message.lower()
-    if not any(word in said for word in UNKNOWN_FIELD):
-        return False
+    return any(word in said for word in UNKNOWN_FIELD)
+
+
+def forget_diagnostics() -> None:
+    """Send the field no more to this address."""
     _refused.add(get_settings().anthropic_base_url)
-    return True
 
 
 def cache_miss_in(message: dict[str, Any]) -> dict[str, Any] | None:

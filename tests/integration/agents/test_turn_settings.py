@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from minions import testing
+from minions.results import sleep
 from minions.testing import MessagesApi, compaction, error, tool_use
 from shared.errors import InvalidDefinition
 from tests.conftest import Define
@@ -273,6 +274,42 @@ def test_model_learns_no_budget_that_the_api_refuses(ask: Any, define_agent: Def
     assert "output_config" not in request
 
 
+# ------------------------------------------------------------------------------------------------------- prompt cache
+
+
+@pytest.mark.parametrize(
+    ("tools", "choice", "ttl"),
+    [
+        (["careful"], None, "1h"),
+        (["help"], None, "1h"),
+        (["echo"], None, None),
+        (["echo", "careful"], {"type": "tool", "name": "careful"}, "1h"),
+        (["echo", "careful"], {"type": "tool", "name": "echo"}, None),
+    ],
+)
+def test_prompt_lives_for_an_hour_if_the_next_turn_waits(
+    ask: Any, define_agent: DefineAgent, tools: list[str], choice: Any, ttl: str | None
+) -> None:
+    define_agent({"tool_choice": choice} if choice else {}, tools=tools, system_prompt="Be brief.")
+    _, [request] = ask(testing.text("Hi."))
+    marks = [block["cache_control"].get("ttl") for _, block in testing._blocks(request) if "cache_control" in block]
+    assert marks == [ttl] * 3
+
+
+def test_task_that_has_waited_expects_to_wait_again(
+    define_agent: DefineAgent, tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi
+) -> None:
+    """Its tool asks for a wait only when it is called."""
+    define_agent({}, tools=["act"], system_prompt="Be brief.")
+    call = tool_use(("act", {"do": "answer", "answer": sleep(0.01)}))
+    messages_api.script = [call, call, testing.text("Hi.")]
+    task = tasks.submit("Agent", "Hello")
+    inline_worker.run_all()
+    assert tasks.get(task)["output"] == {"content": "Hi."}, tasks.get(task)["error"]
+    ttls = [request["messages"][-1]["content"][-1]["cache_control"].get("ttl") for request in messages_api.requests]
+    assert (ttls[0], ttls[-1]) == (None, "1h")
+
+
 # -------------------------------------------------------------------------------------------------------- cache misses
 
 
@@ -313,6 +350,16 @@ def test_gateway_that_refuses_diagnostics_is_sent_none(
     assert [execution["outcome"] for execution in tasks.executions(task["id"])] == ["succeeded"]
     _, [request] = ask(testing.text("Hi."))
     assert "diagnostics" not in request
+
+
+def test_other_unknown_field_is_no_reason_to_send_no_diagnostics(
+    ask: Any, define_agent: DefineAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diagnostics, "_refused", set())
+    define_agent()
+    task, requests = ask(error(400, "invalid_request_error", "thinking: not supported by this model"))
+    assert (task["state"], len(requests)) == ("failed", 2)
+    assert diagnostics._refused == set()
 
 
 # --------------------------------------------------------------------------------------------------------- refusals

@@ -224,3 +224,14 @@ def test_client_and_command_show_the_same(client: Client, run_cli: Run, counted:
     assert rows[-1].split()[0] == "total"
     assert "Nothing has ended" in run_cli("costs", "--agent", "C").err
     assert run_cli("costs", "--by", "tool,model").code != 0
+
+
+def test_show_says_what_was_paid_for_again(run_cli: Run, driver: LifecycleDriver) -> None:
+    task = driver.run("A")
+    miss = {"type": "tools_changed", "cache_missed_input_tokens": 41_000}
+    replaced = {"model": FIRST, "reason": "unavailable", "message": "Overloaded."}
+    step = {**call(1, SECOND), "usage": {"input_tokens": 50_000, "output_tokens": 3, "cache_miss": miss}}
+    driver.call(lifecycle.write_steps, task, 1, [{**step, "output": {"content": [], "instead_of": replaced}}])
+    shown = run_cli("show", str(task)).out
+    assert "Step 1: paid 41,000 tokens again because the tools changed" in shown
+    assert f"Step 1: instead of {FIRST}, which was unavailable" in shown
