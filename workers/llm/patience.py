@@ -66,7 +66,8 @@ def complete(
             # Postponed by the model's limits: the number of tries is kept. (After a stop they begin again.)
             if isinstance(postponed.error, ModelUnavailable) and tries:
                 postponed.error.detail |= {"tries": tries, "since": since.isoformat()}
-                _give_up_if_late(postponed.error, since, successor)
+                if successor is not None:
+                    _give_up_if_late(postponed.error, since, successor)
             raise
         except ModelUnavailable as error:
             delay = delay_after(error, tries)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from shared.errors import InvalidDefinition
 from shared.tasks import lifecycle
 from tests.conftest import Define
 from tests.integration.agents.conftest import DefineAgent, plain
+from tests.integration.agents.test_determinism import RELEASE, Died, dying
 from tests.integration.conftest import InlineWorker, Tasks
+from workers.llm import patience
 
 FIRST, SECOND, THIRD = "claude-opus-5-5", "claude-opus-5", "claude-sonnet-5-5"
 CHAIN = {"fallback_models": [SECOND, THIRD]}
@@ -133,6 +136,53 @@ def test_task_that_runs_again_comes_to_the_same_model(
     inline_worker.run_all()
     assert tasks.get(task)["output"] == {"content": "Hi."}, tasks.get(task)["error"]
     assert [request["model"] for request in messages_api.requests[asked:]] == [SECOND]
+
+
+@pytest.mark.parametrize(("kind", "before"), [("refusal", True), ("refusal", False), ("unavailable", False)])
+def test_process_that_dies_at_any_commit_leaves_no_doubt(
+    define_agent: DefineAgent,
+    tasks: Tasks,
+    inline_worker: InlineWorker,
+    messages_api: MessagesApi,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    before: bool,
+) -> None:
+    """Whatever was committed is not asked for again, and the models take over in the same order."""
+    define_agent({**CHAIN, "fallback_after": "1s"}, model=FIRST, tools=["act"])
+    trouble = {"refusal": refusal(), "unavailable": {**OVERLOADED, "headers": {"x-should-retry": "true"}}}[kind]
+    messages_api.script = [
+        {**trouble, "if": f'"model": "{FIRST}"'},
+        {**testing.text("Hi."), "if": '"tool_result"'},
+        tool_use(("act", {"do": "answer", "answer": 1})),
+    ]
+    monkeypatch.setattr(patience, "FIRST_SECONDS", 0.6)
+    died = True
+    commits = itertools.count(1)
+    while died:
+        commit, died = next(commits), False
+        messages_api.requests.clear()
+        task = tasks.submit("Agent", "Hello")
+        try:
+            with dying(monkeypatch, commit, before=before):
+                inline_worker.run_due()
+        except Died:
+            died = True
+            with inline_worker.engine.begin() as connection:
+                connection.execute(RELEASE, {"task": task})
+        inline_worker.run_all()
+        ended = tasks.get(task)
+        assert ended["output"] == {"content": "Hi."}, ended["error"]
+        steps = [(step["name"], step["status"]) for step in tasks.steps(task)]
+        first = "finished" if kind == "refusal" else "failed"
+        assert steps == [(FIRST, first), (SECOND, "finished"), ("act", "finished"), (SECOND, "finished")]
+        asked = [request["model"] for request in messages_api.requests]
+        # A reply that was not committed is asked for once more.
+        assert asked.count(SECOND) in (2, 3)
+        if kind == "refusal":
+            assert asked.count(FIRST) in (1, 2)
+        assert asked == sorted(asked, key=[FIRST, SECOND].index)
+    assert commit > 4
 
 
 @pytest.mark.parametrize(

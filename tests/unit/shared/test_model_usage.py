@@ -68,7 +68,7 @@ def test_refusal_before_the_first_word_is_charged_by_its_category(category: str 
 
 
 @pytest.mark.parametrize(("category", "dollars"), [("cyber", 2), ("bio", 10)])
-def test_refusal_that_the_api_handed_on_is_charged_by_its_category(category: str, dollars: int) -> None:
+def test_refusal_before_a_server_side_fallback_is_charged_by_category(category: str, dollars: int) -> None:
     used = {"input_tokens": 1_000_000, "output_tokens": 0}
     hop = {
         "type": "fallback",
