@@ -587,6 +587,30 @@ class Client(Operations, BulkActs, Alerts, Keys, Audit):
         found: dict[str, Any] = self._transport.get("/v1/stats", params={"by": list(by), **times, **filters})
         return found
 
+    def costs(
+        self,
+        *,
+        by: Iterable[str] = ("agent",),
+        since: datetime | None = None,
+        until: datetime | None = None,
+        what_if: Iterable[str] = (),
+        **filters: Any,
+    ) -> dict[str, Any]:
+        """Return what model calls cost in dollars, the most expensive groups first, and their total.
+
+        Args:
+            by: what to group by: `namespace`, `agent`, `version`, `capability`, `key`, `model`, `hour`, `day`; or
+                `tool`, alone or with `agent`.
+            since: by default a day ago; whole hours or days are counted.
+            until: by default now.
+            what_if: `model=NAME` and `lane=batch`: also what the same tokens would cost.
+            filters: `agent`, `version`, `capability`, `key`, `model`, `namespace`, `limit`.
+        """
+        chosen = {"by": list(by), "what_if": list(what_if)}
+        times = {"since": since and since.isoformat(), "until": until and until.isoformat()}
+        found: dict[str, Any] = self._transport.get("/v1/costs", params={**chosen, **times, **filters})
+        return found
+
     def workers(self, status: str | None = None) -> Iterator[dict[str, Any]]:
         """Yield the minions, the latest started first.
 

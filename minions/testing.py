@@ -11,8 +11,10 @@
             assert len(api.requests) == 2
 
 It supports streams and plain replies, token counting, errors, and streams that are slow or break off. Requests that the
-API itself refuses (blank texts, errors of tools without a text, misplaced system messages, too many cache marks, tools
-whose schema is not that of an object, schemas that cannot constrain a model, forced tools beside thinking) get a 400.
+API itself refuses (blank texts, errors of tools without a text, misplaced system messages, too many cache marks or in a
+wrong order, tools whose schema is not that of an object, schemas that cannot constrain a model, forced tools beside
+thinking, features without their beta header or with values out of bounds) get a 400. Requests with `diagnostics` are
+compared with the previous one, as the API does.
 Message Batches are supported too, with their faults: see `MessagesApi.batch_faults` and `MessagesApi.hold_batches`.
 The same script answers the Chat Completions API, at `api.chat_url`, and the platforms of Claude: Google Cloud, Amazon
 Bedrock and Microsoft Foundry, whose addresses end like that of the Messages API.
@@ -51,6 +53,11 @@ UNCONSTRAINABLE = frozenset(
     {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "maxItems"}
     | {"uniqueItems", "patternProperties", "propertyNames", "if", "not", "oneOf", "dependentRequired", "prefixItems"}
 )
+# Models with `speed`; the second need a beta header for it.
+FAST_MODELS = r"claude-(fable-5-2|mythos-5-2|opus-5-5|opus-5)(-\d{8})?"
+FAST_BY_BETA = r"claude-opus-5(-\d{8})?"
+LEAST_TASK_BUDGET = 20_000
+LEAST_COMPACTION = 50_000
 BATCHES = "/v1/messages/batches"
 MESSAGES = re.compile(r".*/v1/messages")
 IN_GOOGLE_CLOUD = re.compile(r".*/publishers/anthropic/models/([^/:]+):(?:streamRawPredict|rawPredict)")
@@ -74,6 +81,23 @@ def tool_use(*calls: tuple[str, dict[str, Any]], said: str = "", **more: Any) ->
     for number, (name, arguments) in enumerate(calls, 1):
         content.append({"type": "tool_use", "id": f"toolu_{number}", "name": name, "input": arguments})
     return {"content": content, "stop_reason": "tool_use", **more}
+
+
+def refusal(category: str | None = None, explanation: str | None = None, said: str = "", **more: Any) -> Reply:
+    """Return a reply that refuses to answer: before its first word, or after what it has said."""
+    details = {"type": "refusal", "category": category, "explanation": explanation}
+    content = [{"type": "text", "text": said}] if said else []
+    return {"content": content, "stop_reason": "refusal", "stop_details": details, **more}
+
+
+def compaction(summary: str | None, *blocks: dict[str, Any], stop_reason: str = "end_turn", **more: Any) -> Reply:
+    """Return a reply before which the API has compacted the conversation. None: it could not.
+
+    Args:
+        blocks: those after the summary; none with the stop reason `compaction`.
+    """
+    summed_up = {"type": "compaction", "content": summary, "encrypted_content": None}
+    return {"content": [summed_up, *blocks], "stop_reason": stop_reason, **more}
 
 
 def error(status: int, kind: str = "api_error", message: str = "scripted", **more: Any) -> Reply:
@@ -154,6 +178,7 @@ class MessagesApi:
     hold_batches: bool = False
     batch_faults: list[str | Reply] = field(default_factory=list)
     batches: dict[str, Batch] = field(default_factory=dict)
+    _diagnosed: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
@@ -179,15 +204,33 @@ class MessagesApi:
 
     def message(self, body: dict[str, Any], reply: Reply) -> Reply:
         """Complete a reply that contains only the relevant fields to a whole message."""
+        name = f"msg_{len(self.requests)}"
         return {
-            "id": f"msg_{len(self.requests)}",
+            "id": name,
             "type": "message",
             "role": "assistant",
             "model": body["model"],
             "stop_sequence": None,
             "usage": USAGE,
+            **({"diagnostics": self._diagnose(name, body)} if "diagnostics" in body else {}),
             **reply,
         }
+
+    def _diagnose(self, name: str, body: dict[str, Any]) -> dict[str, Any] | None:
+        """Compare a request with the one that it names as the previous; return None if it only adds to that."""
+        previous = body["diagnostics"].get("previous_message_id")
+        before = self._diagnosed.get(previous)
+        self._diagnosed[name] = body
+        if previous is None:
+            return None
+        if before is None:
+            return {"cache_miss_reason": {"type": "previous_message_not_found"}}
+        for part in ("model", "system", "tools", "messages"):
+            was, now = _unmarked(before.get(part)), _unmarked(body.get(part))
+            if now[: len(was)] != was if part == "messages" else now != was:
+                missed = {"type": f"{part}_changed", "cache_missed_input_tokens": self.count(before)}
+                return {"cache_miss_reason": missed}
+        return None
 
     def count(self, body: dict[str, Any]) -> int:
         """Return the tokens of a request: a quarter of its characters."""
@@ -224,7 +267,7 @@ class MessagesApi:
         name, body = request["custom_id"], request["params"]
         if cancelled:
             return [{"custom_id": name, "result": {"type": "canceled"}}]
-        if fault := _fault(body):
+        if fault := _fault(body) or _feature_fault({}, body):
             return [{"custom_id": name, "result": _errored({"type": "invalid_request_error", "message": fault})}]
         status, reply = self.answer({}, body)
         match reply.get("batch"):
@@ -273,7 +316,8 @@ def messages_api(api: MessagesApi | None = None, port: int = 0) -> Iterator[Mess
 def events_of(message: Reply) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield a message as the events of a stream: names and data."""
     used = message.get("usage")
-    begun = {name: value for name, value in message.items() if name not in _DIRECTIONS}
+    edits = {name: message[name] for name in ("context_management",) if name in message}
+    begun = {name: value for name, value in message.items() if name not in _DIRECTIONS and name not in edits}
     ended = {name: begun.pop(name, None) for name in ("stop_reason", "stop_sequence", "stop_details")}
     usage = used and {**used, "output_tokens": 1}
     nothing_yet: Reply = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
@@ -285,7 +329,8 @@ def events_of(message: Reply) -> Iterator[tuple[str, dict[str, Any]]]:
         for delta in deltas:
             yield "content_block_delta", {"index": index, "delta": delta}
         yield "content_block_stop", {"index": index}
-    yield "message_delta", {"delta": ended, "usage": used and {"output_tokens": used.get("output_tokens", 0)}}
+    counted = used and {"output_tokens": used.get("output_tokens", 0)}
+    yield "message_delta", {"delta": ended, "usage": counted, **edits}
     yield "message_stop", {}
 
 
@@ -301,6 +346,9 @@ def _taken_apart(block: dict[str, Any]) -> tuple[dict[str, Any], Iterable[dict[s
             thought = [{"type": "thinking_delta", "thinking": part} for part in _pieces(block["thinking"])]
             signed = {"type": "signature_delta", "signature": block.get("signature", "")}
             return {**block, "thinking": "", "signature": ""}, [*thought, signed]
+        case "compaction":
+            delta = {name: block.get(name) for name in ("content", "encrypted_content")}
+            return {**block, "content": None, "encrypted_content": None}, [{"type": "compaction_delta", **delta}]
     return block, []
 
 
@@ -386,7 +434,7 @@ def _handler(api: MessagesApi) -> type[BaseHTTPRequestHandler]:
                 self._send(200, batch.as_json())
             elif not (in_google_cloud or MESSAGES.fullmatch(path)):
                 self._send(404, error(404, "not_found_error", self.path))
-            elif fault := _fault(body):
+            elif fault := _fault(body) or _feature_fault(headers, body):
                 api.note(headers, body)
                 self._send(400, error(400, "invalid_request_error", fault))
             else:
@@ -538,12 +586,80 @@ def _fault(body: dict[str, Any]) -> str | None:
         return fault
     if (marks := json.dumps(body).count('"cache_control": {')) > MAX_CACHE_MARKS:
         return f"A maximum of {MAX_CACHE_MARKS} blocks with cache_control may be provided. Found {marks}."
+    if fault := _mark_fault(body):
+        return fault
     said = {"system": [body.get("system", ())], "messages": [message["content"] for message in body["messages"]]}
     for place, contents in said.items():
         for spoken in itertools.chain.from_iterable(map(_texts, contents)):
             if not spoken.strip():
                 rule = "contain non-whitespace text" if spoken else "be non-empty"
                 return f"{place}: text content blocks must {rule}"
+    return None
+
+
+def _mark_fault(body: dict[str, Any]) -> str | None:
+    """Check the marks of the prompt cache: longer ones come first, and some places must have none."""
+    shorter = False
+    for place, block in _blocks(body):
+        if (mark := block.get("cache_control")) is None:
+            continue
+        if block.get("type") in ("thinking", "redacted_thinking") or block.get("defer_loading"):
+            return f"{place}.cache_control: Extra inputs are not permitted"
+        if mark.get("ttl", "5m") == "1h" and shorter:
+            return (
+                f"{place}.cache_control.ttl: a ttl='1h' cache_control block must not come after a ttl='5m' "
+                "cache_control block. Note that blocks are processed in the following order: `tools`, `system`, "
+                "`messages`."
+            )
+        shorter = shorter or mark.get("ttl", "5m") == "5m"
+    return None
+
+
+def _blocks(body: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the parts of a prompt in their order, with their places."""
+    system = body.get("system")
+    contents = {"tools": body.get("tools", ()), "system": system if isinstance(system, list) else ()}
+    contents |= {f"messages.{number}.content": each["content"] for number, each in enumerate(body["messages"])}
+    for place, blocks in contents.items():
+        for number, block in enumerate(blocks):
+            if isinstance(block, dict):
+                yield f"{place}.{number}", block
+
+
+def _unmarked(part: Any) -> Any:
+    """Return a part of a prompt without the marks of the cache, and with texts as blocks."""
+    if isinstance(part, list):
+        return [_unmarked(each) for each in part]
+    if not isinstance(part, dict):
+        return part if part is not None else []
+    content = part.get("content")
+    texts = {"content": [{"type": "text", "text": content}]} if "role" in part and isinstance(content, str) else {}
+    return {name: _unmarked(value) for name, value in {**part, **texts}.items() if name != "cache_control"}
+
+
+def _feature_fault(headers: dict[str, str], body: dict[str, Any]) -> str | None:
+    """Check features that only some models have, or that need a beta header."""
+    betas = headers.get("anthropic-beta", "").split(",")
+    model = body.get("model", "")
+    if "speed" in body and not re.fullmatch(FAST_MODELS, model):
+        return "speed: this model does not support fast mode"
+    if "speed" in body and re.fullmatch(FAST_BY_BETA, model) and "fast-mode-2026-02-01" not in betas:
+        return "speed: Extra inputs are not permitted"
+    budget = (body.get("output_config") or {}).get("task_budget")
+    if budget and "task-budgets-2026-03-13" not in betas:
+        return "output_config.task_budget: Extra inputs are not permitted"
+    if budget and budget["total"] < LEAST_TASK_BUDGET:
+        return f"output_config.task_budget.total: Input should be greater than or equal to {LEAST_TASK_BUDGET}"
+    for number, edit in enumerate((body.get("context_management") or {}).get("edits", ())):
+        kind, place = edit["type"], f"context_management.edits.{number}"
+        beta = "compact-2026-01-12" if kind.startswith("compact_") else "context-management-2025-06-27"
+        if beta not in betas:
+            return "context_management: Extra inputs are not permitted"
+        if kind.startswith("clear_thinking_") and number:
+            return f"{place}: `{kind}` strategy must be first in the list"
+        tokens = (edit.get("trigger") or {}).get("value", LEAST_COMPACTION)
+        if kind.startswith("compact_") and tokens < LEAST_COMPACTION:
+            return f"{place}.trigger.value: Input should be greater than or equal to {LEAST_COMPACTION}"
     return None
 
 

@@ -23,6 +23,7 @@ from orchestrator.commands import (
     budgets,
     bulk,
     capacity,
+    costs,
     decisions,
     definitions,
     diff,
@@ -67,7 +68,7 @@ GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Definitions", (definitions, agents, functions, secrets)),
     (
         "Operation",
-        (workers, stats, alerts, keys, sessions, submitters, audit, webhooks, doctor, prune, erase, capacity),
+        (workers, stats, costs, alerts, keys, sessions, submitters, audit, webhooks, doctor, prune, erase, capacity),
     ),
 )
 for group, modules in GROUPS:

@@ -7,20 +7,26 @@ from functools import lru_cache
 
 from genai_prices import Usage, calc_price
 
-from shared.providers import ANTHROPIC_URL, Price, Provider, claude_name
+from shared.model_usage import list_price
+from shared.providers import ANTHROPIC_URL, Price, Provider, claude_name, own_name, split
+from shared.settings import get_settings
 
 A_MILLION = Decimal(1_000_000)
 
 
-def price_of(
-    provider: Provider,
-    model: str,
-    *,
-    input_tokens: int = 0,
-    output_tokens: int = 0,
-    cache_read_tokens: int = 0,
-    cache_write_tokens: int = 0,
-) -> Decimal:
+def price_by_name(model: str, usage: Usage, *, speed: str | None = None) -> Decimal:
+    """Return the price of a usage in US dollars. See `price_of`.
+
+    Args:
+        model: with the name of its provider, as in definitions.
+    """
+    provider = get_settings().known_providers().get(split(model)[0])
+    if provider is None:
+        raise LookupError(model)
+    return price_of(provider, own_name(model), usage, speed=speed)
+
+
+def price_of(provider: Provider, model: str, usage: Usage, *, speed: str | None = None) -> Decimal:
     """Return the price of a usage in US dollars.
 
     Claude has the list price of the Anthropic API on every platform. Where a platform's price differs, the operator
@@ -28,22 +34,21 @@ def price_of(
 
     Args:
         model: the provider's name of it.
-        input_tokens: all of them, including those read from and written to the prompt cache.
+        usage: all input tokens, including those read from and written to the prompt cache.
+        speed: that of the call: a fast one has prices of its own.
 
     Raises:
         LookupError: the model has no price.
     """
     if (price := provider.price(model)) is not None:
-        return _operators(price, input_tokens, output_tokens, cache_read_tokens)
-    used = {
-        "input_tokens": input_tokens,
-        "output_tokens": output_tokens,
-        "cache_read_tokens": cache_read_tokens,
-        "cache_write_tokens": cache_write_tokens,
-    }
+        return _operators(price, usage)
+    if provider.is_claude:
+        return list_price(claude_name(model), usage, speed=speed)
     if not has_list_price(provider, model):
         raise LookupError(model)
-    return _listed(provider, model, Usage(**used))
+    # Only Claude has a price for writing to the cache.
+    read = Usage(**{name: count for name, count in vars(usage).items() if not name.startswith("cache_write")})
+    return calc_price(read, model_ref=model, provider_api_url=provider.address).total_price
 
 
 def has_price(provider: Provider, model: str) -> bool:
@@ -66,17 +71,15 @@ def _is_listed(model: str, address: str) -> bool:
     return True
 
 
-def _listed(provider: Provider, model: str, usage: Usage) -> Decimal:
-    ref = claude_name(model) if provider.is_claude else model
-    return calc_price(usage, model_ref=ref, provider_api_url=_address_in_list(provider)).total_price
-
-
 def _address_in_list(provider: Provider) -> str:
     """Return the address by which the list knows a provider."""
     return ANTHROPIC_URL if provider.is_claude else provider.address
 
 
-def _operators(price: Price, input_tokens: int, output_tokens: int, cached: int) -> Decimal:
+def _operators(price: Price, usage: Usage) -> Decimal:
+    used = vars(usage)
+    cached = used.get("cache_read_tokens", 0)
     of_cached = price.input if price.cached_input is None else price.cached_input
-    parts = ((input_tokens - cached, price.input), (cached, of_cached), (output_tokens, price.output))
+    fresh = used.get("input_tokens", 0) - cached
+    parts = ((fresh, price.input), (cached, of_cached), (used.get("output_tokens", 0), price.output))
     return sum((tokens * Decimal(str(dollars)) for tokens, dollars in parts), Decimal(0)) / A_MILLION

@@ -18,13 +18,16 @@ from shared.errors import InvalidInput, InvalidOutput, ModelError
 from shared.settings import get_settings
 from shared.tasks.queries import content_of
 from workers.base import BaseAgent
+from workers.compaction import after_compaction
 from workers.conversation import history
+from workers.fallback import Models
 from workers.journal import Journal
 from workers.llm import resolve
 from workers.llm.base import ModelReply, ModelRequest, ToolSpec, exact_content, json_in, text_in
-from workers.model_call import call_model
+from workers.next_turn import lateness
 from workers.outcomes import Outcome, Succeeded, Suspended
 from workers.task import ClaimedTask
+from workers.task_budget import task_budget_of
 from workers.tool_calls import ToolCalls
 from workers.tools.base import Tool
 
@@ -51,6 +54,7 @@ class ModelAgent(BaseAgent):
         super().__init__(definition, task, journal)
         self.form = _form(journal)
         self.arranged = stable if self.form == 1 else whole
+        self.tools = tools
         self.calls = ToolCalls({tool.name: tool for tool in tools}, task, journal, self.arranged)
         self.specs = tuple(
             # The API requires the type `object`, which a model's input has anyway.
@@ -68,14 +72,15 @@ class ModelAgent(BaseAgent):
 
     def work(self, value: JsonValue) -> Outcome:
         """Run turns until the model stops calling tools."""
-        model = self._model()
+        models = Models(self._model(), self.definition.config, self.task, self.journal)
         new = [message.model_dump() for message in self._new_messages(value)]
-        before = history(self.definition.config, self.task, self.journal, model)
+        before = history(self.definition.config, self.task, self.journal, models.current)
         self.journal.joins = True
         messages = [*before, *new]
         repairs = 0
-        for turn in range(self.definition.config.max_turns):
-            reply = self._turn(model, messages, new, value, is_first=turn == 0)
+        replies: list[dict[str, Any]] = []
+        for _ in range(self.definition.config.max_turns):
+            replies.append(reply := self._turn(models, messages, new, value, replies))
             messages += _as_message(reply)
             calls = [block for block in reply["content"] if block["type"] == "tool_use"]
             if not calls:
@@ -128,15 +133,25 @@ class ModelAgent(BaseAgent):
         return said
 
     def _turn(
-        self, model: str, messages: list[dict[str, Any]], new: list[dict[str, Any]], value: JsonValue, *, is_first: bool
+        self,
+        models: Models,
+        messages: list[dict[str, Any]],
+        new: list[dict[str, Any]],
+        value: JsonValue,
+        replies: list[dict[str, Any]],
     ) -> dict[str, Any]:
-        """Make one model call. The journal keeps what is new: the task itself holds the system messages."""
+        """Make one model call. The journal keeps what is new: the task itself holds the system messages.
+
+        Args:
+            replies: those of the turns before.
+        """
         config = self.definition.config
-        choice = config.tool_choice
+        choice = None if replies and config.tool_choice and config.tool_choice.first_turn_only else config.tool_choice
+        budget = task_budget_of(config, self.task, replies)
         request = ModelRequest(
-            model=model,
+            model=models.current,
             system=self._system(),
-            messages=messages,
+            messages=after_compaction(messages) if config.context_management else messages,
             tools=self.specs,
             max_tokens=config.max_tokens,
             input=value,
@@ -144,21 +159,28 @@ class ModelAgent(BaseAgent):
             sampling=settings_to_send(config.sampling()),
             thinking=config.thinking,
             effort=config.effort,
-            tool_choice=choice if choice and (is_first or not choice.first_turn_only) else None,
+            tool_choice=choice,
             stop_sequences=tuple(config.stop_sequences),
             service_tier=config.service_tier,
             user_id=_user_id(config.user_id, self.task),
             betas=tuple(config.betas),
+            speed=config.speed,
+            context_management=config.context_management,
+            task_budget=budget,
+            diagnosed=True,
+            previous_reply=replies[-1].get("id") if replies else None,
+            lateness=lateness(self.tools, choice, self.journal, len(replies)),
             constrained=self.form > 2,
             namespace=self.task.namespace,
             results_as_json=self.form == 1,
         )
         asked = {"messages": [message for message in new if message["role"] != "system"]}
 
-        def to_record(reply: ModelReply) -> JsonValue:
-            return {**reply.as_json(), "form": self.form, **_cap(reply)}
+        def to_record(reply: ModelReply) -> dict[str, JsonValue]:
+            told = {} if budget is None else {"task_budget": budget}
+            return {**reply.as_json(), "form": self.form, **_cap(reply), **told}
 
-        reply = call_model(self.journal, self.task, request, asked, to_record)
+        reply = models.call(request, asked, to_record)
         _refuse_unfinished(reply, config.max_tokens)
         # Numbers that are read back from the journal look different; later steps must not depend on that.
         return {**reply, "content": self.arranged(reply["content"])}

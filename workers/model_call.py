@@ -13,7 +13,7 @@ from shared.errors import ModelError
 from workers.journal import BatchedCall, Journal, StepResult
 from workers.llm import client_for
 from workers.llm.base import BatchClient, ModelReply, ModelRequest
-from workers.llm.patience import complete
+from workers.llm.patience import Successor, complete
 from workers.pricing import Reservation, worst_case
 from workers.task import ClaimedTask
 from workers.text_stream import TextStream
@@ -26,6 +26,7 @@ def call_model(
     asked: JsonValue,
     output: Callable[[ModelReply], JsonValue] = ModelReply.as_json,
     stream: type[TextStream] = TextStream,
+    successor: Successor | None = None,
 ) -> dict[str, Any]:
     """Return a model's reply, either from a new call or read back.
 
@@ -33,6 +34,7 @@ def call_model(
         asked: the part of the request that the journal keeps: what earlier calls did not have.
         output: the part of the reply that the journal keeps.
         stream: receives the text as it arrives.
+        successor: the model that is asked instead if this one is unavailable.
 
     Raises:
         Batched: the call waits for a Message Batch.
@@ -45,15 +47,23 @@ def call_model(
 
     def perform(step: int) -> StepResult:
         streamed = stream(task, step, unheard=journal.followers.absent)
-        return _result(complete(client, request, journal.known.get(step), streamed), output)
+        return _result(complete(client, request, journal.known.get(step), streamed, successor), output)
 
     def reserve(*, in_batch: bool = False) -> Reservation:
-        tokens = client.count_tokens(request)
-        return worst_case(request.model, tokens, request.max_tokens, in_batch=in_batch)
+        compaction = request.context_management and request.context_management.compaction
+        return worst_case(
+            request.model,
+            client.count_tokens(request),
+            request.max_tokens,
+            in_batch=in_batch,
+            for_an_hour=in_batch or request.lateness > 0,
+            speed=None if in_batch else request.speed,
+            compacts_at=compaction.tokens if compaction else None,
+        )
 
     batched = None
     # Features that are not on by default are a header's, which all calls of a batch share.
-    if journal.lane != "direct" and not request.betas:
+    if journal.lane != "direct" and not request.needs_headers:
         fault = client.batch_fault(request.namespace)
         if isinstance(client, BatchClient):
             batched = BatchedCall(

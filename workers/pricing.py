@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 from decimal import Decimal
 
+from genai_prices import Usage
+
 from shared.contracts.sampling import OFFLINE
-from shared.model_prices import price_of
+from shared.model_prices import price_by_name
 from shared.model_usage import IN_A_BATCH
-from shared.providers import Provider, own_name, split
-from shared.settings import get_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,16 @@ class Reservation:
 FREE = Reservation(0, 0)
 
 
-def worst_case(model: str, input_tokens: int, max_tokens: int, *, in_batch: bool = False) -> Reservation:
+def worst_case(
+    model: str,
+    input_tokens: int,
+    max_tokens: int,
+    *,
+    in_batch: bool = False,
+    for_an_hour: bool = False,
+    speed: str | None = None,
+    compacts_at: int | None = None,
+) -> Reservation:
     """Return the most that a model call may use: all of its input written to the prompt cache, and an answer of the
     maximum length.
 
@@ -32,26 +41,29 @@ def worst_case(model: str, input_tokens: int, max_tokens: int, *, in_batch: bool
         input_tokens: counted, or an estimate that errs on the high side.
         max_tokens: limit of the answer.
         in_batch: the call is made in a Message Batch.
+        for_an_hour: the input may be written to the cache for an hour, which costs more.
+        speed: that of the request.
+        compacts_at: input tokens at which the API compacts the conversation, which takes a call of its own.
     """
-    tokens = input_tokens + max_tokens
+    calls = 2 if compacts_at is not None and input_tokens + max_tokens >= compacts_at else 1
+    tokens = calls * (input_tokens + max_tokens)
     if model == OFFLINE:
         return Reservation(tokens, 0)
-    provider = get_settings().known_providers().get(split(model)[0])
+    hour = input_tokens if for_an_hour else 0
     try:
         price = max(
-            _price(provider, own_name(model), input_tokens, max_tokens, cache_write_tokens=written)
+            price_by_name(
+                model,
+                Usage(
+                    input_tokens=input_tokens,
+                    output_tokens=max_tokens,
+                    cache_write_tokens=written,
+                    cache_write_1h_tokens=min(written, hour),
+                ),
+                speed=speed,
+            )
             for written in (0, input_tokens)
         )
     except LookupError:
         return Reservation(tokens, None)
-    return Reservation(tokens, math.ceil(price * (IN_A_BATCH if in_batch else 1) * 1_000_000))
-
-
-def _price(
-    provider: Provider | None, model: str, input_tokens: int, output_tokens: int, *, cache_write_tokens: int
-) -> Decimal:
-    if provider is None:
-        raise LookupError(model)
-    # Only Claude has a price for writing to the cache.
-    written = cache_write_tokens if provider.is_claude else 0
-    return price_of(provider, model, input_tokens=input_tokens, output_tokens=output_tokens, cache_write_tokens=written)
+    return Reservation(tokens, math.ceil(calls * price * (IN_A_BATCH if in_batch else Decimal(1)) * 1_000_000))

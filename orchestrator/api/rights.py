@@ -124,6 +124,7 @@ RULES: Mapping[str, Rule] = {
     "POST /v1/routes": _namespace(P.AGENTS_READ),
     "GET /v1/capabilities": _tasks(P.AGENTS_READ),
     "GET /v1/stats": READ,
+    "GET /v1/costs": READ,
     "GET /v1/functions": _namespace(P.DEFINITIONS_READ),
     "GET /v1/functions/{name}": _namespace(P.DEFINITIONS_READ),
     "GET /v1/functions/{name}/security-events": _namespace(P.DEFINITIONS_READ),

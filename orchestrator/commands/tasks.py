@@ -28,6 +28,7 @@ from orchestrator.commands.output import (
     zoned,
 )
 from orchestrator.commands.task_ids import TASK, TASKS, named, remember
+from orchestrator.turn_notes import notes_of
 from shared.contracts.strict_json import parse
 from shared.contracts.visible_text import one_line
 from shared.errors import FileFault
@@ -186,6 +187,8 @@ def show(task_id: str = TASK, as_json: bool = AS_JSON) -> None:
     for step in steps:
         if step["name"] == "router" and isinstance(step.get("output"), dict):
             console.print(f"Step {step['number']} chose {_decision(step['output'])}")
+        for note in notes_of(step):
+            console.print(f"Step {step['number']}: {note}")
     console.print()
     print_table(
         ("claim", "outcome", "worker", "started", "finished", "cpu s", "error"),

@@ -40,6 +40,8 @@ def _blocks(content: Any) -> Iterator[dict[str, Any]]:
             yield _block("text", "", block["text"])
         elif kind in THOUGHTS:
             yield _block("thought", "Thinking", block.get("thinking") or block.get("data") or "")
+        elif kind == "compaction":
+            yield _block("thought", "Summary of the conversation", block.get("content") or "")
         elif kind == "tool_use":
             yield _block("call", f"Calls {block.get('name')}", block.get("input"))
         elif kind == "tool_result":

@@ -25,6 +25,7 @@ from orchestrator.api.problems import RETRY_AFTER_SECONDS, STATEMENT_TIMEOUT, co
 from orchestrator.pages import formats
 from orchestrator.pages.access import LoggedOut, own_address, reader_of, to_login
 from orchestrator.pages.navigation import MAIN, MORE, reachable
+from orchestrator.turn_notes import notes_of
 from shared.access.roles import Permission
 from shared.access.scope import DEFAULT_NAMESPACE
 from shared.errors import InvalidInput, MinionError, NotFound, Unauthorized, Unavailable, requirement
@@ -161,6 +162,7 @@ def _environment() -> Environment:
     made = login_pages.environment(loader)
     made.filters |= formats.FILTERS
     made.filters["quoted"] = lambda value: quote(str(value), safe="")
+    made.filters["notes"] = notes_of
     made.globals["between"] = formats.between
     made.globals["tasks_where"] = tasks_where
     made.globals["address_in"] = address_in

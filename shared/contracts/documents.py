@@ -19,15 +19,25 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from shared.contracts import sampling, turn_settings
+from shared.contracts import model_misfits, sampling, turn_settings
 from shared.contracts.approval_policy import Approval, ApprovalPolicy
+from shared.contracts.context_edits import ContextManagement
 from shared.contracts.durations import Duration
 from shared.contracts.json_schema import check_dialect, check_keywords, check_schema
 from shared.contracts.key_order import KeyOrder, order_of, ordered
 from shared.contracts.requests import Budget, Lane
 from shared.contracts.strict_json import check, digest
 from shared.contracts.strict_model import Strict, faults_of
-from shared.contracts.turn_settings import Beta, ServiceTier, StopSequence, ToolChoice, UserId
+from shared.contracts.turn_settings import (
+    FALLBACK_REASONS,
+    Beta,
+    FallbackReason,
+    ServiceTier,
+    Speed,
+    StopSequence,
+    ToolChoice,
+    UserId,
+)
 from shared.errors import InvalidDefinition, InvalidInput, MinionError
 from shared.outbound import checked_url
 from shared.providers import ANTHROPIC, OWN_KEY, normal_name, split
@@ -42,6 +52,7 @@ DEFAULT_CAPABILITY = "default"
 DEFAULT_ALLOWED_IMPORTS = ["json", "datetime", "math", "re", "collections", "itertools", "functools"]
 
 Name = Annotated[str, StringConstraints(pattern=NAME)]
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Capability = Annotated[str, StringConstraints(pattern=CAPABILITY)]
 ToolReference = Annotated[str, StringConstraints(pattern=NAME[:-1] + r"(@[1-9][0-9]{0,8})?$")]
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}$")]
@@ -89,6 +100,8 @@ class AgentConfig(Strict):
         "history_tokens",
         "top_k",
         *turn_settings.NAMES,
+        "fallback_on",
+        "fallback_after",
         "lane",
     )
     OF_MODELS: ClassVar[tuple[str, ...]] = ("thinking", "effort", *turn_settings.NAMES)
@@ -123,6 +136,12 @@ class AgentConfig(Strict):
     service_tier: ServiceTier | None = None
     user_id: UserId | None = None
     betas: list[Beta] = Field(default_factory=list, max_length=20)
+    fallback_models: list[ModelName] = Field(default_factory=list, max_length=5)
+    fallback_on: list[FallbackReason] = Field(default_factory=lambda: [*FALLBACK_REASONS], min_length=1)
+    fallback_after: Duration = "5m"
+    speed: Speed | None = None
+    context_management: ContextManagement | None = None
+    task_budget: bool = False
     budget: Budget | None = None
     history_tokens: int = Field(50_000, ge=500, le=1_000_000)
     lane: Lane = "direct"
@@ -161,6 +180,15 @@ class AgentConfig(Strict):
     def _only_a_router_asks(self) -> Self:
         if self.router_model is not None and self.chain_strategy != "router":
             raise ValueError("router_model must come with chain_strategy: router")
+        return self
+
+    @model_validator(mode="after")
+    def _fallback_has_models(self) -> Self:
+        chosen = [name for name in ("fallback_on", "fallback_after") if name in self.model_fields_set]
+        if chosen and not self.fallback_models:
+            raise ValueError(f"{chosen[0]} must come with `fallback_models`")
+        if len({*self.fallback_on}) != len(self.fallback_on):
+            raise ValueError("fallback_on must name each reason once")
         return self
 
     @model_validator(mode="after")
@@ -304,8 +332,7 @@ class AgentDefinition(Definition):
             raise ValueError(f"the model 'offline' cannot honour {', '.join(set_here)}")
         if self.model == sampling.OFFLINE and self.config.lane == "batch":
             raise ValueError("the offline planner answers at once: `lane: batch` must come with a language model")
-        if self.config.betas and self.config.lane != "direct":
-            raise ValueError("betas are not sent in batches: remove `betas` or `lane`")
+        model_misfits.check(self.model, self.config)
         if (choice := self.config.tool_choice) is not None:
             self._check_tool_choice(choice)
 

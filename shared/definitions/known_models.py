@@ -13,11 +13,13 @@ def unknown_models(definition: AgentDefinition) -> tuple[str, ...]:
 
     The model may exist all the same: behind a gateway, or since the price list was made.
     """
-    named = {"model": definition.model, "config.router_model": definition.config.router_model}
+    config = definition.config
+    named = [("model", definition.model), ("config.router_model", config.router_model)]
+    named += [("config.fallback_models", model) for model in config.fallback_models]
     return tuple(
         f"agent {definition.name!r}, {field}: no configured provider and no price list knows the model {model!r}. "
         f"Check its name. {_consequences(model)}"
-        for field, model in named.items()
+        for field, model in named
         if model is not None and not _is_known(model)
     )
 

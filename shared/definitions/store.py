@@ -192,11 +192,12 @@ class DefinitionStore:
         version = self._store(definition, definition.checksum(**resolved), because, values)
         if version is not None:
             if definition.type == "agent":
-                self._check_tool_schemas(place, str(definition.model), tools)
+                models = (str(definition.model), *definition.config.fallback_models)
+                self._check_tool_schemas(place, models, tools)
             self._check_preloaded_packages(place, version, tools)
             self._link(version, definition, [tool.id for tool in tools])
 
-    def _check_tool_schemas(self, place: str, model: str, tools: Sequence[ToolVersion]) -> None:
+    def _check_tool_schemas(self, place: str, models: Sequence[str], tools: Sequence[ToolVersion]) -> None:
         for position, tool in enumerate(tools):
             schema = tool.definition.get("input_schema")
             if not schema and tool.function_version_id:
@@ -206,7 +207,9 @@ class DefinitionStore:
                     f"{place}, tools.{position}: models do not accept the input schema of the tool {tool.name!r}: "
                     f"{fault}."
                 )
-            if tool.definition.get("strict") and (fault := strict_misfit(schema, model, self.providers)):
+            if not tool.definition.get("strict"):
+                continue
+            if fault := next(filter(None, (strict_misfit(schema, model, self.providers) for model in models)), None):
                 raise InvalidDefinition(f"{place}, tools.{position}: the tool {tool.name!r} cannot be strict: {fault}.")
 
     def _check_preloaded_packages(self, place: str, agent: AgentVersion, tools: Sequence[ToolVersion]) -> None:

@@ -18,8 +18,10 @@ import anthropic
 import httpx2
 import structlog
 from celery.exceptions import SoftTimeLimitExceeded
+from genai_prices import Usage
 from genai_prices.data_snapshot import get_snapshot
 
+from shared.contracts.model_features import can_be_fast
 from shared.contracts.strict_json import check
 from shared.contracts.turn_settings import ToolChoice
 from shared.errors import InvalidInput, ModelError, ModelUnavailable
@@ -32,12 +34,15 @@ from shared.storable import storable
 from workers.llm import platforms
 from workers.llm.accounts import Account, account_of
 from workers.llm.base import INVALID_JSON, Block, ModelReply, ModelRequest
+from workers.llm.caching import with_marks
 from workers.llm.clients import Line, Lines, certificates
+from workers.llm.diagnostics import cache_miss_in, diagnostics_of, forget_diagnostics, may_refuse_diagnostics
 from workers.llm.failures import MAX_MESSAGE, Failures, is_worth_it
+from workers.llm.features import betas_of, body_of, edits_in
 from workers.llm.limits import ModelLimits
 from workers.llm.stream import StreamError, Unreadable, assemble, error_in
 from workers.llm.structured import forget_format, format_of, tool_of
-from workers.llm.wire import CACHED, messages_of
+from workers.llm.wire import messages_of
 from workers.outcomes import Postponed
 
 log = structlog.get_logger(__name__)
@@ -158,9 +163,15 @@ class AnthropicClient:
         try:
             return self._complete(request, on_text)
         except ModelError as error:
+            # What was refused was free.
+            if may_refuse_diagnostics(request, error):
+                reply = self.complete(replace(request, diagnosed=False), on_text)
+                forget_diagnostics()
+                log.warning("cache_not_diagnosed", model=request.model, why=error.message)
+                return reply
             if not forget_format(_own(request), error):
                 raise
-            # It was free. The answer is checked against the schema in any case.
+            # The answer is checked against the schema in any case.
             log.warning("answer_not_constrained", model=request.model, why=error.message)
             return self._complete(request, on_text)
 
@@ -201,13 +212,12 @@ class AnthropicClient:
         """Return the reply with the cost at the operator's price, if there is one."""
         if reply.cost_microdollars is None or self.provider.price(reply.model) is None:
             return reply
-        price = price_of(
-            self.provider,
-            reply.model,
+        used = Usage(
             input_tokens=reply.input_tokens,
             output_tokens=reply.output_tokens,
             cache_read_tokens=reply.cache_read_tokens,
         )
+        price = price_of(self.provider, reply.model, used)
         return replace(reply, cost_microdollars=math.ceil(price * 1_000_000))
 
     def _line(self, request: ModelRequest) -> Line[Any]:
@@ -234,9 +244,12 @@ class AnthropicClient:
 
     def batch_body(self, request: ModelRequest) -> str:
         """Return the parameters of a request in a batch. See `BatchClient`."""
-        arguments = _arguments(_own(request))
-        sampling = arguments.pop("extra_body", {})
-        return json.dumps({**arguments, **_of_answer(request), **sampling, "max_tokens": request.max_tokens})
+        # The answer comes hours later; only a model with tools has another turn then.
+        late = 1.0 if request.tools else 0.0
+        request = replace(_own(request), in_batch=True, lateness=late, speed=None, diagnosed=False)
+        arguments = {**_arguments(request), **_of_answer(request)}
+        body = arguments.pop("extra_body", {})
+        return json.dumps({**arguments, **body, "max_tokens": request.max_tokens})
 
     def read_batched(self, answer: str, model: str) -> ModelReply:
         """Read the result of a request in a batch. See `BatchClient`."""
@@ -252,14 +265,14 @@ class AnthropicClient:
     def refuses_form(self, answer: str, request: ModelRequest) -> bool:
         """Return whether the API refuses the output schema as a format. See `BatchClient`."""
         result = json.loads(answer)
-        error = _batch_error(result, request.model, self._failures())
-        return result["type"] == "errored" and forget_format(_own(request), error)
+        if result["type"] != "errored":
+            return False
+        return forget_format(_own(request), _batch_error(result, request.model, self._failures()))
 
     def count_tokens(self, request: ModelRequest) -> int:
         """Ask the API, which does not charge for it. See `ModelClient`."""
         line = self._line(request)
         arguments = _arguments(self._sent(request))
-        arguments.pop("extra_body", None)
         with suppress(anthropic.APIError), platforms.credentials(line.account), line.clients.lend() as client:
             counted = getattr(client.messages.count_tokens(**arguments), "input_tokens", None)
             if isinstance(counted, int):
@@ -285,10 +298,10 @@ def _ask_for_leave(request: ModelRequest, limits: ModelLimits) -> None:
 
 
 def _arguments(request: ModelRequest) -> dict[str, Any]:
-    """Arguments shared by calls and counts. The prompt up to here is cached for later turns."""
+    """Arguments shared by calls and counts."""
     arguments: dict[str, Any] = {"model": request.model, "messages": messages_of(request)}
     if request.system:
-        arguments["system"] = [{"type": "text", "text": request.system, **CACHED}]
+        arguments["system"] = [{"type": "text", "text": request.system}]
     if request.tools:
         arguments["tools"] = [tool_of(tool, request.model) for tool in request.tools]
     if request.tool_choice is not None:
@@ -299,15 +312,13 @@ def _arguments(request: ModelRequest) -> dict[str, Any]:
             if isinstance(request.thinking, int)
             else {"type": request.thinking}
         )
-    output_config = {"effort": request.effort, "format": format_of(request)}
+    budget = request.task_budget and {"type": "tokens", "total": request.task_budget}
+    output_config = {"effort": request.effort, "format": format_of(request), "task_budget": budget}
     if any(output_config.values()):
         arguments["output_config"] = {name: value for name, value in output_config.items() if value is not None}
-    if request.betas:
-        arguments["extra_headers"] = {"anthropic-beta": ",".join(request.betas)}
-    if request.sampling:
-        # No longer arguments of `create` since SDK 2; the models that still accept them read them from the body.
-        arguments["extra_body"] = request.sampling
-    return arguments
+    if betas := betas_of(request):
+        arguments["extra_headers"] = {"anthropic-beta": ",".join(betas)}
+    return with_marks(arguments, request)
 
 
 def _of_answer(request: ModelRequest) -> dict[str, Any]:
@@ -316,6 +327,9 @@ def _of_answer(request: ModelRequest) -> dict[str, Any]:
         "stop_sequences": list(request.stop_sequences),
         "service_tier": request.service_tier,
         "metadata": request.user_id and {"user_id": request.user_id},
+        "speed": request.speed if can_be_fast(request.model) else None,
+        "diagnostics": diagnostics_of(request),
+        "extra_body": body_of(request),
     }
     return {name: value for name, value in given.items() if value}
 
@@ -451,13 +465,18 @@ def _reply(message: dict[str, Any], asked: str) -> ModelReply:
     if replaced := kept != content:
         log.warning("model_text_replaced", why="it has U+0000 or half a character, which PostgreSQL cannot store")
     model = storable(str(message.get("model") or asked))
+    use = spent(message, claude_name(model))
+    if miss := cache_miss_in(message):
+        use["used_besides"] = {**use.get("used_besides", {}), "cache_miss": miss}
     return ModelReply(
         content=kept,
         stop_reason=storable(str(message.get("stop_reason") or NO_REASON)),
         model=model,
         stop_details=storable(message.get("stop_details")),
         exact=json.dumps(content) if replaced else None,
-        **spent(message, claude_name(model)),
+        id=storable(str(message["id"])) if message.get("id") else None,
+        edits=edits_in(message),
+        **use,
     )
 
 

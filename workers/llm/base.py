@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from shared.contracts.context_edits import ContextManagement
 from shared.contracts.strict_json import JsonValue, whole
-from shared.contracts.turn_settings import ServiceTier, ToolChoice
+from shared.contracts.turn_settings import ServiceTier, Speed, ToolChoice
 from shared.storable import LONE_SURROGATE, storable
 from shared.tasks.throttles import ModelRate
 
@@ -53,6 +54,14 @@ class ModelRequest:
         service_tier: `auto` or `standard_only`; None: the provider's default.
         user_id: identifies the provider's end user; None: none is sent.
         betas: features of the provider that are not on by default.
+        other_models: models that may make other turns of the task.
+        speed: None: the provider's default.
+        context_management: edits of the conversation that the provider makes; None: none.
+        task_budget: tokens that the model learns it may use for the whole task; None: it learns none.
+        diagnosed: ask why the prompt cache could not be used.
+        previous_reply: id of the reply whose prompt the cache should contain, if there is one.
+        lateness: probability that the next turn begins after more than five minutes.
+        in_batch: the call is made in a batch.
         constrained: the model can write only answers that match `output_schema`, if it and the schema permit that.
         namespace: of the task, whose limits apply.
         results_as_json: send a tool's text as JSON, as 0.2 did.
@@ -75,11 +84,24 @@ class ModelRequest:
     service_tier: ServiceTier | None = None
     user_id: str | None = None
     betas: tuple[str, ...] = ()
+    other_models: tuple[str, ...] = ()
+    speed: Speed | None = None
+    context_management: ContextManagement | None = None
+    task_budget: int | None = None
+    diagnosed: bool = False
+    previous_reply: str | None = None
+    lateness: float = 0.0
+    in_batch: bool = False
     constrained: bool = False
     namespace: str = "default"
     results_as_json: bool = False
     before_sending: Callable[[], None] = field(default=lambda: None, compare=False)
     rates: Callable[[], list[ModelRate] | None] = field(default=lambda: None, compare=False)
+
+    @property
+    def needs_headers(self) -> bool:
+        """Return whether it needs headers of its own, which a call in a batch cannot have."""
+        return bool(self.betas or self.context_management or self.task_budget)
 
     def estimated_tokens(self) -> int:
         """Estimate the tokens of the input, without a request."""
@@ -94,10 +116,13 @@ class ModelReply:
 
     Attributes:
         input_tokens: all of them, including those read from or written to the prompt cache.
-        used_besides: other usage that explains the cost, such as web searches or the service tier; no zeros.
+        used_besides: other usage that explains the cost, such as web searches, the service tier, or the reason why the
+            prompt cache could not be used; no zeros.
         cost_microdollars: None if unknown: the model has no price here, or the API did not report the usage.
         stop_details: the API's details of a refusal.
         exact: the content's original JSON text, if characters were replaced because they cannot be stored.
+        id: the provider's name of the reply.
+        edits: those that the provider has made to the conversation.
     """
 
     content: list[Block]
@@ -111,10 +136,17 @@ class ModelReply:
     cost_microdollars: int | None = 0
     stop_details: dict[str, Any] | None = None
     exact: str | None = None
+    id: str | None = None
+    edits: list[Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the form that the journal stores."""
-        rare = {"stop_details": self.stop_details, "exact": self.exact}
+        rare = {
+            "stop_details": self.stop_details,
+            "exact": self.exact,
+            "id": self.id,
+            "edits": self.edits,
+        }
         said = {name: value for name, value in rare.items() if value}
         return {"content": self.content, "stop_reason": self.stop_reason, "model": self.model, **said}
 

@@ -35,6 +35,7 @@ from tests.integration.conftest import InlineWorker, Tasks
 from tests.support.processes import ROOT, wait_until
 from workers.llm import structured
 
+COMPACT = {"type": "compact_20260112"}
 EXAMPLE = ROOT / "examples" / "tickets"
 MODEL = "claude-sonnet-5-5"
 ANSWER = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
@@ -224,8 +225,50 @@ def test_request_in_a_batch_is_that_of_a_direct_call(
     site = batching()
     site.submit()
     site.finish(site.submit(lane="batch"))
-    direct, batched = messages_api.requests
+    direct, batched = map(_without_cache, messages_api.requests)
     assert {**batched, "stream": True} == direct
+
+
+def _without_cache(part: Any) -> Any:
+    """A part of a request without what concerns the prompt cache: the next call of a batch comes later."""
+    if isinstance(part, list):
+        return [_without_cache(each) for each in part]
+    if not isinstance(part, dict):
+        return part
+    return {name: _without_cache(value) for name, value in part.items() if name not in ("cache_control", "diagnostics")}
+
+
+def test_fallback_model_is_asked_in_a_batch_too(
+    batching: Callable[..., Site], define_agent: DefineAgent, messages_api: MessagesApi
+) -> None:
+    messages_api.script = [testing.refusal(), testing.text("Hi.")]
+    define_agent({"lane": "batch", "fallback_models": [MODEL]}, model="claude-opus-5-5")
+    site = batching()
+    assert site.finish(site.submit())["output"] == {"content": "Hi."}
+    assert [request["model"] for request in messages_api.requests] == ["claude-opus-5-5", MODEL]
+    assert len(messages_api.batches) == 2
+
+
+@pytest.mark.parametrize("setting", [{"task_budget": True}, {"context_management": {"edits": [COMPACT]}}])
+def test_call_that_needs_a_header_is_made_at_once(
+    batching: Callable[..., Site], define_agent: DefineAgent, messages_api: MessagesApi, setting: dict[str, Any]
+) -> None:
+    define_agent({"budget": {"tokens": 100_000}, **setting}, model="claude-opus-5-5")
+    site = batching()
+    assert site.finish(site.submit(lane="batch"))["output"] == {"content": "Hi."}
+    assert not messages_api.batches
+
+
+def test_call_in_a_batch_has_no_speed_and_a_cache_for_an_hour(
+    batching: Callable[..., Site], define_agent: DefineAgent, messages_api: MessagesApi
+) -> None:
+    define_agent({"speed": "fast"}, model="claude-opus-5-5")
+    site = batching()
+    site.finish(site.submit(lane="batch"))
+    [request] = messages_api.requests
+    assert "speed" not in request
+    marks = [block["cache_control"] for _, block in testing._blocks(request) if "cache_control" in block]
+    assert marks == [{"type": "ephemeral", "ttl": "1h"}] * 2
 
 
 # ------------------------------------------------------------------------------------------- a creation without answer

@@ -15,6 +15,7 @@ import httpx2
 import openai
 import structlog
 from celery.exceptions import SoftTimeLimitExceeded
+from genai_prices import Usage
 
 from shared.contracts.strict_json import check
 from shared.errors import InvalidInput, ModelError, ModelUnavailable
@@ -161,7 +162,7 @@ class ChatClient:
         tokens.pop("used_besides")
         for name in (asked, model) if self.provider.price(asked) else (model, asked):
             with suppress(LookupError):
-                return math.ceil(price_of(self.provider, name, **tokens) * 1_000_000)
+                return math.ceil(price_of(self.provider, name, Usage(**tokens)) * 1_000_000)
         return None
 
 
