@@ -17,6 +17,7 @@ from shared.contracts.turn_settings import UserId
 from shared.errors import InvalidInput, InvalidOutput, ModelError
 from shared.settings import get_settings
 from shared.tasks.queries import content_of
+from workers.attached import with_citations, with_files_of_input
 from workers.base import BaseAgent
 from workers.conversation import history
 from workers.journal import Journal
@@ -37,8 +38,8 @@ WHOLE = frozenset({"end_turn", "stop_sequence", "tool_use"}) | PAUSES
 THOUGHTS = frozenset({"thinking", "redacted_thinking"})
 FORM = 3
 """Format in which turns are sent. In form 1, which is that of 0.2, a tool's text is sent as JSON, keys are sorted, and
-all system messages come first. Up to form 2, no answer is constrained to the output schema. A task continues in the
-form in which it began, because a model's thoughts are bound to the exact words before them.
+all system messages come first. Up to form 2, no answer is constrained to the output schema, and an input has no files. A
+task continues in the form in which it began, because a model's thoughts are bound to the exact words before them.
 """
 
 
@@ -64,7 +65,7 @@ class ModelAgent(BaseAgent):
 
     def messages(self) -> list[Message]:
         """The task's messages, without blank ones, which the API refuses."""
-        return [message for message in super().messages() if message.content.strip()]
+        return [message for message in super().messages() if not message.is_blank]
 
     def work(self, value: JsonValue) -> Outcome:
         """Run turns until the model stops calling tools."""
@@ -119,7 +120,8 @@ class ModelAgent(BaseAgent):
         else:
             ordered = as_in_jsonb(value) if self.form == 1 else value
             text = value if isinstance(value, str) else json.dumps(ordered, ensure_ascii=False)
-            said = [Message(role="user", content=text)] if text.strip() else []
+            content = text if self.form < 3 else with_files_of_input(value, text, self.task.namespace)
+            said = [Message(role="user", content=content)] if text.strip() else []
         if not said:
             raise InvalidInput(
                 f"{self.name!r} received no text from a person: its `input`, or a user message in its `messages`, "
@@ -166,7 +168,7 @@ class ModelAgent(BaseAgent):
     def _system(self) -> str:
         # System messages after the first other message are sent in their positions.
         rules = (filter if self.form == 1 else takewhile)(_is_system, self.messages())
-        told = [self.definition.system_prompt, *(message.content for message in rules)]
+        told = [self.definition.system_prompt, *(message.text for message in rules)]
         if self.definition.output_schema is not None:
             schema = json.dumps(self.definition.output_schema, ensure_ascii=False)
             told.append(f"Give your final answer as JSON that matches this JSON Schema, and nothing else: {schema}")
@@ -203,7 +205,7 @@ class ModelAgent(BaseAgent):
 
     def _answer(self, reply: dict[str, Any], value: JsonValue) -> Succeeded:
         answer = text_in(reply)
-        output = {"content": answer} if self.definition.output_schema is None else json.loads(json_in(answer))
+        output = with_citations(answer, reply) if self.definition.output_schema is None else json.loads(json_in(answer))
         return Succeeded(output, [*self._messages_to_agent(value), AIMessage(content=content_of(output))])
 
 

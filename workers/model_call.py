@@ -12,6 +12,7 @@ from shared.contracts.strict_json import JsonValue, stable
 from workers.journal import BatchedCall, Journal, StepResult
 from workers.llm import client_for
 from workers.llm.base import BatchClient, ModelReply, ModelRequest
+from workers.llm.files import with_files
 from workers.llm.patience import complete
 from workers.pricing import Reservation, worst_case
 from workers.task import ClaimedTask
@@ -44,17 +45,17 @@ def call_model(
 
     def perform(step: int) -> StepResult:
         streamed = stream(task, step, unheard=journal.followers.absent)
-        return _result(complete(client, request, journal.known.get(step), streamed), output)
+        return _result(complete(client, with_files(request), journal.known.get(step), streamed), output)
 
     def reserve(*, in_batch: bool = False) -> Reservation:
-        tokens = client.count_tokens(request)
+        tokens = client.count_tokens(with_files(request))
         return worst_case(request.model, tokens, request.max_tokens, in_batch=in_batch)
 
     batched = None
     # Features that are not on by default are a header's, which all calls of a batch share.
     if journal.lane != "direct" and not request.betas and isinstance(client, BatchClient):
         batched = BatchedCall(
-            body=lambda: client.batch_body(request),
+            body=lambda: client.batch_body(with_files(request)),
             reserve=lambda: reserve(in_batch=True),
             read=lambda answer: _result(client.read_batched(answer, request.model), output),
         )
@@ -102,7 +103,8 @@ def _plain(content: str | list[dict[str, Any]], value: JsonValue) -> Any:
         return _text(as_in_jsonb(value)) if content == _text(value) else content
     return [
         {**block, "content": _text(stable(json.loads(block["content"])))}
-        if block["type"] == "tool_result" and not block.get("is_error")
+        # A result that is blocks, not our JSON text, is covered as it is.
+        if block["type"] == "tool_result" and not block.get("is_error") and isinstance(block.get("content"), str)
         else block
         for block in content
     ]

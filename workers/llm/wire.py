@@ -17,7 +17,7 @@ from workers.llm.base import Block, ModelRequest
 Messages = list[dict[str, Any]]
 
 CACHED = {"cache_control": {"type": "ephemeral"}}
-MARKABLE = ("text", "tool_result", "tool_use")
+MARKABLE = ("text", "tool_result", "tool_use", "image", "document", "search_result")
 SILENT_FAILURE = "The tool failed, and did not say why."
 
 # The first model of each family that accepts `system` messages between others. Sonnet 5 does not, by its documentation.
@@ -72,7 +72,7 @@ def _result(block: Block, as_json: bool) -> Block:
     """Convert a tool's result: text as it is, all else as JSON. Blank text stays JSON (`""`), and a failure is never
     empty, because the API refuses both.
     """
-    if block["type"] != "tool_result":
+    if block["type"] != "tool_result" or not isinstance(block.get("content"), str):
         return block
     content: str = block["content"]
     if block.get("is_error"):
