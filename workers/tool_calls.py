@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from shared.contracts.content import content_in
 from shared.contracts.json_schema import violations
 from shared.contracts.strict_json import JsonValue
 from shared.errors import FunctionError, InvalidInput, InvalidOutput, MinionError, ModelError, ToolError
@@ -196,8 +197,12 @@ def _result_block(call: _Call, outcome: CallResult, arranged: Callable[[JsonValu
     result = {"type": "tool_result", "tool_use_id": call.id}
     if isinstance(outcome, MinionError):
         return {**result, "content": outcome.message, "is_error": True}
-    content = json.dumps(arranged(outcome), ensure_ascii=False)
+    try:
+        blocks = content_in(outcome, where="The result")
+    except MinionError as error:
+        return {**result, "content": error.message, "is_error": True}
+    content = json.dumps(arranged(outcome if blocks is None else blocks), ensure_ascii=False)
     if len(content) > MAX_RESULT:
         said = f"The result has {len(content):,} characters, and {MAX_RESULT:,} is the most. Ask for less of it."
         return {**result, "content": said, "is_error": True}
-    return {**result, "content": content}
+    return {**result, "content": content if blocks is None else blocks}

@@ -69,6 +69,11 @@ def check(
     _check_citations([(each["role"], each["content"]) for each in messages])
 
 
+def our_files(blocks: Content) -> Iterator[Block]:
+    """Yield the images and documents whose files are stored here."""
+    return (block for block in content.media_in(blocks) if _our_file(block))
+
+
 def has_files(messages: Sequence[dict[str, Any]] | None, value: JsonValue) -> bool:
     """Return whether there is anything for `check`."""
     return any(isinstance(each["content"], list) for each in messages or ()) or any(content.files_in(value))

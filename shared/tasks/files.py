@@ -58,6 +58,10 @@ UNUSED = (
     "AND NOT EXISTS (SELECT FROM schedules s WHERE s.namespace = f.namespace AND strpos(s.request::text, f.id) > 0)"
 )
 DELETE = text(f"DELETE FROM files f WHERE namespace = :namespace AND id = :id AND {UNUSED} RETURNING id")  # noqa: S608
+HELD = text(
+    "SELECT DISTINCT r.file_id FROM task_files r JOIN tasks t ON t.id = r.task_id "
+    "WHERE t.root_id = :root AND r.namespace = :namespace AND r.file_id = ANY (:ids)"
+)
 HOLD = text(
     "INSERT INTO task_files (task_id, namespace, file_id) VALUES (:task, :namespace, :id) ON CONFLICT DO NOTHING"
 )
@@ -142,6 +146,11 @@ def hold(connection: Connection, task: Any, namespace: str, ids: Iterable[str]) 
     """Keep files as long as a task is kept."""
     for id in sorted(ids):
         connection.execute(HOLD, {"task": task, "namespace": namespace, "id": id})
+
+
+def held(connection: Connection, root: Any, namespace: str, ids: Sequence[str]) -> set[str]:
+    """Return those of the files that the tasks of a tree refer to."""
+    return set(connection.scalars(HELD, {"root": root, "namespace": namespace, "ids": list(ids)})) if ids else set()
 
 
 def get(connection: Connection, namespace: str, id: str, scope: Scope) -> dict[str, Any]:

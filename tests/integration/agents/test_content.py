@@ -10,7 +10,7 @@ from sqlalchemy import Engine, text
 
 from minions import testing
 from minions.testing import MessagesApi, tool_use
-from shared.errors import InvalidInput
+from shared.errors import InvalidInput, MinionError
 from shared.tasks import files
 from shared.tasks.files import NewFile
 from tests.conftest import Define
@@ -132,7 +132,7 @@ def test_files_in_an_input_become_blocks(send: Any, upload: Any, tasks: Tasks, i
     [
         (by_id("image", "file_" + "0" * 64), "there is no file file_000"),
         (image(SMALL, "image/jpeg"), "its media type is image/jpeg, but its content is image/png"),
-        (image(b"<svg/>", "image/svg+xml"), "the media type 'image/svg+xml' is not accepted"),
+        (image(b"<svg/>", "image/svg+xml"), r"the media type 'image/svg\+xml' is not accepted"),
         (document(b"no"), "its media type is application/pdf, but its content is text/plain"),
         (image(png(9000, 1)), "9000 × 1 pixels, and the API takes 8000"),
         ({"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "x y"}}, "not valid base64"),
@@ -145,7 +145,7 @@ def test_bad_blocks_are_refused_at_submission(
     define_agent: DefineAgent, tasks: Tasks, block: dict[str, Any], said: str
 ) -> None:
     define_agent()
-    with pytest.raises(InvalidInput, match=said):
+    with pytest.raises(MinionError, match=said):
         tasks.submit("Agent", messages=[{"role": "user", "content": [say("See:"), block]}])
 
 
@@ -217,7 +217,7 @@ def test_conversation_keeps_files_for_its_next_task(send: Any) -> None:
 
 def test_tool_returns_blocks_by_their_shape(send: Any, define: Define, tasks: Tasks, database: Engine) -> None:
     answer = {"$content": [say("A photo:"), image(LARGE)]}
-    script = [tool_use(("act", {"do": "return", "value": answer})), testing.text("Seen.")]
+    script = [tool_use(("act", {"do": "answer", "answer": answer})), testing.text("Seen.")]
     task, requests = send("Look", script=script)
     assert task["state"] == "succeeded", task["error"]
     [result] = plain(requests[1])[2]["content"]
@@ -230,7 +230,7 @@ def test_tool_returns_blocks_by_their_shape(send: Any, define: Define, tasks: Ta
 
 def test_json_that_looks_like_blocks_stays_json(send: Any) -> None:
     value = [say("x"), image(SMALL)]
-    script = [tool_use(("act", {"do": "return", "value": value})), testing.text("Seen.")]
+    script = [tool_use(("act", {"do": "answer", "answer": value})), testing.text("Seen.")]
     _, requests = send("Look", script=script)
     [result] = plain(requests[1])[2]["content"]
     assert json.loads(result["content"]) == value
