@@ -1519,7 +1519,7 @@ CREATE FUNCTION minion_are_messages(candidates jsonb) RETURNS boolean
             SELECT FROM jsonb_array_elements(candidates) AS c (message)
                 WHERE (jsonb_typeof(message) = 'object' AND (jsonb_typeof(message->'content') = 'string'
                             OR jsonb_typeof(message->'content') = 'array' AND message->'content' <> '[]'
-                                AND NOT jsonb_path_exists(message, 'strict $.content[*] ? (@.type() != "object")'))
+                                AND NOT jsonb_path_exists(message->'content', 'lax $[*] ? (@.type() != "object")'))
                        AND message->>'role' IN ('user', 'assistant', 'system', 'tool')) IS NOT TRUE)
         ELSE false END
 $_$;
@@ -3328,7 +3328,12 @@ BEGIN
             LEFT JOIN LATERAL jsonb_array_elements(
                 CASE jsonb_typeof(m.value->'content') WHEN 'array' THEN m.value->'content' END)
                 WITH ORDINALITY AS b (value, n) ON true
-        WHERE m.value->>'role' = 'tool' OR b.value->>'type' IN ('input_audio', 'audio', 'video', 'refusal', 'container_upload')
+        WHERE m.value->>'role' = 'tool' OR b.value->>'type' NOT IN (
+                'text', 'image', 'document', 'search_result', 'tool_use', 'tool_result', 'thinking', 'redacted_thinking',
+                'server_tool_use', 'web_search_tool_result', 'web_fetch_tool_result', 'code_execution_tool_result',
+                'bash_code_execution_tool_result', 'text_editor_code_execution_tool_result', 'tool_search_tool_result',
+                'mcp_tool_use', 'mcp_tool_result', 'compaction', 'input_text', 'output_text', 'image_url', 'input_image',
+                'file', 'input_file', 'text-plain')
         ORDER BY m.n, b.n LIMIT 1;
     IF found.type IS NOT NULL THEN
         RAISE EXCEPTION 'messages[%].content[%]: blocks of type % are not supported here. Send one of text, image, document, '
@@ -3521,6 +3526,9 @@ BEGIN
                COALESCE(s.copied_from, source), s.approvals
         FROM steps s LEFT JOIN task_outcomes o ON o.task_id = s.child_id LEFT JOIN contents c ON c.sha256 = o.output_sha256
         WHERE s.task_id = source AND s.number < first + (edited IS NOT NULL)::integer;
+    -- What tools returned in these steps may be files.
+    INSERT INTO task_files (task_id, namespace, file_id)
+        SELECT new, f.namespace, f.file_id FROM task_files f WHERE f.task_id = source ON CONFLICT DO NOTHING;
     UPDATE steps s SET status = 'finished', error = NULL, finished_at = now(),
             output = CASE WHEN s.kind = 'subtask' THEN s.output || jsonb_build_object(
                               'state', 'succeeded', 'output', edited->'output', 'error', NULL)

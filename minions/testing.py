@@ -12,7 +12,8 @@
 
 It supports streams and plain replies, token counting, errors, and streams that are slow or break off. Requests that the
 API itself refuses (blank texts, errors of tools without a text, misplaced system messages, too many cache marks, tools
-whose schema is not that of an object, schemas that cannot constrain a model, forced tools beside thinking) get a 400.
+whose schema is not that of an object, schemas that cannot constrain a model, forced tools beside thinking, images and
+documents of a wrong type or size, tool calls without results, citations beside a format) get a 400.
 Message Batches are supported too, with their faults: see `MessagesApi.batch_faults` and `MessagesApi.hold_batches`.
 From the command line:
 
@@ -35,6 +36,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from minions.content_faults import content_fault
 
 KEY = "sk-test-key"
 USAGE = {"input_tokens": 10, "output_tokens": 5, "cache_read_input_tokens": 100}
@@ -59,6 +62,15 @@ Reply = dict[str, Any]
 def text(said: str, stop_reason: str = "end_turn", **more: Any) -> Reply:
     """Return a reply of text. `more` is as for `MessagesApi.script`."""
     return {"content": [{"type": "text", "text": said}], "stop_reason": stop_reason, **more}
+
+
+def cited(*parts: str | tuple[str, list[dict[str, Any]]], **more: Any) -> Reply:
+    """Return a reply of texts, of which some have citations: `cited("It says: ", ("the moon is rock", [{…}]))`."""
+    blocks = [
+        {"type": "text", "text": part} if isinstance(part, str) else {"type": "text", "text": part[0], "citations": part[1]}
+        for part in parts
+    ]
+    return {"content": blocks, "stop_reason": "end_turn", **more}
 
 
 def tool_use(*calls: tuple[str, dict[str, Any]], said: str = "", **more: Any) -> Reply:
@@ -281,7 +293,9 @@ def _taken_apart(block: dict[str, Any]) -> tuple[dict[str, Any], Iterable[dict[s
     """Split a block into its initial form and the deltas that complete it."""
     match block["type"]:
         case "text":
-            return {**block, "text": ""}, [{"type": "text_delta", "text": part} for part in _pieces(block["text"])]
+            texts = [{"type": "text_delta", "text": part} for part in _pieces(block["text"])]
+            cited = [{"type": "citations_delta", "citation": each} for each in block.get("citations") or ()]
+            return {**block, "text": "", **({"citations": []} if cited else {})}, [*texts, *cited]
         case "tool_use" | "server_tool_use":
             parts = ["", *_pieces(json.dumps(block["input"]))] if block["input"] else [""]
             return {**block, "input": {}}, [{"type": "input_json_delta", "partial_json": part} for part in parts]
@@ -478,6 +492,8 @@ def _fault(body: dict[str, Any]) -> str | None:
         for index, block in enumerate(message["content"]):
             if block_fault := _block_fault(block):
                 return f"messages.{number}.content.{index}.{block_fault}"
+    if fault := content_fault(body):
+        return fault
     if fault := _system_fault(body.get("model", ""), [message.get("role", "") for message in body["messages"]]):
         return fault
     if (marks := json.dumps(body).count('"cache_control": {')) > MAX_CACHE_MARKS:

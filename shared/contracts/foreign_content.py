@@ -17,6 +17,7 @@ Block = dict[str, Any]
 
 DATA_URL = re.compile(r"data:([a-zA-Z0-9.+/-]+)?((?:;[a-zA-Z0-9-]+=[^;,]*)*)(;base64)?,")
 TEXTS = ("input_text", "output_text")  # OpenAI's Responses API
+OF_LANGCHAIN = frozenset({"source_type", "base64", "url", "file_id"})
 # LangChain numbers the blocks of a message, and names them; neither is content.
 NAMES = frozenset({"id", "index"})
 
@@ -26,8 +27,8 @@ def is_foreign(block: Mapping[str, Any]) -> bool:
     kind = block.get("type")
     if kind in ("image_url", "input_image", "file", "input_file", "text-plain", *TEXTS):
         return True
-    # The API's images and documents have a `source`.
-    return kind == "image" and "source" not in block
+    # Those of the API have a `source`.
+    return kind == "image" and "source" not in block and not OF_LANGCHAIN.isdisjoint(block)
 
 
 def converted(block: Mapping[str, Any], where: str) -> Block:

@@ -54,7 +54,7 @@ CREATE OR REPLACE FUNCTION minion_are_messages(candidates jsonb) RETURNS boolean
             SELECT FROM jsonb_array_elements(candidates) AS c (message)
                 WHERE (jsonb_typeof(message) = 'object' AND (jsonb_typeof(message->'content') = 'string'
                             OR jsonb_typeof(message->'content') = 'array' AND message->'content' <> '[]'
-                                AND NOT jsonb_path_exists(message, 'strict $.content[*] ? (@.type() != "object")'))
+                                AND NOT jsonb_path_exists(message->'content', 'lax $[*] ? (@.type() != "object")'))
                        AND message->>'role' IN ('user', 'assistant', 'system', 'tool')) IS NOT TRUE)
         ELSE false END
 $$;

@@ -10,7 +10,12 @@ BEGIN
             LEFT JOIN LATERAL jsonb_array_elements(
                 CASE jsonb_typeof(m.value->'content') WHEN 'array' THEN m.value->'content' END)
                 WITH ORDINALITY AS b (value, n) ON true
-        WHERE m.value->>'role' = 'tool' OR b.value->>'type' IN ('input_audio', 'audio', 'video', 'refusal', 'container_upload')
+        WHERE m.value->>'role' = 'tool' OR b.value->>'type' NOT IN (
+                'text', 'image', 'document', 'search_result', 'tool_use', 'tool_result', 'thinking', 'redacted_thinking',
+                'server_tool_use', 'web_search_tool_result', 'web_fetch_tool_result', 'code_execution_tool_result',
+                'bash_code_execution_tool_result', 'text_editor_code_execution_tool_result', 'tool_search_tool_result',
+                'mcp_tool_use', 'mcp_tool_result', 'compaction', 'input_text', 'output_text', 'image_url', 'input_image',
+                'file', 'input_file', 'text-plain')
         ORDER BY m.n, b.n LIMIT 1;
     IF found.type IS NOT NULL THEN
         RAISE EXCEPTION 'messages[%].content[%]: blocks of type % are not supported here. Send one of text, image, document, '

@@ -151,7 +151,7 @@ def test_bad_blocks_are_refused_at_submission(
 
 def test_citations_reach_the_output_and_the_journal(send: Any, tasks: Tasks) -> None:
     cited = {**say("It is rock."), "citations": [CITATION]}
-    reply = {"content": [say("Well: "), cited, say(" Done.")], "stop_reason": "end_turn"}
+    reply = testing.cited("Well: ", ("It is rock.", [CITATION]), " Done.")
     paper = document(PAPER, title="Moon", citations={"enabled": True})
     task, _ = send({"role": "user", "content": [paper, say("Of what?")]}, script=[reply])
     assert task["output"] == {"content": "Well: It is rock. Done.", "citations": [CITATION]}
