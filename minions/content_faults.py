@@ -62,7 +62,9 @@ def _fault(block: Block) -> str | None:
             fault = _image_fault(source) if block["type"] == "image" else _pdf_fault(source)
             return fault and f"source.base64{fault}"
         case "url":
-            return None if str(source.get("url")).startswith("https://") else "source.url: Only HTTPS URLs are supported."
+            return (
+                None if str(source.get("url")).startswith("https://") else "source.url: Only HTTPS URLs are supported."
+            )
         case "file":
             id = str(source.get("file_id"))
             return None if FILE_ID.fullmatch(id) else f"source.file.file_id: File not found: {id}"

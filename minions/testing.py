@@ -67,7 +67,9 @@ def text(said: str, stop_reason: str = "end_turn", **more: Any) -> Reply:
 def cited(*parts: str | tuple[str, list[dict[str, Any]]], **more: Any) -> Reply:
     """Return a reply of texts, of which some have citations: `cited("It says: ", ("the moon is rock", [{…}]))`."""
     blocks = [
-        {"type": "text", "text": part} if isinstance(part, str) else {"type": "text", "text": part[0], "citations": part[1]}
+        {"type": "text", "text": part}
+        if isinstance(part, str)
+        else {"type": "text", "text": part[0], "citations": part[1]}
         for part in parts
     ]
     return {"content": blocks, "stop_reason": "end_turn", **more}

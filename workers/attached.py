@@ -11,8 +11,11 @@ from shared.errors import InvalidInput
 from shared.tasks import files
 
 
-def with_files_of_input(value: JsonValue, text: str, namespace: str) -> Content:
+def with_files_of_input(value: JsonValue, text: str, namespace: str, *, cited: bool) -> Content:
     """Return an input as content: its text, with a block before it for each file `{"$file": id}`.
+
+    Args:
+        cited: the model may cite the documents.
 
     Raises:
         InvalidInput: a file is missing.
@@ -23,7 +26,7 @@ def with_files_of_input(value: JsonValue, text: str, namespace: str) -> Content:
     facts = persistently(files.facts_of, namespace, ids)
     if missing := [id for id in ids if id not in facts]:
         raise InvalidInput(f"The input refers to the file {missing[0][:100]!r}, which does not exist. Upload it.")
-    return [*(_block(id, facts[id]) for id in ids), {"type": "text", "text": text}]
+    return [*(_block(id, facts[id], cited) for id in ids), {"type": "text", "text": text}]
 
 
 def with_citations(answer: str, reply: dict[str, Any]) -> dict[str, Any]:
@@ -32,8 +35,9 @@ def with_citations(answer: str, reply: dict[str, Any]) -> dict[str, Any]:
     return {"content": answer, "citations": found} if found else {"content": answer}
 
 
-def _block(id: str, facts: dict[str, Any]) -> Block:
+def _block(id: str, facts: dict[str, Any], cited: bool) -> Block:
     source = {"type": "file", "file_id": id}
     if str(facts["media_type"]).startswith("image/"):
         return {"type": "image", "source": source}
-    return {"type": "document", "source": source, "title": facts["name"] or id}
+    document = {"type": "document", "source": source, "title": facts["name"] or id}
+    return {**document, "citations": {"enabled": True}} if cited else document

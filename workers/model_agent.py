@@ -7,6 +7,7 @@ import json
 from itertools import dropwhile, takewhile
 from typing import Any
 
+from shared.contracts.content import Content
 from shared.contracts.documents import AgentDefinition
 from shared.contracts.json_schema import violations
 from shared.contracts.key_order import as_in_jsonb
@@ -120,7 +121,7 @@ class ModelAgent(BaseAgent):
         else:
             ordered = as_in_jsonb(value) if self.form == 1 else value
             text = value if isinstance(value, str) else json.dumps(ordered, ensure_ascii=False)
-            content = text if self.form < 3 else with_files_of_input(value, text, self.task.namespace)
+            content = text if self.form < 3 else self._with_files(value, text)
             said = [Message(role="user", content=content)] if text.strip() else []
         if not said:
             raise InvalidInput(
@@ -128,6 +129,9 @@ class ModelAgent(BaseAgent):
                 "must have text that is not blank."
             )
         return said
+
+    def _with_files(self, value: JsonValue, text: str) -> Content:
+        return with_files_of_input(value, text, self.task.namespace, cited=self.definition.config.citations)
 
     def _turn(
         self, model: str, messages: list[dict[str, Any]], new: list[dict[str, Any]], value: JsonValue, *, is_first: bool

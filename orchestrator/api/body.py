@@ -181,8 +181,10 @@ def _check_announced(request: Request, limit: int) -> None:
 
 def _check_type(request: Request, of_json: bool) -> None:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if of_json and media_type != "application/json" and not (
-        media_type.startswith("application/") and media_type.endswith("+json")
+    if (
+        of_json
+        and media_type != "application/json"
+        and not (media_type.startswith("application/") and media_type.endswith("+json"))
     ):
         raise HTTPException(415, f"The body must be JSON: send `Content-Type: application/json`, not {media_type!r}.")
     if request.headers.get("content-encoding", "identity").lower() != "identity":

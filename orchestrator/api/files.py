@@ -48,7 +48,9 @@ FileBody = Annotated[bytes, Depends(body.reader(largest_file, of_json=False))]
 class UploadQuery(NamespaceQuery):
     """The namespace and the name of a file."""
 
-    name: str | None = Field(None, min_length=1, max_length=files.LONGEST_NAME, description="Shown to people and models.")
+    name: str | None = Field(
+        None, min_length=1, max_length=files.LONGEST_NAME, description="Shown to people and models."
+    )
 
 
 class FilePageQuery(NumberedPageQuery):

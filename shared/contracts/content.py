@@ -292,12 +292,16 @@ def _source(given: Any, kind: str, where: str) -> Block:
         _refuse(where, f"the source of a block of type {kind!r} must have one of the types {', '.join(SOURCES[kind])}")
     if (members := source.keys() - {"type"}) != SOURCE_MEMBERS[how]:
         wrong = min(members ^ SOURCE_MEMBERS[how])
-        _refuse(where, f"a source of type {how!r} has {' and '.join(sorted(SOURCE_MEMBERS[how]))}: check {wrong[:50]!r}")
+        _refuse(
+            where, f"a source of type {how!r} has {' and '.join(sorted(SOURCE_MEMBERS[how]))}: check {wrong[:50]!r}"
+        )
     match how:
         case "base64":
             _check_base64(source, kind, where)
         case "url" if not (isinstance(source["url"], str) and HTTPS.fullmatch(source["url"][: MAX_URL + 1])):
-            _refuse(f"{where}.url", "it must be a public https:// address of at most 8,192 characters: the API reads it")
+            _refuse(
+                f"{where}.url", "it must be a public https:// address of at most 8,192 characters: the API reads it"
+            )
         case "file" if not (isinstance(source["file_id"], str) and ANY_FILE.fullmatch(source["file_id"])):
             _refuse(f"{where}.file_id", "it must be the id of a file: file_…")
         case "text":

@@ -120,6 +120,7 @@ class AgentConfig(Strict):
     service_tier: ServiceTier | None = None
     user_id: UserId | None = None
     betas: list[Beta] = Field(default_factory=list, max_length=20)
+    citations: bool = False
     budget: Budget | None = None
     history_tokens: int = Field(50_000, ge=500, le=1_000_000)
     lane: Lane = "direct"
@@ -302,6 +303,8 @@ class AgentDefinition(Definition):
             raise ValueError("the offline planner answers at once: `lane: batch` must come with a language model")
         if self.config.betas and self.config.lane != "direct":
             raise ValueError("betas are not sent in batches: remove `betas` or `lane`")
+        if self.config.citations and self.output_schema is not None:
+            raise ValueError("an answer with an `output_schema` has no citations: remove it, or `citations`")
         if (choice := self.config.tool_choice) is not None:
             self._check_tool_choice(choice)
 

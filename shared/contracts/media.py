@@ -197,7 +197,9 @@ def _check_limits(media: Media, data: bytes, where: str) -> None:
         if (media.pages or 0) > MAX_PAGES:
             raise TooLarge(f"{where}: the PDF has {media.pages} pages, and the API takes {MAX_PAGES}. Split it.")
         if ENCRYPTED.search(data[-4096:]):
-            raise InvalidInput(f"{where}: the PDF is encrypted, which the API refuses. Remove its password.", path=where)
+            raise InvalidInput(
+                f"{where}: the PDF is encrypted, which the API refuses. Remove its password.", path=where
+            )
 
 
 def _dimensions(data: bytes, media_type: str) -> tuple[int, int] | None:

@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from shared.contracts.strict_model import Strict
 
-NAMES = ("tool_choice", "stop_sequences", "service_tier", "user_id", "betas")
+NAMES = ("tool_choice", "stop_sequences", "service_tier", "user_id", "betas", "citations")
 """Of the settings, in an agent's config."""
 
 StopSequence = Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=r"\S")]

@@ -115,7 +115,9 @@ def _facts(block: Block, known: dict[str, Media], where: str) -> Media | None:
     if id not in known:
         raise _missing(where, id)
     facts = known[id]
-    if facts.is_image != (block["type"] == "image") or (block["type"] == "document" and facts.media_type not in (PDF, TEXT)):
+    if facts.is_image != (block["type"] == "image") or (
+        block["type"] == "document" and facts.media_type not in (PDF, TEXT)
+    ):
         raise InvalidInput(
             f"{where}: the file {id} is {facts.media_type}, which a block of type {block['type']!r} cannot show.",
             path=where,

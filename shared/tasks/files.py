@@ -62,6 +62,10 @@ HELD = text(
     "SELECT DISTINCT r.file_id FROM task_files r JOIN tasks t ON t.id = r.task_id "
     "WHERE t.root_id = :root AND r.namespace = :namespace AND r.file_id = ANY (:ids)"
 )
+OF_TASK = text(
+    f"SELECT {COLUMNS} FROM files f WHERE (namespace, id) IN "  # noqa: S608
+    "(SELECT r.namespace, r.file_id FROM task_files r WHERE r.task_id = :task) ORDER BY number LIMIT 50"
+)
 HOLD = text(
     "INSERT INTO task_files (task_id, namespace, file_id) VALUES (:task, :namespace, :id) ON CONFLICT DO NOTHING"
 )
@@ -177,13 +181,20 @@ def data_of(connection: Connection, namespace: str, id: str) -> bytes | None:
     return None if found is None else bytes(found)
 
 
+def of_task(connection: Connection, task: Any) -> list[dict[str, Any]]:
+    """Return the facts of the files that a task refers to, the first uploaded one first."""
+    return [dict(row) for row in connection.execute(OF_TASK, {"task": task}).mappings()]
+
+
 def facts_of(connection: Connection, namespace: str, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return the facts of those of the files that exist, by id."""
     values = {"namespace": namespace, "ids": list(ids), **_bounds(Scope())}
     return {row["id"]: dict(row) for row in connection.execute(KNOWN, values).mappings()}
 
 
-def media_of(connection: Connection, namespace: str, ids: Sequence[str], scope: Scope | None = None) -> dict[str, Media]:
+def media_of(
+    connection: Connection, namespace: str, ids: Sequence[str], scope: Scope | None = None
+) -> dict[str, Media]:
     """Return the facts of those of the files that exist, for a key of this scope."""
     if not ids:
         return {}

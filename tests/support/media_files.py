@@ -47,7 +47,9 @@ def pdf(*pages: str, packed: bool = False) -> bytes:
         offsets.append(len(body))
         body += f"{number} 0 obj\n{each}\nendobj\n".encode()
     table = "".join(f"{offset:010} 00000 n \n" for offset in offsets)
-    end = f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}trailer\n<< /Size {len(objects) + 1} /Root 1 0 R >>\n"
+    end = (
+        f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}trailer\n<< /Size {len(objects) + 1} /Root 1 0 R >>\n"
+    )
     return body + f"{end}startxref\n{len(body)}\n%%EOF\n".encode()
 
 

@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.orm import Session
 
 from minions import testing
 from minions.testing import MessagesApi, tool_use
+from shared.definitions.apply import store_definitions
+from shared.definitions.files import load
 from shared.errors import InvalidInput, MinionError
 from shared.tasks import files
 from shared.tasks.files import NewFile
@@ -17,7 +20,9 @@ from tests.conftest import Define
 from tests.integration.agents.conftest import DefineAgent, plain
 from tests.integration.conftest import ACT, InlineWorker, Tasks
 from tests.support.media_files import GIF, b64, pdf, png
+from tests.support.processes import ROOT
 
+EXAMPLE = ROOT / "examples" / "contracts"
 SMALL = png()
 LARGE = png(3, 2, padding=80_000)
 PAPER = pdf("The moon is made of rock.", "It has no air.")
@@ -36,7 +41,11 @@ def image(data: bytes, media_type: str = "image/png") -> dict[str, Any]:
 
 
 def document(data: bytes, **more: Any) -> dict[str, Any]:
-    return {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": b64(data)}, **more}
+    return {
+        "type": "document",
+        "source": {"type": "base64", "media_type": "application/pdf", "data": b64(data)},
+        **more,
+    }
 
 
 def by_id(kind: str, id: str, **more: Any) -> dict[str, Any]:
@@ -160,7 +169,12 @@ def test_citations_reach_the_output_and_the_journal(send: Any, tasks: Tasks) -> 
 
 
 def test_no_format_is_sent_with_citations(send: Any, define_agent: DefineAgent) -> None:
-    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
+    schema = {
+        "type": "object",
+        "properties": {"n": {"type": "integer"}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
     define_agent(output_schema=schema)
     script = [testing.text('{"n": 1}')]
     _, [plain_call] = send({"role": "user", "content": [document(PAPER), say("?")]}, script=script)
@@ -228,6 +242,24 @@ def test_tool_returns_blocks_by_their_shape(send: Any, define: Define, tasks: Ta
         assert connection.scalar(text("SELECT count(*) FROM task_files WHERE file_id = :id"), {"id": id}) == 1
 
 
+def test_example_answers_with_citations(
+    upload: Any, database: Engine, tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi
+) -> None:
+    messages_api.script = json.loads((EXAMPLE / "replies.json").read_text())
+    with Session(database) as session:
+        store_definitions(session, load(EXAMPLE / "contracts.yaml"))
+    with database.begin() as connection:
+        connection.execute(text("UPDATE workers SET capabilities = capabilities || '{contracts}'"))
+    asked = {"question": "When can it be ended?", "contract": {"$file": upload(PAPER, "contract.pdf")}}
+    task = tasks.submit("contract-reader", asked)
+    inline_worker.run_all()
+    output = tasks.get(task)["output"]
+    assert output["content"] == "Each party may end the contract with a notice of 30 days."
+    assert [each["start_page_number"] for each in output["citations"]] == [2]
+    [block, _] = plain(messages_api.requests[0])[0]["content"]
+    assert block == document(PAPER, title="contract.pdf", citations={"enabled": True})
+
+
 def test_json_that_looks_like_blocks_stays_json(send: Any) -> None:
     value = [say("x"), image(SMALL)]
     script = [tool_use(("act", {"do": "answer", "answer": value})), testing.text("Seen.")]
@@ -242,7 +274,10 @@ def test_sql_submission_takes_blocks(
     define_agent()
     messages_api.script = [testing.text("Fine.")]
     submit = text("SELECT minion_submit('Agent', messages => CAST(:messages AS jsonb))")
-    good = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{b64(SMALL)}"}}]}
+    good = {
+        "role": "user",
+        "content": [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{b64(SMALL)}"}}],
+    }
     bad = {"role": "user", "content": [image(SMALL, "image/gif")]}
     with database.begin() as connection:
         accepted = [connection.scalar(submit, {"messages": json.dumps([each])}) for each in (good, bad)]

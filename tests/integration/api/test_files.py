@@ -119,7 +119,9 @@ def test_missing_file_is_refused_at_every_entry_point(client: Client, agents: No
     with pytest.raises(errors.InvalidInput, match="there is no file"):
         client.submit_many([{"agent": "Echo", "messages": [image(id)]}])
     with database.begin() as connection, pytest.raises(Exception, match="There is no file"):
-        connection.execute(text("SELECT minion_submit('Echo', jsonb_build_object('$file', CAST(:id AS text)))"), {"id": id})
+        connection.execute(
+            text("SELECT minion_submit('Echo', jsonb_build_object('$file', CAST(:id AS text)))"), {"id": id}
+        )
 
 
 def test_tenant_sees_its_files_and_those_of_its_tasks(client: Client, with_key: WithKey, agents: None) -> None:

@@ -39,10 +39,16 @@ def ask(*blocks: Any, role: str = "user") -> dict[str, Any]:
         (ask(*[image(png(2001, 1))] * 21), "many-image requests: 2000 pixels"),
         (ask(*[image(png())] * 601), "601 images > 600 maximum"),
         (ask(paper(), paper(**CITED)), "citations must be enabled on all documents or on none"),
-        ({**ask(paper(**CITED)), "output_config": {"format": {"type": "json_schema"}}}, "cannot be used with citations"),
+        (
+            {**ask(paper(**CITED)), "output_config": {"format": {"type": "json_schema"}}},
+            "cannot be used with citations",
+        ),
         (ask({"type": "image", "source": {"type": "url", "url": "http://x.org"}}), "Only HTTPS URLs"),
         (ask({"type": "image", "source": {"type": "file", "file_id": "file_" + "a" * 64}}), "File not found"),
-        ({"messages": [*ask(CALL, role="assistant")["messages"], {"role": "user", "content": "x"}]}, "without `tool_result` blocks immediately after: t1"),
+        (
+            {"messages": [*ask(CALL, role="assistant")["messages"], {"role": "user", "content": "x"}]},
+            "without `tool_result` blocks immediately after: t1",
+        ),
         (ask(RESULT), "unexpected `tool_use_id` found in `tool_result` blocks: t1"),
         (ask({**RESULT, "content": [image(b"no")]}), "messages.0.content.0.tool_result.content.0.image.source"),
     ],

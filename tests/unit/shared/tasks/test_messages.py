@@ -23,8 +23,16 @@ BLOCKS = [{"type": "text", "text": "a"}, {"type": "text", "text": " "}, {"text":
         ("", "user", ""),
         ({"role": "user", "content": "x"}, "user", "x"),
         ({"type": "human", "content": "x"}, "user", "x"),
-        ({"type": "ai", "content": BLOCKS}, "assistant", [TEXT_A, {"type": "text", "text": "b\n"}, {**TEXT_A, "text": "c"}]),
-        ({"role": "assistant", "type": "message", "content": ["a", "b"]}, "assistant", [TEXT_A, {**TEXT_A, "text": "b"}]),
+        (
+            {"type": "ai", "content": BLOCKS},
+            "assistant",
+            [TEXT_A, {"type": "text", "text": "b\n"}, {**TEXT_A, "text": "c"}],
+        ),
+        (
+            {"role": "assistant", "type": "message", "content": ["a", "b"]},
+            "assistant",
+            [TEXT_A, {**TEXT_A, "text": "b"}],
+        ),
         ({"role": "user", "content": [SimpleNamespace(type="text", text="a")]}, "user", "a"),
         ({"role": "user", "content": [{"type": "input_text", "text": "a"}]}, "user", "a"),
         ({"role": "assistant", "content": "x", "tool_calls": [], "audio": None}, "assistant", "x"),
@@ -79,7 +87,10 @@ def test_invalid_messages_are_refused(message: Any) -> None:
             for kind in ("container_upload", "tool_use", "thinking", "input_audio", "video", "refusal")
         ),
         (
-            {"role": "assistant", "content": ["x", {"type": "image", "source": {"type": "url", "url": "https://x.org"}}]},
+            {
+                "role": "assistant",
+                "content": ["x", {"type": "image", "source": {"type": "url", "url": "https://x.org"}}],
+            },
             "messages[1].content[1]: blocks of type 'image' are not supported here.",
         ),
         ({"role": "user", "content": ["x", {"text": 5}]}, "messages[1].content[1].text: it must be text."),
