@@ -1,4 +1,4 @@
-"""What the Messages API refuses about images, documents and tool results: for the scripted server of `minions.testing`."""
+"""Images, documents and tool results that the Messages API refuses, for the server of `minions.testing`."""
 
 from __future__ import annotations
 
@@ -111,8 +111,8 @@ def _pair_fault(messages: list[dict[str, Any]]) -> str | None:
         if missing := [call for call in calls if call not in answers]:
             return (
                 f"messages.{number - 1}: `tool_use` ids were found without `tool_result` blocks immediately after: "
-                f"{', '.join(missing)}. Each `tool_use` block must have a corresponding `tool_result` block in the next "
-                "message."
+                f"{', '.join(missing)}. Each `tool_use` block must have a corresponding `tool_result` block in the "
+                "next message."
             )
         if stray := [answer for answer in answers if answer not in calls]:
             return (

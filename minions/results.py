@@ -1,5 +1,6 @@
-"""Values that a builtin tool or a function may return instead of a result: to make its task wait without a worker, or to
-show the model an image or a document.
+"""Values that a builtin tool or a function may return instead of a result.
+
+They make its task wait without a worker, or show the model an image or a document.
 
 from minions.results import snooze
 

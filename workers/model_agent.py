@@ -39,8 +39,8 @@ WHOLE = frozenset({"end_turn", "stop_sequence", "tool_use"}) | PAUSES
 THOUGHTS = frozenset({"thinking", "redacted_thinking"})
 FORM = 3
 """Format in which turns are sent. In form 1, which is that of 0.2, a tool's text is sent as JSON, keys are sorted, and
-all system messages come first. Up to form 2, no answer is constrained to the output schema, and an input has no files. A
-task continues in the form in which it began, because a model's thoughts are bound to the exact words before them.
+all system messages come first. Up to form 2, no answer is constrained to the output schema, and an input has no files.
+A task continues in the form in which it began, because a model's thoughts are bound to the exact words before them.
 """
 
 

@@ -151,9 +151,8 @@ def add_to(document: dict[str, Any]) -> dict[str, Any]:
                 # The query of a removal may name what is removed.
                 if parameter["in"] == "path" or (method == "delete" and parameter["in"] == "query"):
                     parameter["example"] = _example(parameter["schema"], parameter["name"], schemas)
-            if "requestBody" in operation:
-                if content := operation["requestBody"]["content"].get("application/json"):
-                    content["example"] = REQUESTS.get((method, path)) or _example(content["schema"], "", schemas)
+            if content := operation.get("requestBody", {}).get("content", {}).get("application/json"):
+                content["example"] = REQUESTS.get((method, path)) or _example(content["schema"], "", schemas)
             for status, response in operation["responses"].items():
                 for media_type, content in response.get("content", {}).items():
                     content["example"] = _answer(media_type, int(status), content["schema"], schemas)

@@ -13,9 +13,10 @@ THOUGHTS = ("thinking", "redacted_thinking")
 
 
 def turns_of(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return what was said, in order: `role`, `step`, and `blocks` of `kind` (text, thought, call, result, image, file).
+    """Return what was said, in order: `role`, `step` and `blocks`.
 
-    Each block has a `title` and a `value`; texts have `citations`, images and files an `address`, or the id of a `file`.
+    Each block has a `kind` (text, thought, call, result, image, file, note), a `title` and a `value`. Texts have
+    `citations`; images and files an `address`, or the id of a `file`.
 
     Each model call has only the messages that are new in it, so nothing is repeated.
     """
@@ -102,4 +103,4 @@ def _turn(step: dict[str, Any], role: str, blocks: list[dict[str, Any]]) -> dict
 
 
 def _block(kind: str, title: str, value: Any) -> dict[str, Any]:
-    return {"kind": kind, "title": title, "value": value}
+    return {"kind": kind, "title": title, "value": value, "citations": [], "address": None, "file": None}

@@ -26,7 +26,8 @@ OF_TREES = text(
     "SELECT r.namespace, r.file_id AS id FROM task_files r JOIN tasks t ON t.id = r.task_id "
     "WHERE t.root_id = ANY (CAST(:roots AS uuid[])) "
     "UNION SELECT r.namespace, r.file_id FROM conversation_files r JOIN tasks t "
-    "ON t.namespace = r.namespace AND t.conversation_id = r.conversation_id WHERE t.root_id = ANY (CAST(:roots AS uuid[]))"
+    "ON t.namespace = r.namespace AND t.conversation_id = r.conversation_id "
+    "WHERE t.root_id = ANY (CAST(:roots AS uuid[]))"
 )
 LOCK_NAMED = text(
     "SELECT f.id FROM files f JOIN unnest(CAST(:namespaces AS text[]), CAST(:ids AS text[])) AS c (namespace, id) "

@@ -320,8 +320,8 @@ def _check_base64(source: Block, kind: str, where: str) -> None:
     if source["media_type"] not in allowed:
         _refuse(
             f"{where}.media_type",
-            f"the media type {str(source['media_type'])[:100]!r} is not accepted for a block of type {kind!r}; accepted "
-            f"are {', '.join(allowed)}",
+            f"the media type {str(source['media_type'])[:100]!r} is not accepted for a block of type {kind!r}; "
+            f"accepted are {', '.join(allowed)}",
         )
     facts_of(source, where)
 

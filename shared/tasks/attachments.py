@@ -54,7 +54,7 @@ def check(
     for id in named:
         if not OUR_FILE.fullmatch(id):
             raise InvalidInput(
-                f'The input refers to the file {id[:100]!r}: {{"$file": …}} takes the id of a file that was uploaded here.'
+                f'The input refers to the file {id[:100]!r}: {{"$file": …}} takes the id of a file uploaded here.'
             )
     ids = [*named, *filter(None, (_our_file(block) for _, block in places))]
     known = files.media_of(connection, namespace, ids, scope)

@@ -25,8 +25,9 @@ PREFIX = "file_"
 LONGEST_NAME = 255
 
 STORE = text(
-    "INSERT INTO files (namespace, id, name, media_type, bytes, sha256, width, height, pages, owner, uploaded_by, data) "
-    "VALUES (:namespace, :id, :name, :media_type, :bytes, :sha256, :width, :height, :pages, :owner, :uploaded_by, :data) "
+    "INSERT INTO files (namespace, id, name, media_type, bytes, sha256, width, height, pages, owner, uploaded_by, "
+    "data) VALUES (:namespace, :id, :name, :media_type, :bytes, :sha256, :width, :height, :pages, :owner, "
+    ":uploaded_by, :data) "
     "ON CONFLICT (namespace, id) DO NOTHING RETURNING id"
 )
 # The name of the first upload stays: tasks show it.
@@ -125,8 +126,8 @@ def store(
     limit = get_settings().files_bytes
     if limit and (connection.scalar(USED, place) or 0) + len(new.data) > limit:
         raise TooLarge(
-            f"The files of the namespace {namespace!r} would have more than {limit:,} bytes (MINION_FILES_BYTES). Delete "
-            "some: `minion files list`.",
+            f"The files of the namespace {namespace!r} would have more than {limit:,} bytes (MINION_FILES_BYTES). "
+            "Delete some: `minion files list`.",
             limit=limit,
         )
     facts = new.media

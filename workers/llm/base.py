@@ -44,7 +44,7 @@ class ModelRequest:
 
     Attributes:
         messages: `{"role": "user" | "assistant" | "system", "content": text or blocks}`, oldest first. A tool's result
-            is JSON text, the text of an error, or blocks. Files are in base64, or at an address that the provider reads.
+            is JSON text, the text of an error, or blocks. Files are in base64, or where the provider reads them.
         input: the task's input as JSON, which the offline planner reads instead of understanding the text.
         sampling: only settings that differ from neutral.
         thinking: `adaptive`, `disabled`, or the maximum number of tokens to think with; None: the model's default.

@@ -33,8 +33,8 @@ def with_files(request: ModelRequest) -> ModelRequest:
         size += len(sources[id]["data"])
         if size > MAX_REQUEST_BYTES:
             raise TooLarge(
-                f"The files of this model call have more than {MAX_REQUEST_BYTES:,} bytes in base64, which the API does "
-                "not take. Send fewer or smaller files, or begin a new conversation."
+                f"The files of this model call have more than {MAX_REQUEST_BYTES:,} bytes in base64, which the API "
+                "does not take. Send fewer or smaller files, or begin a new conversation."
             )
     messages = [{**each, "content": _filled(each["content"], sources)} for each in request.messages]
     return replace(request, messages=messages)

@@ -1,4 +1,4 @@
-"""Results of tools that are content for the model: `{"$content": [block, …]}`, with blocks as the Messages API takes them.
+"""Results of tools that are content for the model: `{"$content": [block, …]}`, as the Messages API takes blocks.
 
 Large files in them are stored before the step ends, and kept as long as the task.
 """

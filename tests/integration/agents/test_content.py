@@ -18,7 +18,7 @@ from shared.tasks import files
 from shared.tasks.files import NewFile
 from tests.conftest import Define
 from tests.integration.agents.conftest import DefineAgent, plain
-from tests.integration.conftest import ACT, InlineWorker, Tasks
+from tests.integration.conftest import InlineWorker, Tasks
 from tests.support.media_files import GIF, b64, pdf, png
 from tests.support.processes import ROOT
 
@@ -217,7 +217,7 @@ def test_tool_calls_without_their_results_are_refused(define_agent: DefineAgent,
         {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "toolu_x", "content": "x"}]},
         {"role": "user", "content": "Well?"},
     ]
-    with pytest.raises(InvalidInput, match="messages.[12].: (it must begin|there is no|the call)"):
+    with pytest.raises(InvalidInput, match=r"messages.[12].: (it must begin|there is no|the call)"):
         tasks.submit("Agent", messages=[said[place] for place in given])
 
 

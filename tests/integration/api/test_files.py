@@ -1,4 +1,4 @@
-"""Files over HTTP, in the client and in the command: stored once, bounded, never run, deleted when nothing needs them."""
+"""Files over HTTP, in the client and in the command."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_namespace_has_a_limit(client: Client, monkeypatch: pytest.MonkeyPatch) 
     settings = get_settings().model_copy(update={"files_bytes": len(PHOTO) + 1})
     monkeypatch.setattr("shared.tasks.files.get_settings", lambda: settings)
     client.upload(PHOTO)
-    with pytest.raises(errors.TooLarge, match="more than .* bytes .MINION_FILES_BYTES"):
+    with pytest.raises(errors.TooLarge, match=r"more than .* bytes .MINION_FILES_BYTES"):
         client.upload(b"other")
     client.upload(PHOTO)
 
@@ -143,7 +143,7 @@ def test_tenant_sees_its_files_and_those_of_its_tasks(client: Client, with_key: 
 def test_unused_files_are_deleted_after_their_retention(
     client: Client, agents: None, database: Engine, settings: Settings
 ) -> None:
-    used, scheduled, unused = (client.upload(each)["id"] for each in (PHOTO, b"scheduled", b"unused"))
+    used, scheduled, _ = (client.upload(each)["id"] for each in (PHOTO, b"scheduled", b"unused"))
     client.submit("Echo", {"$file": used})
     client.put_schedule("daily", {"agent": "Echo", "input": {"$file": scheduled}}, interval_seconds=86_400)
     assert prune_files(database, settings) == 0
