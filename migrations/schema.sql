@@ -1173,6 +1173,7 @@ CREATE INDEX tasks_conversation_idx ON tasks USING btree (namespace, conversatio
 CREATE INDEX tasks_parent_idx ON tasks USING btree (parent_id) WHERE (parent_id IS NOT NULL);
 CREATE INDEX tasks_replay_idx ON tasks USING btree (replay_of) WHERE (replay_of IS NOT NULL);
 CREATE INDEX tasks_root_idx ON tasks USING btree (root_id);
+CREATE TRIGGER tasks_blocks BEFORE INSERT ON tasks FOR EACH ROW WHEN ((jsonb_path_exists(new.messages, 'strict $[*]."content"?(@.type() == "array")'::jsonpath, '{}'::jsonb, true) OR jsonb_path_exists(new.input, '$.**."$file"'::jsonpath))) EXECUTE FUNCTION minion_mark_blocks();
 CREATE TRIGGER tasks_files AFTER INSERT ON tasks FOR EACH ROW WHEN ((jsonb_path_exists(new.messages, '$.**."source"."file_id"'::jsonpath) OR jsonb_path_exists(new.input, '$.**."$file"'::jsonpath))) EXECUTE FUNCTION minion_hold_files_of_task();
 CREATE TRIGGER tasks_immutable BEFORE UPDATE ON tasks FOR EACH ROW WHEN ((((old.agent_version_id IS NOT NULL) AND (new.agent_version_id IS DISTINCT FROM old.agent_version_id)) OR ((old.agent_name IS NOT NULL) AND (new.agent_name IS DISTINCT FROM old.agent_name)) OR ((((((old.id IS DISTINCT FROM new.id) OR (old.namespace IS DISTINCT FROM new.namespace)) OR (old.root_id IS DISTINCT FROM new.root_id)) OR (old.origin_id IS DISTINCT FROM new.origin_id)) OR (old.depth IS DISTINCT FROM new.depth)) OR (old.created_at IS DISTINCT FROM new.created_at)) OR (((((old.input IS DISTINCT FROM new.input) OR (old.messages IS DISTINCT FROM new.messages)) OR (old.parent_id IS DISTINCT FROM new.parent_id)) OR (old.parent_step IS DISTINCT FROM new.parent_step)) OR (old.conversation_id IS DISTINCT FROM new.conversation_id)) OR ((((((old.capability IS DISTINCT FROM new.capability) OR (old.key IS DISTINCT FROM new.key)) OR (old.submitted_by IS DISTINCT FROM new.submitted_by)) OR (old.traceparent IS DISTINCT FROM new.traceparent)) OR (old.journal_format IS DISTINCT FROM new.journal_format)) OR (old.deadline IS DISTINCT FROM new.deadline)) OR ((new.replay_of IS NOT NULL) AND (new.replay_of IS DISTINCT FROM old.replay_of)))) EXECUTE FUNCTION minion_refuse_change();
 ALTER TABLE ONLY tasks
@@ -3011,6 +3012,14 @@ BEGIN
     END IF;
     PERFORM 1 FROM standing_usage u WHERE u.budget_id = budget AND u.period_start = starts FOR NO KEY UPDATE;
     RETURN FOUND;
+END $$;
+
+CREATE FUNCTION minion_mark_blocks() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    NEW.journal_format := 2;
+    RETURN NEW;
 END $$;
 
 CREATE FUNCTION minion_mark_end() RETURNS trigger

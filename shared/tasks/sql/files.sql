@@ -32,6 +32,13 @@ BEGIN
     RETURN NULL;
 END $$;
 
+-- Workers of release 0.2 know neither blocks nor files: they hand such a task back, and one of this release takes it.
+CREATE OR REPLACE FUNCTION minion_mark_blocks() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.journal_format := 2;
+    RETURN NEW;
+END $$;
+
 -- A conversation keeps its messages when retention deletes their tasks.
 CREATE OR REPLACE FUNCTION minion_hold_files_of_message() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -285,3 +285,11 @@ def test_sql_submission_takes_blocks(
     assert tasks.get(str(accepted[0]))["state"] == "succeeded"
     assert plain(messages_api.requests[0])[0]["content"] == [image(SMALL)]
     assert "its content is image/png" in tasks.get(str(accepted[1]))["error"]["message"]
+
+
+def test_earlier_releases_hand_blocks_back(send: Any, tasks: Tasks, database: Engine) -> None:
+    texts, _ = send({"role": "user", "content": [say("a"), say("b")]})
+    text_only, _ = send({"role": "user", "content": "a"}, {"role": "user", "content": [say("b")]})
+    with database.connect() as connection:
+        formats = dict(connection.execute(text("SELECT id::text, journal_format FROM tasks")).all())  # type: ignore[arg-type]
+    assert (formats[str(texts["id"])], formats[str(text_only["id"])]) == (2, 1)
