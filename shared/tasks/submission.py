@@ -174,11 +174,11 @@ def prepare(
 
 
 def prepare_each(
-    engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: Sequence[str]
+    engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: Sequence[str], scope: Scope | None = None
 ) -> list[NewTask | MinionError]:
     """Check each task as `prepare` does. A refused request yields its reason and does not affect the others."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        return list(_prepared(connection, requests, submitted_by))
+        return list(_prepared(connection, requests, submitted_by, scope=scope))
 
 
 def _prepare_all(

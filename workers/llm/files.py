@@ -23,13 +23,14 @@ def with_files(request: ModelRequest) -> ModelRequest:
         InvalidInput: a file is missing.
         TooLarge: they are larger than the API takes in one request.
     """
-    ids = sorted({id for message in request.messages for id in map(_our_file, media_in(message["content"])) if id})
-    if not ids:
+    named = [id for message in request.messages for id in map(_our_file, media_in(message["content"])) if id]
+    if not named:
         return request
     sources: dict[str, Block] = {}
     size = 0
-    for id in ids:
-        sources[id] = persistently(_source, request.namespace, id)
+    for id in named:
+        if id not in sources:
+            sources[id] = persistently(_source, request.namespace, id)
         size += len(sources[id]["data"])
         if size > MAX_REQUEST_BYTES:
             raise TooLarge(

@@ -10,6 +10,7 @@ from dataclasses import replace
 from sqlalchemy import Connection
 
 from shared.contracts.content import CONTENT, Block, content_in
+from shared.contracts.strict_json import JsonValue
 from shared.database.connections import get_engine, persist
 from shared.errors import InvalidInput, InvalidOutput, TooLarge
 from shared.tasks import attachments, files
@@ -36,6 +37,23 @@ def keeping_files(perform: Perform, task: ClaimedTask, called: str) -> Perform:
     return perform_and_keep
 
 
+def blocks_in(result: JsonValue, task: ClaimedTask) -> list[Block] | None:
+    """Return the blocks of a result, whose files are then kept as long as the task; None: it has none.
+
+    Raises:
+        InvalidInput, InvalidOutput, TooLarge: the model cannot receive it.
+    """
+    blocks = content_in(result, where="The result")
+    if blocks is not None and (named := _named(blocks)):
+        persist(lambda: _store(task, {}, named))
+    return blocks
+
+
+def _named(blocks: list[Block]) -> set[str]:
+    """Return the ids of our files in blocks."""
+    return {block["source"]["file_id"] for block in attachments.our_files(blocks)}
+
+
 def _kept(blocks: list[Block], task: ClaimedTask) -> list[Block]:
     new: dict[str, NewFile] = {}
 
@@ -46,8 +64,7 @@ def _kept(blocks: list[Block], task: ClaimedTask) -> list[Block]:
 
     kept = attachments.stored(blocks, note)
     assert isinstance(kept, list)
-    named = {block["source"]["file_id"] for block in attachments.our_files(kept)}
-    if named:
+    if named := _named(kept):
         persist(lambda: _store(task, new, named))
     return kept
 

@@ -293,3 +293,35 @@ def test_earlier_releases_hand_blocks_back(send: Any, tasks: Tasks, database: En
     with database.connect() as connection:
         formats = dict(connection.execute(text("SELECT id::text, journal_format FROM tasks")).all())  # type: ignore[arg-type]
     assert (formats[str(texts["id"])], formats[str(text_only["id"])]) == (2, 1)
+
+
+def test_sub_agent_returns_blocks(
+    define_agent: DefineAgent, tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi
+) -> None:
+    define_agent()
+    answer = {"$content": [say("A photo:"), image(LARGE)]}
+    messages_api.script = [tool_use(("help", {"do": "answer", "answer": answer})), testing.text("Seen.")]
+    task = tasks.submit("Agent", "Look")
+    inline_worker.run_all()
+    assert tasks.get(task)["output"] == {"content": "Seen."}
+    [result] = plain(messages_api.requests[1])[2]["content"]
+    assert result["content"] == [say("A photo:"), image(LARGE)]
+
+
+def test_tool_cannot_show_files_of_others(send: Any, upload: Any) -> None:
+    secret = upload(LARGE)
+    answer = {"$content": [by_id("image", secret)]}
+    task, requests = send("Look", script=[tool_use(("act", {"do": "answer", "answer": answer})), testing.text("No.")])
+    assert task["state"] == "succeeded"
+    [result] = plain(requests[1])[2]["content"]
+    assert (result["is_error"], "is not one of this task" in result["content"]) == (True, True)
+
+
+def test_old_parts_of_a_conversation_are_summarised_with_their_files(send: Any, define_agent: DefineAgent) -> None:
+    define_agent({"history_tokens": 500})
+    for number in range(4):
+        send({"role": "user", "content": [image(LARGE), say(f"Number {number}")]}, conversation_id="talk")
+    task, requests = send("And now?", conversation_id="talk")
+    assert task["state"] == "succeeded", task["error"]
+    summarised = str(requests[0]["messages"])
+    assert "[image: file_" in summarised
