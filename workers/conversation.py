@@ -13,19 +13,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from itertools import dropwhile
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import text
 
-from shared.contracts.content import Block, Content, outline
+from shared.contracts.content import Block, Content, our_files, outline
 from shared.contracts.documents import AgentConfig
+from shared.contracts.media import Media
 from shared.contracts.sampling import OFFLINE
 from shared.contracts.strict_json import JsonValue
 from shared.database.connections import get_engine, persist
+from shared.tasks import files
 from workers.journal import Journal, StepResult
 from workers.llm.base import ModelReply, ModelRequest, text_in
 from workers.llm.media_tokens import without_media
@@ -69,11 +71,16 @@ LATEST_SUMMARY = text(
 
 @dataclass(frozen=True, slots=True)
 class PastMessage:
-    """One message of the conversation."""
+    """One message of the conversation.
+
+    Attributes:
+        files: the facts of its files, by id.
+    """
 
     id: UUID
     role: str
     content: Content
+    files: Mapping[str, Media] = field(default_factory=dict, compare=False)
 
     @property
     def text(self) -> str:
@@ -82,7 +89,10 @@ class PastMessage:
 
     @property
     def tokens(self) -> int:
-        return tokens_of(self.content) + MESSAGE_TOKENS
+        if isinstance(self.content, str):
+            return tokens_in(self.content) + MESSAGE_TOKENS
+        [stripped], of_files = without_media([{"content": self.content}], self.files)
+        return tokens_in(json.dumps(stripped["content"], ensure_ascii=False)) + of_files + MESSAGE_TOKENS
 
     @property
     def may_begin(self) -> bool:
@@ -126,14 +136,6 @@ def tokens_in(content: str) -> int:
     return math.ceil(len(content.encode("utf-8", "surrogatepass")) / BYTES_PER_TOKEN)
 
 
-def tokens_of(content: Content) -> int:
-    """Estimate the tokens of a content: of files, as the media types of their blocks suggest."""
-    if isinstance(content, str):
-        return tokens_in(content)
-    [stripped], of_media = without_media([{"content": content}])
-    return tokens_in(json.dumps(stripped["content"], ensure_ascii=False)) + of_media
-
-
 def _read_back(journal: Journal, model: str) -> Summary | None:
     """The summary of an earlier execution. Its step is requested with the same words as when it was recorded."""
     summary = None
@@ -173,8 +175,10 @@ def _read(task: ClaimedTask, summary: Summary, limit: int) -> list[PastMessage]:
 
     def read() -> list[PastMessage]:
         with get_engine().connect() as connection:
-            rows = connection.execute(MESSAGES, values)
-            return [PastMessage(row.id, row.role, _content(row.content)) for row in rows]
+            said = [(row.id, row.role, _content(row.content)) for row in connection.execute(MESSAGES, values)]
+            ids = [id for _, _, content in said for id in our_files(content)]
+            known = files.media_of(connection, task.namespace, ids)
+            return [PastMessage(*message, known) for message in said]
 
     return [message for message in persist(read) if message.text.strip()]
 

@@ -159,6 +159,20 @@ def media_in(content: Content) -> Iterator[Block]:
             yield from media_in(block.get("content") or "")
 
 
+def our_files(content: Content) -> Iterator[str]:
+    """Yield the ids of the files stored here that a content refers to, each as often as it does."""
+    for block in media_in(content):
+        if (id := our_file(block)) is not None:
+            yield id
+
+
+def our_file(block: Block) -> str | None:
+    """Return the id of an image's or document's file if it is stored here."""
+    source = block["source"]
+    is_ours = source.get("type") == "file" and OUR_FILE.fullmatch(source["file_id"])
+    return source["file_id"] if is_ours else None
+
+
 def cites(content: Content) -> bool:
     """Return whether a content has a document or a search result on which citations are on."""
     return any(

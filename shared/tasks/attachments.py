@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from shared.access.scope import Scope
 from shared.contracts import content, media
-from shared.contracts.content import OUR_FILE, Block, Content
+from shared.contracts.content import OUR_FILE, Block, Content, our_file
 from shared.contracts.media import PDF, TEXT, Media
 from shared.contracts.strict_json import JsonValue
 from shared.errors import InvalidInput
@@ -56,7 +56,7 @@ def check(
             raise InvalidInput(
                 f'The input refers to the file {id[:100]!r}: {{"$file": …}} takes the id of a file uploaded here.'
             )
-    ids = [*named, *filter(None, (_our_file(block) for _, block in places))]
+    ids = [*named, *filter(None, (our_file(block) for _, block in places))]
     known = files.media_of(connection, namespace, ids, scope)
     for id in named:
         if id not in known:
@@ -67,11 +67,6 @@ def check(
             found.append(facts)
     media.check_together(found, what="The task")
     _check_citations([(each["role"], each["content"]) for each in messages])
-
-
-def our_files(blocks: Content) -> Iterator[Block]:
-    """Yield the images and documents whose files are stored here."""
-    return (block for block in content.media_in(blocks) if _our_file(block))
 
 
 def has_files(messages: Sequence[dict[str, Any]] | None, value: JsonValue) -> bool:
@@ -100,16 +95,11 @@ def _places(messages: Sequence[dict[str, Any]]) -> Iterator[tuple[str, Block]]:
             yield f"messages[{place}]", block
 
 
-def _our_file(block: Block) -> str | None:
-    source = block["source"]
-    return source["file_id"] if source["type"] == "file" and OUR_FILE.fullmatch(source["file_id"]) else None
-
-
 def _facts(block: Block, known: dict[str, Media], where: str) -> Media | None:
     """Return the facts of a block's file; None if the API has it, or it is a text in the block."""
     if block["source"]["type"] == "base64":
         return content.facts_of(block["source"])
-    id = _our_file(block)
+    id = our_file(block)
     if id is None:
         return None
     if id not in known:

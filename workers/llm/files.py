@@ -6,7 +6,7 @@ import base64
 from dataclasses import replace
 from typing import Any
 
-from shared.contracts.content import OUR_FILE, media_in
+from shared.contracts.content import our_file, our_files
 from shared.contracts.media import MAX_REQUEST_BYTES, TEXT
 from shared.database.connections import persistently
 from shared.errors import InvalidInput, TooLarge
@@ -23,7 +23,7 @@ def with_files(request: ModelRequest) -> ModelRequest:
         InvalidInput: a file is missing.
         TooLarge: they are larger than the API takes in one request.
     """
-    named = [id for message in request.messages for id in map(_our_file, media_in(message["content"])) if id]
+    named = [id for message in request.messages for id in our_files(message["content"])]
     if not named:
         return request
     sources: dict[str, Block] = {}
@@ -51,11 +51,6 @@ def _source(connection: Any, namespace: str, id: str) -> Block:
     return {"type": "base64", "media_type": facts.media_type, "data": base64.b64encode(data).decode()}
 
 
-def _our_file(block: Block) -> str | None:
-    source = block["source"]
-    return source["file_id"] if source.get("type") == "file" and OUR_FILE.fullmatch(source["file_id"]) else None
-
-
 def _filled(content: Any, sources: dict[str, Block]) -> Any:
     return [_filled_block(block, sources) for block in content] if isinstance(content, list) else content
 
@@ -68,5 +63,5 @@ def _filled_block(block: Block, sources: dict[str, Block]) -> Block:
         return block
     if source.get("type") == "content":
         return {**block, "source": {**source, "content": _filled(source["content"], sources)}}
-    id = _our_file(block)
+    id = our_file(block)
     return block if id is None else {**block, "source": sources[id]}

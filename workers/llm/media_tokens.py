@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from shared.contracts.content import facts_of
-from shared.contracts.media import MOST_IMAGE_TOKENS, PAGE_TOKENS, UNKNOWN_PAGES
+from shared.contracts.media import MOST_IMAGE_TOKENS, PAGE_TOKENS, UNKNOWN_PAGES, Media
 from shared.errors import MinionError
 
 Block = dict[str, Any]
 
 
-def without_media(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
-    """Return messages without the data of images and documents, and an estimate of the tokens of these."""
+def without_media(
+    messages: list[dict[str, Any]], known: Mapping[str, Media] | None = None
+) -> tuple[list[dict[str, Any]], int]:
+    """Return messages without the data of images and documents, and an estimate of the tokens of these.
+
+    Args:
+        known: the facts of stored files, by id.
+    """
     tokens = 0
 
     def strip(content: Any) -> Any:
@@ -29,14 +36,16 @@ def without_media(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]],
             return {**block, "source": {**source, "content": strip(source["content"])}}
         if source["type"] == "text":
             return block
-        tokens += _tokens(block["type"], source)
+        tokens += _tokens(block["type"], source, known or {})
         return {**block, "source": source["type"]}
 
     return [{**message, "content": strip(message["content"])} for message in messages], tokens
 
 
-def _tokens(kind: str, source: Block) -> int:
-    """Return the tokens of a file; of one that the provider fetches, the most of an image, or of a short document."""
+def _tokens(kind: str, source: Block, known: Mapping[str, Media]) -> int:
+    """Return the tokens of a file; of one that the provider has, the most of an image, or those of a short document."""
+    if (facts := known.get(str(source.get("file_id")))) is not None:
+        return facts.tokens
     if source["type"] == "base64":
         try:
             return facts_of(source).tokens

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from sqlalchemy import Connection
 
-from shared.contracts.content import CONTENT, Block, content_in
+from shared.contracts.content import CONTENT, Block, content_in, our_files
 from shared.contracts.strict_json import JsonValue
 from shared.database.connections import get_engine, persist
 from shared.errors import InvalidInput, InvalidOutput, TooLarge
@@ -51,7 +51,7 @@ def blocks_in(result: JsonValue, task: ClaimedTask) -> list[Block] | None:
 
 def _named(blocks: list[Block]) -> set[str]:
     """Return the ids of our files in blocks."""
-    return {block["source"]["file_id"] for block in attachments.our_files(blocks)}
+    return set(our_files(blocks))
 
 
 def _kept(blocks: list[Block], task: ClaimedTask) -> list[Block]:
