@@ -27,6 +27,7 @@ from minions.bulk_acts import BulkActs
 from minions.comparison import Comparison, Record, compare
 from minions.current_span import current_traceparent
 from minions.errors import InvalidInput, MinionsError, NotConfigured, WaitTimeout
+from minions.files import Files
 from minions.following import TaskEvent, follow
 from minions.keys import Keys
 from minions.operations import Operations
@@ -49,7 +50,7 @@ class _NotGiven:
 NOT_GIVEN: Final = _NotGiven()
 
 
-class Client(Operations, BulkActs, Alerts, Keys, Audit):
+class Client(Operations, BulkActs, Alerts, Files, Keys, Audit):
     """Client of the API. Threads may share one; close it, or use it as a context manager.
 
     Requests are retried when the API or its database is unavailable and a retry is safe: all that only read, `cancel`,
@@ -111,7 +112,8 @@ class Client(Operations, BulkActs, Alerts, Keys, Audit):
         Args:
             agent: its name; alternatively a `capability` that one agent offers, or `messages` for routing.
             input: JSON that matches the agent's input schema.
-            messages: `{"role", "content"}` objects, or text.
+            messages: `{"role", "content"}` objects, or text. The content is text, or a list of blocks as the Messages
+                API takes them: `text`, `image`, `document`, `search_result`, `tool_use`, `tool_result`.
             idempotency_key: the same key and payload return the same task, however often it is submitted.
             key: the tenant.
             priority: from -100 to 100; more urgent tasks run sooner.

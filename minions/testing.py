@@ -13,8 +13,9 @@
 It supports streams and plain replies, token counting, errors, and streams that are slow or break off. Requests that the
 API itself refuses (blank texts, errors of tools without a text, misplaced system messages, too many cache marks or in a
 wrong order, tools whose schema is not that of an object, schemas that cannot constrain a model, forced tools beside
-thinking, features without their beta header or with values out of bounds) get a 400. Requests with `diagnostics` are
-compared with the previous one, as the API does.
+thinking, features without their beta header or with values out of bounds, images and documents of a wrong type or size,
+tool calls without results, citations beside a format) get a 400. Requests with `diagnostics` are compared with the
+previous one, as the API does.
 Message Batches are supported too, with their faults: see `MessagesApi.batch_faults` and `MessagesApi.hold_batches`.
 The same script answers the Chat Completions API, at `api.chat_url`, and the platforms of Claude: Google Cloud, Amazon
 Bedrock and Microsoft Foundry, whose addresses end like that of the Messages API.
@@ -41,6 +42,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from minions import chat_completions
+from minions.content_faults import content_fault
 
 KEY = "sk-test-key"
 USAGE = {"input_tokens": 10, "output_tokens": 5, "cache_read_input_tokens": 100}
@@ -73,6 +75,17 @@ Reply = dict[str, Any]
 def text(said: str, stop_reason: str = "end_turn", **more: Any) -> Reply:
     """Return a reply of text. `more` is as for `MessagesApi.script`."""
     return {"content": [{"type": "text", "text": said}], "stop_reason": stop_reason, **more}
+
+
+def cited(*parts: str | tuple[str, list[dict[str, Any]]], **more: Any) -> Reply:
+    """Return a reply of texts, of which some have citations: `cited("It says: ", ("the moon is rock", [{…}]))`."""
+    blocks = [
+        {"type": "text", "text": part}
+        if isinstance(part, str)
+        else {"type": "text", "text": part[0], "citations": part[1]}
+        for part in parts
+    ]
+    return {"content": blocks, "stop_reason": "end_turn", **more}
 
 
 def tool_use(*calls: tuple[str, dict[str, Any]], said: str = "", **more: Any) -> Reply:
@@ -338,7 +351,9 @@ def _taken_apart(block: dict[str, Any]) -> tuple[dict[str, Any], Iterable[dict[s
     """Split a block into its initial form and the deltas that complete it."""
     match block["type"]:
         case "text":
-            return {**block, "text": ""}, [{"type": "text_delta", "text": part} for part in _pieces(block["text"])]
+            texts = [{"type": "text_delta", "text": part} for part in _pieces(block["text"])]
+            cited = [{"type": "citations_delta", "citation": each} for each in block.get("citations") or ()]
+            return {**block, "text": "", **({"citations": []} if cited else {})}, [*texts, *cited]
         case "tool_use" | "server_tool_use":
             parts = ["", *_pieces(json.dumps(block["input"]))] if block["input"] else [""]
             return {**block, "input": {}}, [{"type": "input_json_delta", "partial_json": part} for part in parts]
@@ -582,6 +597,8 @@ def _fault(body: dict[str, Any]) -> str | None:
         for index, block in enumerate(message["content"]):
             if block_fault := _block_fault(block):
                 return f"messages.{number}.content.{index}.{block_fault}"
+    if fault := content_fault(body):
+        return fault
     if fault := _system_fault(body.get("model", ""), [message.get("role", "") for message in body["messages"]]):
         return fault
     if (marks := json.dumps(body).count('"cache_control": {')) > MAX_CACHE_MARKS:

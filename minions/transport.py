@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -102,6 +102,16 @@ class Transport:
         """Delete the resource at a path; retried only if the request cannot have arrived."""
         return self._call("DELETE", path, safe=False, params=_present(params or {}))
 
+    def send(self, path: str, body: bytes, *, content_type: str, params: Mapping[str, Any] | None = None) -> Any:
+        """Send bytes by POST, and return the JSON of the answer; idempotent."""
+        options = {"params": _present(params or {}), "body": body, "content_type": content_type}
+        return self._call("POST", path, safe=True, **options)
+
+    def receive(self, path: str, *, params: Mapping[str, Any] | None = None) -> bytes:
+        """Return the bytes at a path; retried if the API is unavailable."""
+        received: bytes = self._call("GET", path, safe=True, params=_present(params or {}), read=_bytes)
+        return received
+
     def pages(self, path: str, params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield the items of a list; pages are loaded as they are read."""
         cursor = None
@@ -162,17 +172,19 @@ class Transport:
         path: str,
         *,
         params: Mapping[str, Any] | None = None,
-        body: str | None = None,
+        body: str | bytes | None = None,
+        content_type: str = "application/json",
         extra_time: float = 0.0,
+        read: Callable[[httpx2.Response], Any] | None = None,
     ) -> Any:
-        headers = {"Content-Type": "application/json"} if body is not None else {}
+        headers = {"Content-Type": content_type} if body is not None else {}
         timeout = httpx2.Timeout(self.timeout, read=self.timeout + extra_time)
         try:
             response = self._http.request(method, path, params=params, content=body, headers=headers, timeout=timeout)
         except httpx2.RequestError as error:
             raise Again(self._unreachable(error), not_sent=isinstance(error, NOT_SENT)) from None
         self._check(response)
-        return _json(response)
+        return (read or _json)(response)
 
     def _check(self, response: httpx2.Response) -> None:
         if response.status_code in RETRIED_STATUS:
@@ -235,6 +247,10 @@ def _error_of(response: httpx2.Response) -> MinionsError:
     except ValueError:
         problem = None
     return from_problem(response.status_code, problem if isinstance(problem, dict) else {})
+
+
+def _bytes(response: httpx2.Response) -> bytes:
+    return response.content
 
 
 def _json(response: httpx2.Response) -> Any:

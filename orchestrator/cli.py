@@ -30,6 +30,7 @@ from orchestrator.commands import (
     doctor,
     erase,
     errors,
+    files,
     functions,
     keys,
     processes,
@@ -61,7 +62,7 @@ app = typer.Typer(
 # Groups of commands in `minion --help`.
 GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Run Minions", (processes,)),
-    ("Tasks", (tasks, bulk, budgets, diff)),
+    ("Tasks", (tasks, bulk, files, budgets, diff)),
     ("Tasks that wait for a person", (decisions,)),
     ("Failed tasks", (errors, replays)),
     ("When tasks start", (rules, standing_budgets, schedules)),

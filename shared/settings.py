@@ -196,6 +196,10 @@ class Settings(BaseSettings):
     max_input_bytes: int = Field(1 << 20, ge=1024, le=128 << 20)
     max_output_bytes: int = Field(4 << 20, ge=1024, le=128 << 20)
     max_body_bytes: int = Field(64 << 20, ge=1024, le=1 << 30)
+    # In base64, 24 MB are the 32 MB that a request to the Messages API may have.
+    max_file_bytes: int = Field(24 << 20, ge=1024, le=64 << 20)
+    # Of all files of a namespace; 0: no limit.
+    files_bytes: int = Field(10 << 30, ge=0)
 
     heartbeat_seconds: float = Field(3.0, gt=0, le=3600)
     lease_seconds: float = Field(10.0, ge=0.1, le=86_400)
@@ -219,6 +223,7 @@ class Settings(BaseSettings):
     retention_expired: float = Field(90.0, ge=0, le=36_500)
     retention_export: Path | None = None
     retention_audit: float = Field(400.0, ge=0, le=36_500)
+    retention_files: float = Field(30.0, ge=0, le=36_500)
 
     @field_validator("sandbox_preload", "allow_private_addresses", "celery_agents", "trusted_proxies", mode="before")
     @classmethod

@@ -45,6 +45,8 @@ log = structlog.get_logger(__name__)
 
 Kind = Literal["model_call", "tool_call", "function_call"]
 FORMAT = 1
+WITH_BLOCKS = 2
+"""Format of a task whose messages are blocks, or whose input has files: release 0.2 hands it back."""
 draining = threading.Event()
 """Set when this process stops: tasks go back to the queue instead of beginning another step."""
 ASKED_FOR_LATER = "The call asked to be retried later."

@@ -123,7 +123,7 @@ def perform(task: ClaimedTask, journal: Journal, meter: Meter, limits: Sequence[
         ClaimLost: stop, without writing anything.
     """
     try:
-        if task.journal_format != journals.FORMAT:
+        if task.journal_format not in (journals.FORMAT, journals.WITH_BLOCKS):
             log.warning("handed_back", why="unknown journal format", journal_format=task.journal_format)
             return Snoozed(LATER_RELEASE_SECONDS, "handed_back")
         if limits is not None and not time_limits.are_of(task.agent_version_id, limits):

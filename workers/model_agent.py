@@ -7,6 +7,7 @@ import json
 from itertools import dropwhile, takewhile
 from typing import Any
 
+from shared.contracts.content import Content
 from shared.contracts.documents import AgentDefinition
 from shared.contracts.json_schema import violations
 from shared.contracts.key_order import as_in_jsonb
@@ -17,6 +18,7 @@ from shared.contracts.turn_settings import UserId
 from shared.errors import InvalidInput, InvalidOutput, ModelError
 from shared.settings import get_settings
 from shared.tasks.queries import content_of
+from workers.attached import with_citations, with_files_of_input
 from workers.base import BaseAgent
 from workers.compaction import after_compaction
 from workers.conversation import history
@@ -40,8 +42,8 @@ WHOLE = frozenset({"end_turn", "stop_sequence", "tool_use"}) | PAUSES
 THOUGHTS = frozenset({"thinking", "redacted_thinking"})
 FORM = 3
 """Format in which turns are sent. In form 1, which is that of 0.2, a tool's text is sent as JSON, keys are sorted, and
-all system messages come first. Up to form 2, no answer is constrained to the output schema. A task continues in the
-form in which it began, because a model's thoughts are bound to the exact words before them.
+all system messages come first. Up to form 2, no answer is constrained to the output schema, and an input has no files.
+A task continues in the form in which it began, because a model's thoughts are bound to the exact words before them.
 """
 
 
@@ -68,7 +70,7 @@ class ModelAgent(BaseAgent):
 
     def messages(self) -> list[Message]:
         """The task's messages, without blank ones, which the API refuses."""
-        return [message for message in super().messages() if message.content.strip()]
+        return [message for message in super().messages() if not message.is_blank]
 
     def work(self, value: JsonValue) -> Outcome:
         """Run turns until the model stops calling tools."""
@@ -124,13 +126,17 @@ class ModelAgent(BaseAgent):
         else:
             ordered = as_in_jsonb(value) if self.form == 1 else value
             text = value if isinstance(value, str) else json.dumps(ordered, ensure_ascii=False)
-            said = [Message(role="user", content=text)] if text.strip() else []
+            content = text if self.form < 3 else self._with_files(value, text)
+            said = [Message(role="user", content=content)] if text.strip() else []
         if not said:
             raise InvalidInput(
                 f"{self.name!r} received no text from a person: its `input`, or a user message in its `messages`, "
                 "must have text that is not blank."
             )
         return said
+
+    def _with_files(self, value: JsonValue, text: str) -> Content:
+        return with_files_of_input(value, text, self.task.namespace, cited=self.definition.config.citations)
 
     def _turn(
         self,
@@ -188,7 +194,7 @@ class ModelAgent(BaseAgent):
     def _system(self) -> str:
         # System messages after the first other message are sent in their positions.
         rules = (filter if self.form == 1 else takewhile)(_is_system, self.messages())
-        told = [self.definition.system_prompt, *(message.content for message in rules)]
+        told = [self.definition.system_prompt, *(message.text for message in rules)]
         if self.definition.output_schema is not None:
             schema = json.dumps(self.definition.output_schema, ensure_ascii=False)
             told.append(f"Give your final answer as JSON that matches this JSON Schema, and nothing else: {schema}")
@@ -225,7 +231,7 @@ class ModelAgent(BaseAgent):
 
     def _answer(self, reply: dict[str, Any], value: JsonValue) -> Succeeded:
         answer = text_in(reply)
-        output = {"content": answer} if self.definition.output_schema is None else json.loads(json_in(answer))
+        output = with_citations(answer, reply) if self.definition.output_schema is None else json.loads(json_in(answer))
         return Succeeded(output, [*self._messages_to_agent(value), AIMessage(content=content_of(output))])
 
 

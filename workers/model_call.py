@@ -13,6 +13,7 @@ from shared.errors import ModelError
 from workers.journal import BatchedCall, Journal, StepResult
 from workers.llm import client_for
 from workers.llm.base import BatchClient, ModelReply, ModelRequest
+from workers.llm.files import with_files
 from workers.llm.patience import Successor, complete
 from workers.pricing import Reservation, worst_case
 from workers.task import ClaimedTask
@@ -47,13 +48,13 @@ def call_model(
 
     def perform(step: int) -> StepResult:
         streamed = stream(task, step, unheard=journal.followers.absent)
-        return _result(complete(client, request, journal.known.get(step), streamed, successor), output)
+        return _result(complete(client, with_files(request), journal.known.get(step), streamed, successor), output)
 
     def reserve(*, in_batch: bool = False) -> Reservation:
         compaction = request.context_management and request.context_management.compaction
         return worst_case(
             request.model,
-            client.count_tokens(request),
+            client.count_tokens(with_files(request)),
             request.max_tokens,
             in_batch=in_batch,
             for_an_hour=in_batch or request.lateness > 0,
@@ -67,7 +68,7 @@ def call_model(
         fault = client.batch_fault(request.namespace)
         if isinstance(client, BatchClient):
             batched = BatchedCall(
-                body=lambda: _batch_body(client, request, fault),
+                body=lambda: _batch_body(client, with_files(request), fault),
                 reserve=lambda: reserve(in_batch=True),
                 read=lambda answer: _result(client.read_batched(answer, request.model), output),
                 repeat=lambda answer: client.refuses_form(answer, request),
@@ -132,7 +133,8 @@ def _plain(content: str | list[dict[str, Any]], value: JsonValue) -> Any:
         return _text(as_in_jsonb(value)) if content == _text(value) else content
     return [
         {**block, "content": _text(stable(json.loads(block["content"])))}
-        if block["type"] == "tool_result" and not block.get("is_error")
+        # A result that is blocks, not our JSON text, is covered as it is.
+        if block["type"] == "tool_result" and not block.get("is_error") and isinstance(block.get("content"), str)
         else block
         for block in content
     ]

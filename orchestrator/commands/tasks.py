@@ -175,7 +175,7 @@ def show(task_id: str = TASK, as_json: bool = AS_JSON) -> None:
     if as_json:
         print_json({**plain(task), "steps": steps, "executions": executions})
         return
-    for name, value in plain(task).items():
+    for name, value in {**plain(task), "messages": _outlined(task.messages)}.items():
         if value not in (None, {}, 0, False) or name in ("input", "output"):
             console.print(styled((f"{name:18}", "bold"), indent(_shorten(value), 18)))
     console.print()
@@ -206,6 +206,16 @@ def show(task_id: str = TASK, as_json: bool = AS_JSON) -> None:
         ),
         empty="No executions.",
     )
+
+
+def _outlined(messages: list[Any] | None) -> list[Any] | None:
+    """Return messages with a short line for each image, document and other block."""
+    from shared.contracts.content import outline
+
+    return messages and [
+        {**each, "content": outline(each["content"])} if isinstance(each, dict) and "content" in each else each
+        for each in messages
+    ]
 
 
 def cancel(

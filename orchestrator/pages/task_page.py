@@ -32,7 +32,7 @@ from orchestrator.pages.timeline import Window, timeline
 from orchestrator.task_events import last_event
 from shared.contracts.strict_model import Moment
 from shared.errors import InvalidInput
-from shared.tasks import queries
+from shared.tasks import files, queries
 from shared.tasks.states import FINAL
 
 STEPS = 100
@@ -207,6 +207,7 @@ def _facts(connection: Connection, row: dict[str, Any], query: TaskPageQuery) ->
         "usage": usages.get(task_id, {"input_tokens": 0, "output_tokens": 0, "cost_microdollars": 0}),
         "picture": timeline(task, executions, steps.items, partial(_zoom, task_id, query.after), query.window),
         "talks": any(step["kind"] == "model_call" for step in steps.items),
+        "files": files.of_task(connection, task_id),
         "has_subtasks": any(step["kind"] == "subtask" for step in steps.items),
     }
 

@@ -1,7 +1,7 @@
 """Erasure: the contents of a tenant or a conversation are deleted on request, and the audit log keeps that it was done.
 
 Ended trees are deleted as retention deletes them, but with their messages, with the summaries of their conversations,
-and without an export. Trees that have not ended are left and counted.
+with the files that nothing else refers to, and without an export. Trees that have not ended are left and counted.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, TEXT
 from sqlalchemy.dialects.postgresql import UUID as PgUUID
 
+from orchestrator.retention.files import delete_unused, files_of
 from orchestrator.retention.retention import FIRST, LIMITS, delete_trees, first_trees
 from shared.access.actors import Actor
 from shared.audit import log
@@ -49,6 +50,15 @@ DELETE_MESSAGES = text(
         USING (SELECT DISTINCT namespace, conversation_id FROM tasks WHERE root_id = ANY (:roots)) c
         WHERE m.namespace = c.namespace AND m.conversation_id = c.conversation_id
           AND (m.task_id IS NULL OR m.task_id IN (SELECT id FROM tasks WHERE root_id = ANY (:roots)))
+    """
+).bindparams(ROOTS)
+RELEASE_FILES = text(
+    """
+    DELETE FROM conversation_files f
+        USING (SELECT DISTINCT namespace, conversation_id FROM tasks WHERE root_id = ANY (:roots)) c
+        WHERE f.namespace = c.namespace AND f.conversation_id = c.conversation_id AND NOT EXISTS (
+            SELECT FROM messages m WHERE m.namespace = f.namespace AND m.conversation_id = f.conversation_id
+                AND strpos(m.content::text, f.file_id) > 0)
     """
 ).bindparams(ROOTS)
 DELETE_EARLIER_MESSAGES = text(
@@ -145,7 +155,9 @@ def _end_of_stretch(connection: Connection, subject: Subject, after: UUID) -> UU
 def _delete(connection: Connection, roots: list[UUID]) -> None:
     if not roots:
         return
-    for statement in (DELETE_MESSAGES, DELETE_SUMMARIES, EMPTY_EVENTS):
+    attached = files_of(connection, roots)
+    for statement in (DELETE_MESSAGES, RELEASE_FILES, DELETE_SUMMARIES, EMPTY_EVENTS):
         connection.execute(statement, {"roots": roots})
     if not delete_trees(connection, roots, None):
         raise Unavailable("Another transaction holds tasks that are to be erased. Nothing was erased. Try again.")
+    delete_unused(connection, attached)

@@ -142,6 +142,7 @@ class AgentConfig(Strict):
     speed: Speed | None = None
     context_management: ContextManagement | None = None
     task_budget: bool = False
+    citations: bool = False
     budget: Budget | None = None
     history_tokens: int = Field(50_000, ge=500, le=1_000_000)
     lane: Lane = "direct"
@@ -333,6 +334,8 @@ class AgentDefinition(Definition):
         if self.model == sampling.OFFLINE and self.config.lane == "batch":
             raise ValueError("the offline planner answers at once: `lane: batch` must come with a language model")
         model_misfits.check(self.model, self.config)
+        if self.config.citations and self.output_schema is not None:
+            raise ValueError("an answer with an `output_schema` has no citations: remove it, or `citations`")
         if (choice := self.config.tool_choice) is not None:
             self._check_tool_choice(choice)
 

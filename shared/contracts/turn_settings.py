@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints, model_validator
 from shared.contracts.strict_model import Strict
 
 NAMES = (
-    *("tool_choice", "stop_sequences", "service_tier", "user_id", "betas"),
+    *("tool_choice", "stop_sequences", "service_tier", "user_id", "betas", "citations"),
     *("fallback_models", "speed", "context_management", "task_budget"),
 )
 """Of the settings, in an agent's config."""

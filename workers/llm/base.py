@@ -13,6 +13,7 @@ from shared.contracts.strict_json import JsonValue, whole
 from shared.contracts.turn_settings import ServiceTier, Speed, ToolChoice
 from shared.storable import LONE_SURROGATE, storable
 from shared.tasks.throttles import ModelRate
+from workers.llm.media_tokens import without_media
 
 Block = dict[str, Any]
 
@@ -44,7 +45,7 @@ class ModelRequest:
 
     Attributes:
         messages: `{"role": "user" | "assistant" | "system", "content": text or blocks}`, oldest first. A tool's result
-            is JSON text, or the text of an error.
+            is JSON text, the text of an error, or blocks. Files are in base64, or where the provider reads them.
         input: the task's input as JSON, which the offline planner reads instead of understanding the text.
         sampling: only settings that differ from neutral.
         thinking: `adaptive`, `disabled`, or the maximum number of tokens to think with; None: the model's default.
@@ -106,8 +107,9 @@ class ModelRequest:
     def estimated_tokens(self) -> int:
         """Estimate the tokens of the input, without a request."""
         tools = [[tool.name, tool.description, tool.input_schema] for tool in self.tools]
-        text = json.dumps([self.system, tools, self.messages], ensure_ascii=False)
-        return math.ceil(len(text.encode("utf-8", "surrogatepass")) / BYTES_A_TOKEN)
+        messages, of_media = without_media(self.messages)
+        text = json.dumps([self.system, tools, messages], ensure_ascii=False)
+        return math.ceil(len(text.encode("utf-8", "surrogatepass")) / BYTES_A_TOKEN) + of_media
 
 
 @dataclass(frozen=True, slots=True)

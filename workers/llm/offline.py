@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from shared.contracts.content import text_of
 from shared.contracts.json_schema import violations
 from shared.contracts.sampling import OFFLINE
 from shared.contracts.strict_json import JsonValue, digest
@@ -136,10 +137,8 @@ def _results(messages: list[dict[str, Any]]) -> dict[str, JsonValue]:
 
 def _last_message(messages: list[dict[str, Any]]) -> str:
     """The last message from a person."""
-    texts = [
-        message["content"] for message in messages if message["role"] == "user" and isinstance(message["content"], str)
-    ]
-    return texts[-1] if texts else ""
+    texts = [text_of(message["content"]) for message in messages if message["role"] == "user"]
+    return next(filter(None, reversed(texts)), "")
 
 
 def _report(request: ModelRequest, results: dict[str, JsonValue]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from anthropic import transform_schema
 
 from shared.contracts.constrained import can_be_constrained, unconstrainable
+from shared.contracts.content import cites
 from shared.contracts.strict_json import digest
 from shared.errors import ModelError
 from workers.llm.base import ModelRequest, ToolSpec
@@ -28,6 +29,9 @@ def format_of(request: ModelRequest) -> dict[str, Any] | None:
     """
     schema = request.output_schema
     if schema is None or not request.constrained or not can_be_constrained(request.model):
+        return None
+    # The API refuses a format beside citations.
+    if any(cites(message["content"]) for message in request.messages):
         return None
     if unconstrainable(schema) is not None or _name_of(request) in _refused:
         return None

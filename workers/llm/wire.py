@@ -73,7 +73,7 @@ def _result(block: Block, as_json: bool) -> Block:
     """Convert a tool's result: text as it is, all else as JSON. Blank text stays JSON (`""`), and a failure is never
     empty, because the API refuses both.
     """
-    if block["type"] != "tool_result":
+    if block["type"] != "tool_result" or not isinstance(block.get("content"), str):
         return block
     content: str = block["content"]
     if block.get("is_error"):

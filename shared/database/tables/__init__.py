@@ -38,6 +38,7 @@ from shared.database.tables.definitions import (
     ToolVersion,
 )
 from shared.database.tables.events import TaskEventRow
+from shared.database.tables.files import ConversationFile, File, TaskFile
 from shared.database.tables.operations import (
     ErrorState,
     LimitRow,
@@ -83,9 +84,11 @@ __all__ = [
     "CachedResult",
     "Content",
     "Conversation",
+    "ConversationFile",
     "ConversationSummary",
     "ErrorState",
     "Execution",
+    "File",
     "Function",
     "FunctionVersion",
     "IdempotencyKey",
@@ -114,6 +117,7 @@ __all__ = [
     "Step",
     "Stop",
     "TaskEventRow",
+    "TaskFile",
     "TaskOutcome",
     "TaskRow",
     "TaskStatus",

@@ -30,8 +30,9 @@ from shared.errors import InvalidDefinition, InvalidInput
 from shared.settings import Settings
 from shared.tasks import batches, budgets, lifecycle, standing_budgets, stops, throttles
 from shared.tasks.records import Reserve
-from tests.integration.agents.conftest import DefineAgent
+from tests.integration.agents.conftest import DefineAgent, plain
 from tests.integration.conftest import InlineWorker, Tasks
+from tests.support.media_files import b64, png
 from tests.support.processes import ROOT, wait_until
 from workers.llm import structured
 
@@ -897,3 +898,13 @@ def test_example_sends_tickets_through_two_batches(
     assert [len(batch.requests) for batch in messages_api.batches.values()] == [10, 10]
     steps = [step for task in submitted for step in tasks.steps(task)]
     assert [step["kind"] for step in steps] == ["model_call", "function_call", "model_call"] * 10
+
+
+def test_files_are_sent_in_a_batch(site: Site, messages_api: MessagesApi) -> None:
+    data = png(3, 2, padding=80_000)
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": b64(data)}}
+    said = {"role": "user", "content": [image, {"type": "text", "text": "What is it?"}]}
+    task = site.tasks.submit("Agent", messages=[said])
+    site.worker.run_due()
+    assert site.finish(task)["output"] == {"content": "Hi."}
+    assert plain(messages_api.requests[0]) == [said]

@@ -63,6 +63,7 @@ class World:
     silence: str
     fingerprint: str
     bulk_act: str
+    file: str
 
 
 @pytest.fixture
@@ -110,9 +111,10 @@ def world(
                  "RETURNING id")
         )  # fmt: skip
     silence = client.add_silence(until=SOON, reason="rain", rule="pending_old", namespace="default")["id"]
+    file = client.upload(b"private text", name="private.txt")["id"]
     bulk_act = client.start_bulk_act("label", "agent:Careful", labels={"env": "prod"})["id"]
     seen = (pending, waiting, ended, budgeted, str(delivery), str(session), str(alert), silence)
-    return World(*seen, fingerprint, bulk_act)
+    return World(*seen, fingerprint, bulk_act, file)
 
 
 ACTS: dict[str, tuple[str, Callable[[World], tuple[str, Any]]]] = {
@@ -141,6 +143,8 @@ ACTS: dict[str, tuple[str, Callable[[World], tuple[str, Any]]]] = {
         lambda w: ("/v1/bulk-acts", {"act": "cancel", "query": "agent:Careful", "reason": "private reason"}),
     ),
     "POST /v1/bulk-acts/{bulk_act_id}/stop": ("bulk_act.stop", lambda w: (f"/v1/bulk-acts/{w.bulk_act}/stop", None)),
+    "POST /v1/files": ("file.upload", lambda w: ("/v1/files", {"a": "private text"})),
+    "DELETE /v1/files/{file_id}": ("file.delete", lambda w: (f"/v1/files/{w.file}", None)),
     "POST /v1/erasures": ("task.erase", lambda w: ("/v1/erasures", {"tenant": "acme"})),
     "POST /v1/agents/{name}/rollback": (
         "agent.rollback",
@@ -236,7 +240,7 @@ def everything(database: Engine) -> list[Any]:
     tables = (
         "tasks task_status steps signals task_outcomes pauses limits stops standing_budgets schedules webhooks "
         "webhook_deliveries api_keys audit_log budgets alerts alert_silences agents function_versions error_states "
-        "bulk_acts"
+        "bulk_acts files"
     ).split()
     with database.connect() as connection:
         return [connection.execute(text(f"SELECT t::text FROM {name} t ORDER BY 1")).all() for name in tables]

@@ -35,6 +35,7 @@ THEIR_ERROR = "0123456789abcdef"
 SOON = (datetime.now(UTC) + timedelta(days=1)).isoformat()
 SCHEDULE = {"interval_seconds": 3600, "request": {"agent": "Ours"}}
 BODIES: dict[str, Any] = {
+    "POST /v1/files": {"a": "text"},
     "POST /v1/tasks": {"agent": "Ours", "key": "ours"},
     "POST /v1/tasks/bulk": {"tasks": [{"agent": "Ours", "key": "ours"}]},
     "POST /v1/tasks/{task_id}/decisions": {"verdict": "approve", "step": 1},
@@ -71,9 +72,9 @@ BOUNDS: dict[str, dict[str, Any]] = {
     "agent": {"agents": ["Ours"]},
     "capability": {"capabilities": ["ours"]},
 }
-LISTS = ("tasks", "schedules", "webhooks", "keys", "stops", "silences")
+LISTS = ("tasks", "files", "schedules", "webhooks", "keys", "stops", "silences")
 """What a key creates by POST."""
-IDS = ("task_id", "delivery_id", "key", "session_id", "alert_id", "silence_id", "fingerprint", "bulk_act_id")
+IDS = ("task_id", "delivery_id", "key", "session_id", "alert_id", "silence_id", "fingerprint", "bulk_act_id", "file_id")
 # What an endpoint writes under a name that its caller chooses.
 CREATES = {"PUT /v1/schedules/{name}", "PUT /v1/pauses/{scope}/{name}", "PUT /v1/limits/{scope}/{name}"}
 
@@ -168,6 +169,7 @@ class World:
     alert: str
     silence: str
     bulk_act: str
+    file: str
 
     def foreign(self) -> Iterator[dict[str, str]]:
         """Path parameters that name things out of reach."""
@@ -176,7 +178,7 @@ class World:
         for task, name in zip(written, named, strict=True):
             ids = {"task_id": task, "delivery_id": self.delivery, "key": self.key, "session_id": self.session}
             ids |= {"alert_id": self.alert, "silence_id": self.silence, "fingerprint": THEIR_ERROR}
-            ids |= {"bulk_act_id": self.bulk_act}
+            ids |= {"bulk_act_id": self.bulk_act, "file_id": self.file}
             yield {**ids, "scope": "agent", "name": name}
 
 
@@ -249,7 +251,8 @@ def world(request: pytest.FixtureRequest, client: Client, database: Engine) -> W
         until=datetime.fromisoformat(SOON), reason="theirs", agent="Theirs", rule="unserved", namespace=namespace
     )["id"]
     bulk_act = client.start_bulk_act("cancel", "agent:Theirs namespace:" + namespace)["id"]
-    ids = (str(delivery), key["id"], str(session), str(alert), silence, bulk_act)
+    file = client.upload(b"theirs", namespace=namespace)["id"]
+    ids = (str(delivery), key["id"], str(session), str(alert), silence, bulk_act, file)
     return World(namespace, own, [pending, ended], own_task, *ids)
 
 
@@ -291,6 +294,7 @@ def stored(database: Engine, world: World) -> str:
         "alert_silences": "reason = 'theirs'",
         "error_states": "reason = 'theirs'",
         "bulk_acts": "query LIKE '%Theirs%'",
+        "files": "data = 'theirs'",
     }
     values = {"namespace": world.namespace, "tasks": world.tasks, "delivery": world.delivery}
     with database.connect() as connection:
@@ -302,7 +306,7 @@ def stored(database: Engine, world: World) -> str:
 
 def normal(response: httpx2.Response, names: dict[str, str]) -> tuple[int, str]:
     """Status and text of an answer, without ids and the names that were asked for."""
-    body = re.sub("[0-9a-f]{8}[0-9a-f-]*", "…", response.text)
+    body = re.sub("(file_)?[0-9a-f]{8}[0-9a-f-]*", "…", response.text)
     return response.status_code, body.replace(names["name"], "…")
 
 
@@ -399,7 +403,7 @@ def test_the_whole_installation_is_out_of_reach(with_key: WithKey, world: World,
 def test_another_namespace_cannot_be_named(with_key: WithKey, client: Client, world: World, kind: str) -> None:
     http = with_key("admin", namespace="ours")
     names = {"task_id": world.own_task, "delivery_id": str(uuid4()), "scope": "agent", "name": "Theirs", "key": "x"}
-    names["fingerprint"] = THEIR_ERROR
+    names |= {"fingerprint": THEIR_ERROR, "file_id": world.file}
     document = http.get("/openapi.json").json()["paths"]
     with_namespace = [
         endpoint
