@@ -21,8 +21,9 @@ from workers.base import BaseAgent
 from workers.conversation import history
 from workers.journal import Journal
 from workers.llm import resolve
-from workers.llm.base import ModelReply, ModelRequest, ToolSpec, exact_content, json_in, text_in
+from workers.llm.base import ModelReply, ModelRequest, exact_content, json_in, text_in
 from workers.model_call import call_model
+from workers.offered_tools import OfferedTools
 from workers.outcomes import Outcome, Succeeded, Suspended
 from workers.task import ClaimedTask
 from workers.tool_calls import ToolCalls
@@ -51,12 +52,8 @@ class ModelAgent(BaseAgent):
         super().__init__(definition, task, journal)
         self.form = _form(journal)
         self.arranged = stable if self.form == 1 else whole
-        self.calls = ToolCalls({tool.name: tool for tool in tools}, task, journal, self.arranged)
-        self.specs = tuple(
-            # The API requires the type `object`, which a model's input has anyway.
-            ToolSpec(tool.name, tool.description, {"type": "object", **(tool.input_schema or {})}, tool.strict)
-            for tool in tools
-        )
+        self.offered = OfferedTools(definition.config, tools)
+        self.calls = ToolCalls(self.offered.callable, task, journal, self.arranged)
 
     def input(self) -> JsonValue:
         """Messages are the model's input; only an input that was submitted is checked against the input schema."""
@@ -77,6 +74,7 @@ class ModelAgent(BaseAgent):
         for turn in range(self.definition.config.max_turns):
             reply = self._turn(model, messages, new, value, is_first=turn == 0)
             messages += _as_message(reply)
+            self.offered.note(reply)
             calls = [block for block in reply["content"] if block["type"] == "tool_use"]
             if not calls:
                 # It is paid for, and an outcome can be refused.
@@ -132,23 +130,25 @@ class ModelAgent(BaseAgent):
     ) -> dict[str, Any]:
         """Make one model call. The journal keeps what is new: the task itself holds the system messages."""
         config = self.definition.config
-        choice = config.tool_choice
+        tools = self.offered.tools()
         request = ModelRequest(
             model=model,
             system=self._system(),
             messages=messages,
-            tools=self.specs,
+            tools=tools,
             max_tokens=config.max_tokens,
             input=value,
             output_schema=self.definition.output_schema,
             sampling=settings_to_send(config.sampling()),
             thinking=config.thinking,
             effort=config.effort,
-            tool_choice=choice if choice and (is_first or not choice.first_turn_only) else None,
+            tool_choice=self.offered.choice(tools, is_first=is_first),
             stop_sequences=tuple(config.stop_sequences),
             service_tier=config.service_tier,
             user_id=_user_id(config.user_id, self.task),
             betas=tuple(config.betas),
+            tool_search=config.tool_search,
+            container=self.offered.container(),
             constrained=self.form > 2,
             namespace=self.task.namespace,
             results_as_json=self.form == 1,
@@ -156,7 +156,7 @@ class ModelAgent(BaseAgent):
         asked = {"messages": [message for message in new if message["role"] != "system"]}
 
         def to_record(reply: ModelReply) -> JsonValue:
-            return {**reply.as_json(), "form": self.form, **_cap(reply)}
+            return {**reply.as_json(), "form": self.form, **_cap(reply), **self.offered.used_by(reply)}
 
         reply = call_model(self.journal, self.task, request, asked, to_record)
         _refuse_unfinished(reply, config.max_tokens)

@@ -48,7 +48,8 @@ def call_model(
 
     def reserve(*, in_batch: bool = False) -> Reservation:
         tokens = client.count_tokens(request)
-        return worst_case(request.model, tokens, request.max_tokens, in_batch=in_batch)
+        api_tools = [tool.api_tool for tool in request.tools if tool.api_tool]
+        return worst_case(request.model, tokens, request.max_tokens, in_batch=in_batch, api_tools=api_tools)
 
     batched = None
     # Features that are not on by default are a header's, which all calls of a batch share.

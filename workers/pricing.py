@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 
 from genai_prices import Usage, calc_price
 
 from shared.contracts.sampling import OFFLINE
+from shared.contracts.server_tools import ApiTool, WebFetch, WebSearch, WebTool
 from shared.model_usage import IN_A_BATCH
 
 
@@ -21,17 +23,30 @@ class Reservation:
 
 
 FREE = Reservation(0, 0)
+TOKENS_OF_A_SEARCH = 10_000
+"""The results of one search, which the API does not limit: an estimate on the high side."""
 
 
-def worst_case(model: str, input_tokens: int, max_tokens: int, *, in_batch: bool = False) -> Reservation:
-    """Return the most that a model call may use: all of its input written to the prompt cache, and an answer of the
-    maximum length.
+def worst_case(
+    model: str,
+    input_tokens: int,
+    max_tokens: int,
+    *,
+    in_batch: bool = False,
+    api_tools: Iterable[ApiTool] = (),
+) -> Reservation:
+    """Return the most that a model call may use: all of its input written to the prompt cache, an answer of the
+    maximum length, and every search and fetch that it may make.
 
     Args:
         input_tokens: counted, or an estimate that errs on the high side.
         max_tokens: limit of the answer.
         in_batch: the call is made in a Message Batch.
+        api_tools: the tools that the API runs within the call. What they find is input too.
     """
+    web = [tool for tool in api_tools if isinstance(tool, WebTool)]
+    searches = sum(tool.max_uses for tool in web if isinstance(tool, WebSearch))
+    input_tokens += sum(tool.max_uses * _tokens_found(tool) for tool in web)
     tokens = input_tokens + max_tokens
     if model == OFFLINE:
         return Reservation(tokens, 0)
@@ -40,9 +55,14 @@ def worst_case(model: str, input_tokens: int, max_tokens: int, *, in_batch: bool
             _price(model, Usage(input_tokens=input_tokens, output_tokens=max_tokens, cache_write_tokens=written))
             for written in (0, input_tokens)
         )
+        searching = _price(model, Usage(web_searches=searches)) if searches else Decimal(0)
     except LookupError:
         return Reservation(tokens, None)
-    return Reservation(tokens, math.ceil(price * (IN_A_BATCH if in_batch else 1) * 1_000_000))
+    return Reservation(tokens, math.ceil((price * (IN_A_BATCH if in_batch else 1) + searching) * 1_000_000))
+
+
+def _tokens_found(tool: WebTool) -> int:
+    return tool.max_content_tokens if isinstance(tool, WebFetch) else TOKENS_OF_A_SEARCH
 
 
 def _price(model: str, usage: Usage) -> Decimal:

@@ -29,8 +29,9 @@ from shared.storable import storable
 from workers.llm.base import INVALID_JSON, Block, ModelReply, ModelRequest
 from workers.llm.clients import Clients
 from workers.llm.limits import ModelLimits
+from workers.llm.server_tools import has_lost_container, tools_of
 from workers.llm.stream import StreamError, Unreadable, assemble, error_in
-from workers.llm.structured import forget_format, format_of, tool_of
+from workers.llm.structured import forget_format, format_of
 from workers.llm.wire import CACHED, messages_of
 from workers.outcomes import Postponed
 
@@ -158,6 +159,17 @@ class AnthropicClient:
     def complete(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
         """Make one turn. See `ModelClient`."""
         try:
+            return self._in_format(request, on_text)
+        except ModelError as error:
+            if not has_lost_container(request, error):
+                raise
+            # It was free.
+            log.warning("container_lost", container=request.container, why=error.message)
+            reply = self._in_format(replace(request, container=None), on_text)
+            return replace(reply, container=reply.container or {"id": None})
+
+    def _in_format(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
+        try:
             return self._complete(request, on_text)
         except ModelError as error:
             if not forget_format(request, error):
@@ -230,7 +242,7 @@ def _arguments(request: ModelRequest) -> dict[str, Any]:
     if request.system:
         arguments["system"] = [{"type": "text", "text": request.system, **CACHED}]
     if request.tools:
-        arguments["tools"] = [tool_of(tool, request.model) for tool in request.tools]
+        arguments["tools"] = tools_of(request)
     if request.tool_choice is not None:
         arguments["tool_choice"] = _tool_choice(request.tool_choice)
     if request.thinking is not None:
@@ -256,6 +268,7 @@ def _of_answer(request: ModelRequest) -> dict[str, Any]:
         "stop_sequences": list(request.stop_sequences),
         "service_tier": request.service_tier,
         "metadata": request.user_id and {"user_id": request.user_id},
+        "container": request.container,
     }
     return {name: value for name, value in given.items() if value}
 
@@ -396,8 +409,14 @@ def _reply(message: dict[str, Any], asked: str) -> ModelReply:
         model=model,
         stop_details=storable(message.get("stop_details")),
         exact=json.dumps(content) if replaced else None,
+        container=_container(message.get("container")),
         **spent(message, model),
     )
+
+
+def _container(told: Any) -> dict[str, Any] | None:
+    """Return the container in which the API ran code, if it named one."""
+    return storable(told) if isinstance(told, dict) and isinstance(told.get("id"), str) else None
 
 
 def _model_error(error: anthropic.APIError, model: str) -> ModelError:

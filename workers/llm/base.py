@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from shared.contracts.server_tools import ApiTool, ToolSearch
 from shared.contracts.strict_json import JsonValue, whole
 from shared.contracts.turn_settings import ServiceTier, ToolChoice
 from shared.storable import LONE_SURROGATE, storable
@@ -29,12 +30,16 @@ class ToolSpec:
 
     Attributes:
         strict: the model can write only input that matches the schema.
+        api_tool: the settings of a tool that the API defines. It has no description or schema of ours.
+        deferred: the model has to find the tool by a search before it can call it.
     """
 
     name: str
     description: str
     input_schema: dict[str, Any]
     strict: bool = False
+    api_tool: ApiTool | None = None
+    deferred: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,8 @@ class ModelRequest:
         service_tier: `auto` or `standard_only`; None: the provider's default.
         user_id: identifies the provider's end user; None: none is sent.
         betas: features of the provider that are not on by default.
+        tool_search: the search by which the model finds deferred tools.
+        container: the provider's container in which earlier turns ran code.
         constrained: the model can write only answers that match `output_schema`, if it and the schema permit that.
         namespace: of the task, whose limits apply.
         results_as_json: send a tool's text as JSON, as 0.2 did.
@@ -75,6 +82,8 @@ class ModelRequest:
     service_tier: ServiceTier | None = None
     user_id: str | None = None
     betas: tuple[str, ...] = ()
+    tool_search: ToolSearch | None = None
+    container: str | None = None
     constrained: bool = False
     namespace: str = "default"
     results_as_json: bool = False
@@ -98,6 +107,8 @@ class ModelReply:
         cost_microdollars: None if unknown: the model has no price here, or the API did not report the usage.
         stop_details: the API's details of a refusal.
         exact: the content's original JSON text, if characters were replaced because they cannot be stored.
+        container: the container in which the provider ran code, as it describes it. Its `id` is None if the one of the
+            request no longer exists.
     """
 
     content: list[Block]
@@ -111,10 +122,11 @@ class ModelReply:
     cost_microdollars: int | None = 0
     stop_details: dict[str, Any] | None = None
     exact: str | None = None
+    container: dict[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the form that the journal stores."""
-        rare = {"stop_details": self.stop_details, "exact": self.exact}
+        rare = {"stop_details": self.stop_details, "exact": self.exact, "container": self.container}
         said = {name: value for name, value in rare.items() if value}
         return {"content": self.content, "stop_reason": self.stop_reason, "model": self.model, **said}
 

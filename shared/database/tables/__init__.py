@@ -38,6 +38,7 @@ from shared.database.tables.definitions import (
     ToolVersion,
 )
 from shared.database.tables.events import TaskEventRow
+from shared.database.tables.memories import MemoryChange, MemoryStore, MemoryVersion
 from shared.database.tables.operations import (
     ErrorState,
     LimitRow,
@@ -92,6 +93,9 @@ __all__ = [
     "KeyAddress",
     "LimitRow",
     "LoginSession",
+    "MemoryChange",
+    "MemoryStore",
+    "MemoryVersion",
     "Message",
     "MessageBatch",
     "Pause",
