@@ -31,6 +31,7 @@ from orchestrator.commands import (
     errors,
     functions,
     keys,
+    memories,
     processes,
     prune,
     replays,
@@ -67,7 +68,7 @@ GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Definitions", (definitions, agents, functions, secrets)),
     (
         "Operation",
-        (workers, stats, alerts, keys, sessions, submitters, audit, webhooks, doctor, prune, erase, capacity),
+        (workers, stats, alerts, keys, sessions, submitters, audit, webhooks, doctor, prune, erase, memories, capacity),
     ),
 )
 for group, modules in GROUPS:

@@ -1,4 +1,4 @@
-"""The pruner: periodically deletes tasks and rows of the audit log that are older than their retention."""
+"""The pruner: periodically deletes tasks, rows of the audit log and memory that are older than their retention."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from sqlalchemy import Engine
 from orchestrator.loops.loop import Loop
 from orchestrator.retention.audit import prune_audit
 from orchestrator.retention.export import TaskExport
+from orchestrator.retention.memories import prune_memories
 from orchestrator.retention.retention import prune
 from shared.settings import Settings
 
@@ -42,4 +43,5 @@ class Pruner(Loop):
         if tasks:
             log.info("pruned", trees=trees, tasks=tasks)
         prune_audit(self.engine, self.settings)
+        prune_memories(self.engine, self.settings)
         return EVERY_SECONDS

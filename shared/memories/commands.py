@@ -78,7 +78,7 @@ def checked(arguments: Any) -> dict[str, Any]:
             continue
         if not isinstance(value, kind) or isinstance(value, bool):
             raise InvalidInput(f"Error: The command `{command}` needs `{name}`, {KINDS[kind]}.")
-        fields[name] = checked_path(value) if name.endswith("path") else value
+        fields[name] = checked_path(str(value)) if name.endswith("path") else value
     return fields
 
 

@@ -36,7 +36,7 @@ NEWEST = """
 """
 FILES = text(f"SELECT path, number, bytes, at FROM ({NEWEST}) n WHERE NOT gone ORDER BY path")  # noqa: S608
 READ = text(
-    "SELECT content FROM memory_versions WHERE store_id = :store AND path = :path "
+    "SELECT number, content FROM memory_versions WHERE store_id = :store AND path = :path "
     "AND (CAST(:number AS int) IS NULL OR number = :number) ORDER BY number DESC LIMIT 1"
 )
 KNOWN = text("SELECT result FROM memory_changes WHERE store_id = :store AND idempotency_key = :idempotency_key")
@@ -73,11 +73,12 @@ CHANGES = text(
     "ORDER BY number DESC LIMIT :most"
 )
 DELETE = text("DELETE FROM memory_stores WHERE id = :store")
-ERASE = text(
-    "DELETE FROM memory_stores WHERE namespace = :namespace AND "
-    "(CAST(:tenant AS text) IS NOT NULL AND key = :tenant OR "
-    "CAST(:conversation AS text) IS NOT NULL AND per = 'conversation' AND owner = :conversation)"
+OF_SUBJECT = (
+    "FROM memory_stores WHERE namespace = :namespace AND (key = CAST(:tenant AS text) "
+    "OR (per = 'conversation' AND owner = CAST(:conversation AS text)))"
 )
+ERASE = text(f"DELETE {OF_SUBJECT}")
+COUNT = text(f"SELECT count(*) {OF_SUBJECT}")
 UNUSED = text(
     "DELETE FROM memory_stores WHERE id IN (SELECT id FROM memory_stores WHERE used_at < now() - :age "
     "ORDER BY used_at LIMIT :most FOR UPDATE SKIP LOCKED)"
@@ -154,7 +155,8 @@ def view(connection: Connection, address: Address, fields: Mapping[str, Any]) ->
 def change(
     connection: Connection, address: Address, fields: Mapping[str, Any], limits: Memory, origin: Origin, claim: int
 ) -> str | None:
-    """Change a task's store once, and return the result for the model. None: the claim is lost.
+    """Change a task's store once, in the caller's transaction, and return the result for the model. None: the claim is
+    lost.
 
     Raises:
         InvalidInput: the command cannot be done.
@@ -205,8 +207,14 @@ def changes(connection: Connection, store: UUID, limit: int = 100) -> list[dict[
 
 def read(connection: Connection, store: UUID | None, path: str, number: int | None = None) -> str | None:
     """Return a file as it is now, or as a change left it; None if there is no such version, or it was deleted."""
-    content: str | None = connection.scalar(READ, {"store": store, "path": path, "number": number})
-    return content
+    found = version(connection, store, path, number)
+    return found["content"] if found else None
+
+
+def version(connection: Connection, store: UUID | None, path: str, number: int | None = None) -> RowMapping | None:
+    """Return the number and the content of a version; None if there is none. Without a content, the file is gone."""
+    values = {"store": store, "path": path, "number": number}
+    return connection.execute(READ, values).mappings().one_or_none()
 
 
 def delete(connection: Connection, store: UUID) -> None:
@@ -227,13 +235,17 @@ def delete_path(connection: Connection, store: UUID, path: str, made_by: str) ->
     return [*made.files]
 
 
-def erase(connection: Connection, namespace: str, *, tenant: str | None, conversation: str | None) -> int:
-    """Delete the stores of a tenant key or of a conversation; return their number."""
+def erase(
+    connection: Connection, namespace: str, *, tenant: str | None, conversation: str | None, dry_run: bool
+) -> int:
+    """Delete the stores of a tenant key or of a conversation, or only count them; return their number."""
     values = {"namespace": namespace, "tenant": tenant, "conversation": conversation}
+    if dry_run:
+        return int(connection.scalar(COUNT, values) or 0)
     return connection.execute(ERASE, values).rowcount
 
 
-def prune(connection: Connection, days: int, limit: int = 500) -> tuple[int, int]:
+def prune(connection: Connection, days: float, limit: int = 500) -> tuple[int, int]:
     """Delete stores that were not used for some days, and versions that were replaced before then.
 
     Returns:

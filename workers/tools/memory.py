@@ -10,7 +10,7 @@ from typing import Any
 from shared.contracts.documents import ToolDefinition
 from shared.contracts.server_tools import Memory
 from shared.contracts.strict_json import JsonValue, digest
-from shared.database.connections import persistently
+from shared.database.connections import persist, persistently, transaction
 from shared.errors import ToolError
 from shared.memories import commands, store
 from shared.memories.store import Address, Origin
@@ -50,8 +50,12 @@ class MemoryTool:
         def change(step: int) -> StepResult:
             key = digest([str(task.origin_id), step, digest(request)])
             origin = Origin(task.agent_name, task.id, step, key)
-            result = persistently(store.change, address, fields, self.settings, origin, task.claim)
-            if result is None:
+
+            def attempt() -> str | None:
+                with transaction() as connection:
+                    return store.change(connection, address, fields, self.settings, origin, task.claim)
+
+            if (result := persist(attempt)) is None:
                 raise ClaimLost
             return StepResult(result)
 
