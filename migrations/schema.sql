@@ -590,6 +590,57 @@ CREATE INDEX login_sessions_user_name_idx ON login_sessions USING btree (user_na
 ALTER TABLE ONLY login_sessions
     ADD CONSTRAINT login_sessions_key_id_fkey FOREIGN KEY (key_id) REFERENCES api_keys(id) ON DELETE CASCADE;
 
+CREATE TABLE memory_changes (
+    store_id uuid NOT NULL,
+    number integer NOT NULL,
+    command text NOT NULL,
+    path text NOT NULL,
+    new_path text,
+    made_by text NOT NULL,
+    task_id uuid,
+    step integer,
+    idempotency_key text,
+    result text NOT NULL,
+    at timestamp with time zone DEFAULT now() NOT NULL
+);
+ALTER TABLE ONLY memory_changes
+    ADD CONSTRAINT memory_changes_once_key UNIQUE (store_id, idempotency_key);
+ALTER TABLE ONLY memory_changes
+    ADD CONSTRAINT memory_changes_pkey PRIMARY KEY (store_id, number);
+ALTER TABLE ONLY memory_changes
+    ADD CONSTRAINT memory_changes_store_id_fkey FOREIGN KEY (store_id) REFERENCES memory_stores(id) ON DELETE CASCADE;
+
+CREATE TABLE memory_stores (
+    id uuid DEFAULT minion_uuidv7() NOT NULL,
+    namespace text DEFAULT 'default'::text NOT NULL,
+    tool text NOT NULL,
+    per text NOT NULL,
+    owner text NOT NULL,
+    key text,
+    changes integer DEFAULT 0 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    used_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT memory_stores_per_check CHECK ((per = ANY (ARRAY['conversation'::text, 'tenant'::text, 'agent'::text])))
+);
+ALTER TABLE ONLY memory_stores
+    ADD CONSTRAINT memory_stores_owner_key UNIQUE NULLS NOT DISTINCT (namespace, tool, per, owner, key);
+ALTER TABLE ONLY memory_stores
+    ADD CONSTRAINT memory_stores_pkey PRIMARY KEY (id);
+CREATE INDEX memory_stores_key_idx ON memory_stores USING btree (namespace, key);
+CREATE INDEX memory_stores_used_idx ON memory_stores USING btree (used_at);
+
+CREATE TABLE memory_versions (
+    store_id uuid NOT NULL,
+    path text NOT NULL,
+    number integer NOT NULL,
+    content text,
+    bytes integer NOT NULL
+);
+ALTER TABLE ONLY memory_versions
+    ADD CONSTRAINT memory_versions_pkey PRIMARY KEY (store_id, path, number);
+ALTER TABLE ONLY memory_versions
+    ADD CONSTRAINT memory_versions_store_id_fkey FOREIGN KEY (store_id, number) REFERENCES memory_changes(store_id, number) ON DELETE CASCADE;
+
 CREATE TABLE message_batches (
     id uuid DEFAULT minion_uuidv7() NOT NULL,
     model text NOT NULL,
@@ -1197,7 +1248,7 @@ CREATE TABLE tool_versions (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     key_order jsonb,
     CONSTRAINT tool_versions_effect_check CHECK ((effect = ANY (ARRAY['pure'::text, 'idempotent'::text, 'unsafe'::text]))),
-    CONSTRAINT tool_versions_type_check CHECK ((type = ANY (ARRAY['function'::text, 'http'::text, 'mcp'::text, 'agent'::text, 'builtin'::text])))
+    CONSTRAINT tool_versions_type_check CHECK ((type = ANY (ARRAY['function'::text, 'http'::text, 'mcp'::text, 'agent'::text, 'builtin'::text, 'web_search'::text, 'web_fetch'::text, 'code_execution'::text, 'memory'::text])))
 );
 ALTER TABLE ONLY tool_versions
     ADD CONSTRAINT tool_versions_pkey PRIMARY KEY (id);

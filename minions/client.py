@@ -30,6 +30,7 @@ from minions.errors import InvalidInput, MinionsError, NotConfigured, WaitTimeou
 from minions.files import Files
 from minions.following import TaskEvent, follow
 from minions.keys import Keys
+from minions.memories import Memories
 from minions.operations import Operations
 from minions.task import Task, TaskSummary
 from minions.transport import PAGE, Transport, given, to_json
@@ -50,7 +51,7 @@ class _NotGiven:
 NOT_GIVEN: Final = _NotGiven()
 
 
-class Client(Operations, BulkActs, Alerts, Files, Keys, Audit):
+class Client(Operations, BulkActs, Alerts, Files, Keys, Audit, Memories):
     """Client of the API. Threads may share one; close it, or use it as a context manager.
 
     Requests are retried when the API or its database is unavailable and a retry is safe: all that only read, `cancel`,

@@ -14,7 +14,8 @@ It supports streams and plain replies, token counting, errors, and streams that 
 API itself refuses (blank texts, errors of tools without a text, misplaced system messages, too many cache marks or in a
 wrong order, tools whose schema is not that of an object, schemas that cannot constrain a model, forced tools beside
 thinking, features without their beta header or with values out of bounds, images and documents of a wrong type or size,
-tool calls without results, citations beside a format) get a 400. Requests with `diagnostics` are compared with the
+tool calls without results, citations beside a format, tools of the
+API that the model does not take) get a 400. Tools that the API runs are supported: `said(web_search("boats"), …)`. Requests with `diagnostics` are compared with the
 previous one, as the API does.
 Message Batches are supported too, with their faults: see `MessagesApi.batch_faults` and `MessagesApi.hold_batches`.
 The same script answers the Chat Completions API, at `api.chat_url`, and the platforms of Claude: Google Cloud, Amazon
@@ -43,6 +44,32 @@ from urllib.parse import parse_qs, urlsplit
 
 from minions import chat_completions
 from minions.content_faults import content_fault
+from minions.server_tool_replies import (
+    code_execution,
+    said,
+    tool_fault,
+    tool_search,
+    uses_of,
+    web_fetch,
+    web_search,
+)
+
+__all__ = [
+    "KEY",
+    "USAGE",
+    "Batch",
+    "MessagesApi",
+    "code_execution",
+    "error",
+    "events_of",
+    "messages_api",
+    "said",
+    "text",
+    "tool_search",
+    "tool_use",
+    "web_fetch",
+    "web_search",
+]
 
 KEY = "sk-test-key"
 USAGE = {"input_tokens": 10, "output_tokens": 5, "cache_read_input_tokens": 100}
@@ -179,6 +206,7 @@ class MessagesApi:
         hold_batches: batches are in processing until `end_batches` is called; else they end at once.
         batch_faults: what becomes of the next creations of batches: `lost` (the batch is created, and the answer is
             lost), `never` (the connection breaks, and there is no batch), or a reply from `error`.
+        lost_containers: containers that have expired: a request that has one of them is refused.
         batches: the batches by id, the oldest first. The results of each are in the reverse order of its requests.
     """
 
@@ -190,6 +218,7 @@ class MessagesApi:
     seconds: float = 0.0
     hold_batches: bool = False
     batch_faults: list[str | Reply] = field(default_factory=list)
+    lost_containers: set[str] = field(default_factory=set)
     batches: dict[str, Batch] = field(default_factory=dict)
     _diagnosed: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -218,13 +247,14 @@ class MessagesApi:
     def message(self, body: dict[str, Any], reply: Reply) -> Reply:
         """Complete a reply that contains only the relevant fields to a whole message."""
         name = f"msg_{len(self.requests)}"
+        uses = uses_of(reply["content"])
         return {
             "id": name,
             "type": "message",
             "role": "assistant",
             "model": body["model"],
             "stop_sequence": None,
-            "usage": USAGE,
+            "usage": {**USAGE, "server_tool_use": uses} if uses else USAGE,
             **({"diagnostics": self._diagnose(name, body)} if "diagnostics" in body else {}),
             **reply,
         }
@@ -249,6 +279,11 @@ class MessagesApi:
         """Return the tokens of a request: a quarter of its characters."""
         self.counted.append(body)
         return len(json.dumps([body.get("system"), body.get("tools"), body.get("messages")])) // 4
+
+    def container_fault(self, body: dict[str, Any]) -> str | None:
+        """Return the error text for a request with a container that has expired."""
+        name = body.get("container")
+        return f"container: Container {name!r} has expired" if name in self.lost_containers else None
 
     def create_batch(self, requests: list[dict[str, Any]]) -> Batch:
         """Create a batch, as a creation does, or another user of the key."""
@@ -280,7 +315,7 @@ class MessagesApi:
         name, body = request["custom_id"], request["params"]
         if cancelled:
             return [{"custom_id": name, "result": {"type": "canceled"}}]
-        if fault := _fault(body) or _feature_fault({}, body):
+        if fault := _fault(body) or _feature_fault({}, body) or self.container_fault(body):
             return [{"custom_id": name, "result": _errored({"type": "invalid_request_error", "message": fault})}]
         status, reply = self.answer({}, body)
         match reply.get("batch"):
@@ -331,7 +366,7 @@ def events_of(message: Reply) -> Iterator[tuple[str, dict[str, Any]]]:
     used = message.get("usage")
     edits = {name: message[name] for name in ("context_management",) if name in message}
     begun = {name: value for name, value in message.items() if name not in _DIRECTIONS and name not in edits}
-    ended = {name: begun.pop(name, None) for name in ("stop_reason", "stop_sequence", "stop_details")}
+    ended = {name: begun.pop(name, None) for name in ("stop_reason", "stop_sequence", "stop_details", "container")}
     usage = used and {**used, "output_tokens": 1}
     nothing_yet: Reply = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
     yield "message_start", {"message": {**begun, **nothing_yet}}
@@ -449,7 +484,7 @@ def _handler(api: MessagesApi) -> type[BaseHTTPRequestHandler]:
                 self._send(200, batch.as_json())
             elif not (in_google_cloud or MESSAGES.fullmatch(path)):
                 self._send(404, error(404, "not_found_error", self.path))
-            elif fault := _fault(body) or _feature_fault(headers, body):
+            elif fault := _fault(body) or _feature_fault(headers, body) or api.container_fault(body):
                 api.note(headers, body)
                 self._send(400, error(400, "invalid_request_error", fault))
             else:
@@ -582,7 +617,7 @@ def _fault(body: dict[str, Any]) -> str | None:
             return f"tools.{number}.custom.input_schema{fault}"
         if tool.get("strict") and (fault := _grammar_fault(tool["input_schema"])):
             return f"tools.{number}.custom: {fault}"
-    if fault := _choice_fault(body):
+    if fault := _choice_fault(body) or tool_fault(body):
         return fault
     form = (body.get("output_config") or {}).get("format")
     if form and (fault := _grammar_fault(form["schema"])):

@@ -33,6 +33,7 @@ from orchestrator.commands import (
     files,
     functions,
     keys,
+    memories,
     processes,
     prune,
     replays,
@@ -69,7 +70,10 @@ GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Definitions", (definitions, agents, functions, secrets)),
     (
         "Operation",
-        (workers, stats, costs, alerts, keys, sessions, submitters, audit, webhooks, doctor, prune, erase, capacity),
+        (
+            *(workers, stats, costs, alerts, keys, sessions, submitters, audit, webhooks, doctor, prune, erase),
+            *(memories, capacity),
+        ),
     ),
 )
 for group, modules in GROUPS:

@@ -122,6 +122,7 @@ def _besides(usage: Told) -> dict[str, Any]:
         "thinking_tokens": _count(usage, "output_tokens_details", "thinking_tokens"),
         "web_search_requests": _count(usage, "server_tool_use", "web_search_requests"),
         "web_fetch_requests": _count(usage, "server_tool_use", "web_fetch_requests"),
+        "code_execution_requests": _count(usage, "server_tool_use", "code_execution_requests"),
     }
     tier = {"service_tier": "batch"} if _is_batch(usage) else {}
     speed = {"speed": FAST} if _speed(usage) == FAST else {}

@@ -224,6 +224,7 @@ class Settings(BaseSettings):
     retention_export: Path | None = None
     retention_audit: float = Field(400.0, ge=0, le=36_500)
     retention_files: float = Field(30.0, ge=0, le=36_500)
+    retention_memory: float = Field(400.0, ge=0, le=36_500)
 
     @field_validator("sandbox_preload", "allow_private_addresses", "celery_agents", "trusted_proxies", mode="before")
     @classmethod

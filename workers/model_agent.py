@@ -25,8 +25,9 @@ from workers.conversation import history
 from workers.fallback import Models
 from workers.journal import Journal
 from workers.llm import resolve
-from workers.llm.base import ModelReply, ModelRequest, ToolSpec, exact_content, json_in, text_in
+from workers.llm.base import ModelReply, ModelRequest, exact_content, json_in, text_in
 from workers.next_turn import lateness
+from workers.offered_tools import OfferedTools
 from workers.outcomes import Outcome, Succeeded, Suspended
 from workers.task import ClaimedTask
 from workers.task_budget import task_budget_of
@@ -57,12 +58,8 @@ class ModelAgent(BaseAgent):
         self.form = _form(journal)
         self.arranged = stable if self.form == 1 else whole
         self.tools = tools
-        self.calls = ToolCalls({tool.name: tool for tool in tools}, task, journal, self.arranged)
-        self.specs = tuple(
-            # The API requires the type `object`, which a model's input has anyway.
-            ToolSpec(tool.name, tool.description, {"type": "object", **(tool.input_schema or {})}, tool.strict)
-            for tool in tools
-        )
+        self.offered = OfferedTools(definition.config, tools)
+        self.calls = ToolCalls(self.offered.callable, task, journal, self.arranged)
 
     def input(self) -> JsonValue:
         """Messages are the model's input; only an input that was submitted is checked against the input schema."""
@@ -84,6 +81,7 @@ class ModelAgent(BaseAgent):
         for _ in range(self.definition.config.max_turns):
             replies.append(reply := self._turn(models, messages, new, value, replies))
             messages += _as_message(reply)
+            self.offered.note(reply)
             calls = [block for block in reply["content"] if block["type"] == "tool_use"]
             if not calls:
                 # It is paid for, and an outcome can be refused.
@@ -152,13 +150,14 @@ class ModelAgent(BaseAgent):
             replies: those of the turns before.
         """
         config = self.definition.config
-        choice = None if replies and config.tool_choice and config.tool_choice.first_turn_only else config.tool_choice
+        tools = self.offered.tools()
+        choice = self.offered.choice(tools, is_first=not replies)
         budget = task_budget_of(config, self.task, replies)
         request = ModelRequest(
             model=models.current,
             system=self._system(),
             messages=after_compaction(messages) if config.context_management else messages,
-            tools=self.specs,
+            tools=tools,
             max_tokens=config.max_tokens,
             input=value,
             output_schema=self.definition.output_schema,
@@ -170,6 +169,8 @@ class ModelAgent(BaseAgent):
             service_tier=config.service_tier,
             user_id=_user_id(config.user_id, self.task),
             betas=tuple(config.betas),
+            tool_search=config.tool_search,
+            container=self.offered.container(),
             speed=config.speed,
             context_management=config.context_management,
             task_budget=budget,
@@ -184,7 +185,7 @@ class ModelAgent(BaseAgent):
 
         def to_record(reply: ModelReply) -> dict[str, JsonValue]:
             told = {} if budget is None else {"task_budget": budget}
-            return {**reply.as_json(), "form": self.form, **_cap(reply), **told}
+            return {**reply.as_json(), "form": self.form, **_cap(reply), **told, **self.offered.used_by(reply)}
 
         reply = models.call(request, asked, to_record)
         _refuse_unfinished(reply, config.max_tokens)

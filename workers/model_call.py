@@ -60,6 +60,7 @@ def call_model(
             for_an_hour=in_batch or request.lateness > 0,
             speed=None if in_batch else request.speed,
             compacts_at=compaction.tokens if compaction else None,
+            api_tools=[tool.api_tool for tool in request.tools if tool.api_tool],
         )
 
     batched = None

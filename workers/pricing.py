@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 
 from genai_prices import Usage
 
 from shared.contracts.sampling import OFFLINE
+from shared.contracts.server_tools import ApiTool, WebFetch, WebSearch, WebTool
 from shared.model_prices import price_by_name
 from shared.model_usage import IN_A_BATCH
 
@@ -22,6 +24,8 @@ class Reservation:
 
 
 FREE = Reservation(0, 0)
+TOKENS_OF_A_SEARCH = 10_000
+"""The results of one search, which the API does not limit: an estimate on the high side."""
 
 
 def worst_case(
@@ -33,9 +37,10 @@ def worst_case(
     for_an_hour: bool = False,
     speed: str | None = None,
     compacts_at: int | None = None,
+    api_tools: Iterable[ApiTool] = (),
 ) -> Reservation:
-    """Return the most that a model call may use: all of its input written to the prompt cache, and an answer of the
-    maximum length.
+    """Return the most that a model call may use: all of its input written to the prompt cache, an answer of the
+    maximum length, and every search and fetch that it may make.
 
     Args:
         input_tokens: counted, or an estimate that errs on the high side.
@@ -44,7 +49,11 @@ def worst_case(
         for_an_hour: the input may be written to the cache for an hour, which costs more.
         speed: that of the request.
         compacts_at: input tokens at which the API compacts the conversation, which takes a call of its own.
+        api_tools: the tools that the API runs within the call. What they find is input too.
     """
+    web = [tool for tool in api_tools if isinstance(tool, WebTool)]
+    searches = sum(tool.max_uses for tool in web if isinstance(tool, WebSearch))
+    input_tokens += sum(tool.max_uses * _tokens_found(tool) for tool in web)
     calls = 2 if compacts_at is not None and input_tokens + max_tokens >= compacts_at else 1
     tokens = calls * (input_tokens + max_tokens)
     if model == OFFLINE:
@@ -64,6 +73,12 @@ def worst_case(
             )
             for written in (0, input_tokens)
         )
+        searching = price_by_name(model, Usage(web_searches=searches)) if searches else Decimal(0)
     except LookupError:
         return Reservation(tokens, None)
-    return Reservation(tokens, math.ceil(calls * price * (IN_A_BATCH if in_batch else Decimal(1)) * 1_000_000))
+    of_tokens = calls * price * (IN_A_BATCH if in_batch else Decimal(1))
+    return Reservation(tokens, math.ceil((of_tokens + searching) * 1_000_000))
+
+
+def _tokens_found(tool: WebTool) -> int:
+    return tool.max_content_tokens if isinstance(tool, WebFetch) else TOKENS_OF_A_SEARCH

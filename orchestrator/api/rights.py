@@ -152,6 +152,12 @@ RULES: Mapping[str, Rule] = {
     "GET /v1/budgets": OPERATE,
     "PUT /v1/budgets": _namespace(P.LIMITS_WRITE),
     "DELETE /v1/budgets": _namespace(P.LIMITS_WRITE),
+    # Paths and contents need `payloads:read`, else they are masked.
+    "GET /v1/memory": OPERATE,
+    "GET /v1/memory/{store_id}": OPERATE,
+    "GET /v1/memory/{store_id}/file": OPERATE,
+    "DELETE /v1/memory/{store_id}": _namespace(P.TASKS_ERASE),
+    "DELETE /v1/memory/{store_id}/file": _namespace(P.TASKS_ERASE),
     "GET /v1/schedules": OPERATE,
     "POST /v1/schedules": STORE_SCHEDULE,
     "GET /v1/schedules/{name}": OPERATE,

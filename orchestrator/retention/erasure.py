@@ -1,7 +1,8 @@
 """Erasure: the contents of a tenant or a conversation are deleted on request, and the audit log keeps that it was done.
 
 Ended trees are deleted as retention deletes them, but with their messages, with the summaries of their conversations,
-with the files that nothing else refers to, and without an export. Trees that have not ended are left and counted.
+with the files that nothing else refers to, with what models remember of the subject, and without an export. Trees that
+have not ended are left and counted.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from orchestrator.retention.retention import FIRST, LIMITS, delete_trees, first_
 from shared.access.actors import Actor
 from shared.audit import log
 from shared.errors import Unavailable
+from shared.memories import store as memories
 from shared.tasks.states import FINAL
 
 WINDOW = 50_000
@@ -103,6 +105,7 @@ class Erased:
     Attributes:
         trees: root tasks that were deleted with everything below them.
         tasks: all of these tasks.
+        memories: stores of memory of the subject. That of an agent is no tenant's, and is left.
         left: root tasks that have not ended, or that reserve something in a standing budget.
         schedules: schedules whose stored requests are about the subject.
         next: where the next stretch begins; None: this was the last one.
@@ -110,6 +113,7 @@ class Erased:
 
     trees: int
     tasks: int
+    memories: int
     left: list[UUID]
     schedules: list[str]
     next: UUID | None
@@ -134,14 +138,15 @@ def erase(connection: Connection, subject: Subject, actor: Actor, *, after: UUID
     whole = len(found) < MAX_TREES and len(ended) == sum(not row.living for row in found)
     reached = until if whole else (ended[-1] if ended else found[-1].id)
     left = [row.id for row in found if row.living and row.id <= reached]
+    remembered = memories.erase(connection, **subject.as_values(), dry_run=dry_run) if after is None else 0
     if not dry_run:
         _delete(connection, ended)
         connection.execute(DELETE_EARLIER_MESSAGES, subject.as_values())
     if not dry_run and (after is None or ended):
-        facts = {"trees": len(ended), "tasks": tasks, "left": len(left)}
+        facts = {"trees": len(ended), "tasks": tasks, "memories": remembered, "left": len(left)}
         log.record(connection, actor, "task.erase", str(subject), namespace=subject.namespace, after=facts)
     schedules = list(connection.scalars(SCHEDULES, subject.as_values()))
-    return Erased(len(ended), tasks, left, schedules, None if reached == LAST else reached)
+    return Erased(len(ended), tasks, remembered, left, schedules, None if reached == LAST else reached)
 
 
 def _end_of_stretch(connection: Connection, subject: Subject, after: UUID) -> UUID:

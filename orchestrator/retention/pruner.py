@@ -1,4 +1,4 @@
-"""The pruner: periodically deletes tasks, files and rows of the audit log that are older than their retention."""
+"""The pruner: periodically deletes tasks, files, memory and rows of the audit log that are older than their retention."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from orchestrator.loops.loop import Loop
 from orchestrator.retention.audit import prune_audit
 from orchestrator.retention.export import TaskExport
 from orchestrator.retention.files import prune_files
+from orchestrator.retention.memories import prune_memories
 from orchestrator.retention.retention import prune
 from shared.settings import Settings
 
@@ -45,4 +46,5 @@ class Pruner(Loop):
         if deleted := prune_files(self.engine, self.settings):
             log.info("files_pruned", files=deleted)
         prune_audit(self.engine, self.settings)
+        prune_memories(self.engine, self.settings)
         return EVERY_SECONDS

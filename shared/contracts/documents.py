@@ -26,6 +26,17 @@ from shared.contracts.durations import Duration
 from shared.contracts.json_schema import check_dialect, check_keywords, check_schema
 from shared.contracts.key_order import KeyOrder, order_of, ordered
 from shared.contracts.requests import Budget, Lane
+from shared.contracts.server_tools import (
+    API_TOOLS,
+    RUN_BY_API,
+    ApiTool,
+    CodeExecution,
+    Memory,
+    ToolSearch,
+    WebFetch,
+    WebSearch,
+    tool_search_misfit,
+)
 from shared.contracts.strict_json import check, digest
 from shared.contracts.strict_model import Strict, faults_of
 from shared.contracts.turn_settings import (
@@ -102,9 +113,10 @@ class AgentConfig(Strict):
         *turn_settings.NAMES,
         "fallback_on",
         "fallback_after",
+        "tool_search",
         "lane",
     )
-    OF_MODELS: ClassVar[tuple[str, ...]] = ("thinking", "effort", *turn_settings.NAMES)
+    OF_MODELS: ClassVar[tuple[str, ...]] = ("thinking", "effort", *turn_settings.NAMES, "tool_search")
 
     capabilities: list[Capability] = Field(default_factory=lambda: [DEFAULT_CAPABILITY], min_length=1, max_length=20)
     max_chain_depth: int = Field(5, ge=1, le=50)
@@ -143,6 +155,7 @@ class AgentConfig(Strict):
     context_management: ContextManagement | None = None
     task_budget: bool = False
     citations: bool = False
+    tool_search: ToolSearch | None = None
     budget: Budget | None = None
     history_tokens: int = Field(50_000, ge=500, le=1_000_000)
     lane: Lane = "direct"
@@ -328,7 +341,7 @@ class AgentDefinition(Definition):
             )
         if split(self.model)[0] == ANTHROPIC:  # `definitions.provider_rules` knows the others.
             sampling.check(split(self.model)[1], self.config.sampling(), where=f"agent {self.name!r}")
-        set_here = [name for name in turn_settings.NAMES if getattr(self.config, name)]
+        set_here = [name for name in (*turn_settings.NAMES, "tool_search") if getattr(self.config, name)]
         if self.model == sampling.OFFLINE and set_here:
             raise ValueError(f"the model 'offline' cannot honour {', '.join(set_here)}")
         if self.model == sampling.OFFLINE and self.config.lane == "batch":
@@ -338,6 +351,14 @@ class AgentDefinition(Definition):
             raise ValueError("an answer with an `output_schema` has no citations: remove it, or `citations`")
         if (choice := self.config.tool_choice) is not None:
             self._check_tool_choice(choice)
+        if self.config.tool_search is not None:
+            self._check_tool_search()
+
+    def _check_tool_search(self) -> None:
+        if not self.tools:
+            raise ValueError("tool_search must come with `tools`")
+        if fault := tool_search_misfit(str(self.model)):
+            raise ValueError(f"tool_search: {fault}")
 
     def _check_tool_choice(self, choice: ToolChoice) -> None:
         names = [reference.partition("@")[0] for reference in self.tools]
@@ -451,8 +472,18 @@ class HttpCall(Strict):
 class ToolDefinition(Definition):
     """A tool that a model may call, or that a `type: function` agent runs."""
 
+    LATER: ClassVar[tuple[str, ...]] = (
+        "http",
+        "approval",
+        "approval_timeout",
+        "cache",
+        "strict",
+        "defer_loading",
+        *API_TOOLS,
+    )
+
     kind: Literal["tool"] = "tool"
-    type: Literal["function", "agent", "builtin", "http"]
+    type: Literal["function", "agent", "builtin", "http", "web_search", "web_fetch", "code_execution", "memory"]
     effect: Literal["pure", "idempotent", "unsafe"] | None = None
     input_schema: JsonSchema | None = None
     output_schema: JsonSchema | None = None
@@ -460,14 +491,25 @@ class ToolDefinition(Definition):
     agent: Name | None = None
     builtin: str | None = Field(None, max_length=200)
     http: HttpCall | None = None
+    web_search: WebSearch | None = None
+    web_fetch: WebFetch | None = None
+    code_execution: CodeExecution | None = None
+    memory: Memory | None = None
     approval: Approval = False
     approval_timeout: float | None = Field(None, gt=0, le=31_622_400)
     cache: Duration | None = None
     strict: bool = False
+    defer_loading: bool = False
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_defaults(self, serialize(self), ("http", "approval", "approval_timeout", "cache", "strict"))
+        return _without_defaults(self, serialize(self), self.LATER)
+
+    @property
+    def api_tool(self) -> ApiTool | None:
+        """The settings of a tool that the API defines; None for all others."""
+        tool: ApiTool | None = getattr(self, self.type) if self.type in API_TOOLS else None
+        return tool
 
     @property
     def approval_policy(self) -> ApprovalPolicy | None:
@@ -485,13 +527,35 @@ class ToolDefinition(Definition):
             )
         return name
 
+    @model_validator(mode="before")
+    @classmethod
+    def _settings_may_be_left_out(cls, data: Any) -> Any:
+        """Fill in the settings of a tool that the API runs: all of them have defaults."""
+        if isinstance(data, dict) and (kind := data.get("type")) in RUN_BY_API and data.get(kind) is None:
+            return {**data, kind: {}}
+        return data
+
+    @model_validator(mode="after")
+    def _api_defines_it(self) -> Self:
+        """Refuse settings that would be ignored, because the API defines the tool."""
+        if self.type not in API_TOOLS:
+            return self
+        refused = ["description", "effect", "input_schema", "output_schema", "cache", "strict", "defer_loading"]
+        if self.type in RUN_BY_API:
+            refused += ["approval", "approval_timeout"]
+        # A stored definition has the effect that follows from the type.
+        given = [name for name in refused if getattr(self, name) and (name, self.effect) != ("effect", "idempotent")]
+        if given:
+            raise ValueError(f"a tool of type {self.type} must not have {', '.join(given)}: the API defines it")
+        self.effect = "idempotent"
+        return self
+
     @model_validator(mode="after")
     def _target_fits(self) -> Self:
-        targets = [name for name in ("function", "agent", "builtin", "http") if getattr(self, name)]
+        targets = [name for name in ("function", "agent", "builtin", "http", *API_TOOLS) if getattr(self, name)]
         if targets != [self.type]:
-            raise ValueError(
-                f"type: {self.type} needs `{self.type}:` with the name of what it calls, and no other target"
-            )
+            what = "its settings" if self.type in API_TOOLS else "the name of what it calls"
+            raise ValueError(f"type: {self.type} needs `{self.type}:` with {what}, and no other target")
         if self.type == "function":
             if self.effect not in (None, "pure"):
                 raise ValueError("a sandboxed function has no effect on the world: effect must be pure")

@@ -39,6 +39,7 @@ from shared.database.tables import (
     Tool,
     ToolVersion,
 )
+from shared.definitions.api_tools import api_tool_misfits, unrunnable
 from shared.definitions.fit import chain_misfits, condition_misfits, model_misfit, strict_misfit
 from shared.definitions.known_models import unknown_models
 from shared.definitions.provider_rules import check_models
@@ -178,6 +179,8 @@ class DefinitionStore:
         for kind in ("function", "tool"):
             if reference := getattr(definition, kind):
                 pinned = self._resolve(kind, reference, where=f"{place}, {kind}")
+                if fault := unrunnable(pinned.definition):
+                    raise InvalidDefinition(f"{place}, {kind}: {fault}.")
                 values[f"{kind}_version_id"] = pinned.id
                 inputs = inputs or pinned.definition.get("input_schema")
         _check_conditions(definition, inputs)
@@ -194,6 +197,8 @@ class DefinitionStore:
             if definition.type == "agent":
                 models = (str(definition.model), *definition.config.fallback_models)
                 self._check_tool_schemas(place, models, tools)
+                for fault in api_tool_misfits(definition, [(tool.name, tool.definition) for tool in tools]):
+                    raise InvalidDefinition(f"{place}, {fault}.")
             self._check_preloaded_packages(place, version, tools)
             self._link(version, definition, [tool.id for tool in tools])
 

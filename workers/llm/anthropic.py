@@ -40,8 +40,9 @@ from workers.llm.diagnostics import cache_miss_in, diagnostics_of, forget_diagno
 from workers.llm.failures import MAX_MESSAGE, Failures, is_worth_it
 from workers.llm.features import betas_of, body_of, edits_in
 from workers.llm.limits import ModelLimits
+from workers.llm.server_tools import has_lost_container, tools_of
 from workers.llm.stream import StreamError, Unreadable, assemble, error_in
-from workers.llm.structured import forget_format, format_of, tool_of
+from workers.llm.structured import forget_format, format_of
 from workers.llm.wire import messages_of
 from workers.outcomes import Postponed
 
@@ -160,6 +161,17 @@ class AnthropicClient:
 
     def complete(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
         """Make one turn. See `ModelClient`."""
+        try:
+            return self._in_format(request, on_text)
+        except ModelError as error:
+            if not has_lost_container(request, error):
+                raise
+            # It was free.
+            log.warning("container_lost", container=request.container, why=error.message)
+            reply = self._in_format(replace(request, container=None), on_text)
+            return replace(reply, container=reply.container or {"id": None})
+
+    def _in_format(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
         try:
             return self._complete(request, on_text)
         except ModelError as error:
@@ -303,7 +315,7 @@ def _arguments(request: ModelRequest) -> dict[str, Any]:
     if request.system:
         arguments["system"] = [{"type": "text", "text": request.system}]
     if request.tools:
-        arguments["tools"] = [tool_of(tool, request.model) for tool in request.tools]
+        arguments["tools"] = tools_of(request)
     if request.tool_choice is not None:
         arguments["tool_choice"] = _tool_choice(request.tool_choice)
     if request.thinking is not None:
@@ -328,6 +340,7 @@ def _of_answer(request: ModelRequest) -> dict[str, Any]:
         "service_tier": request.service_tier,
         "metadata": request.user_id and {"user_id": request.user_id},
         "speed": request.speed if can_be_fast(request.model) else None,
+        "container": request.container,
         "diagnostics": diagnostics_of(request),
         "extra_body": body_of(request),
     }
@@ -476,8 +489,14 @@ def _reply(message: dict[str, Any], asked: str) -> ModelReply:
         exact=json.dumps(content) if replaced else None,
         id=storable(str(message["id"])) if message.get("id") else None,
         edits=edits_in(message),
+        container=_container(message.get("container")),
         **use,
     )
+
+
+def _container(told: Any) -> dict[str, Any] | None:
+    """Return the container in which the API ran code, if it named one."""
+    return storable(told) if isinstance(told, dict) and isinstance(told.get("id"), str) else None
 
 
 def _model_error(error: anthropic.APIError, model: str, failures: Failures) -> ModelError:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from shared.contracts.context_edits import ContextManagement
+from shared.contracts.server_tools import ApiTool, ToolSearch
 from shared.contracts.strict_json import JsonValue, whole
 from shared.contracts.turn_settings import ServiceTier, Speed, ToolChoice
 from shared.storable import LONE_SURROGATE, storable
@@ -31,12 +32,16 @@ class ToolSpec:
 
     Attributes:
         strict: the model can write only input that matches the schema.
+        api_tool: the settings of a tool that the API defines. It has no description or schema of ours.
+        deferred: the model has to find the tool by a search before it can call it.
     """
 
     name: str
     description: str
     input_schema: dict[str, Any]
     strict: bool = False
+    api_tool: ApiTool | None = None
+    deferred: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,8 @@ class ModelRequest:
         previous_reply: id of the reply whose prompt the cache should contain, if there is one.
         lateness: probability that the next turn begins after more than five minutes.
         in_batch: the call is made in a batch.
+        tool_search: the search by which the model finds deferred tools.
+        container: the provider's container in which earlier turns ran code.
         constrained: the model can write only answers that match `output_schema`, if it and the schema permit that.
         namespace: of the task, whose limits apply.
         results_as_json: send a tool's text as JSON, as 0.2 did.
@@ -93,6 +100,8 @@ class ModelRequest:
     previous_reply: str | None = None
     lateness: float = 0.0
     in_batch: bool = False
+    tool_search: ToolSearch | None = None
+    container: str | None = None
     constrained: bool = False
     namespace: str = "default"
     results_as_json: bool = False
@@ -125,6 +134,8 @@ class ModelReply:
         exact: the content's original JSON text, if characters were replaced because they cannot be stored.
         id: the provider's name of the reply.
         edits: those that the provider has made to the conversation.
+        container: the container in which the provider ran code, as it describes it. Its `id` is None if the one of the
+            request no longer exists.
     """
 
     content: list[Block]
@@ -140,6 +151,7 @@ class ModelReply:
     exact: str | None = None
     id: str | None = None
     edits: list[Any] | None = None
+    container: dict[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the form that the journal stores."""
@@ -148,6 +160,7 @@ class ModelReply:
             "exact": self.exact,
             "id": self.id,
             "edits": self.edits,
+            "container": self.container,
         }
         said = {name: value for name, value in rare.items() if value}
         return {"content": self.content, "stop_reason": self.stop_reason, "model": self.model, **said}

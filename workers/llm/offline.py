@@ -35,6 +35,11 @@ class OfflinePlanner:
 
     def complete(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
         """Make one turn: the next tool call of the plan, or the final report. See `ModelClient`."""
+        if defined := next((tool.name for tool in request.tools if tool.api_tool), None):
+            raise ModelError(
+                f"The offline planner cannot use {defined!r}, a tool that a model's API defines: give the agent a "
+                "language model, or remove the tool."
+            )
         results = _results(request.messages)
         facts = _merge(request.input, *results.values())
         call = _next_call(request, results, facts)

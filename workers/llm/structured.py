@@ -10,6 +10,7 @@ from anthropic import transform_schema
 
 from shared.contracts.constrained import can_be_constrained, unconstrainable
 from shared.contracts.content import cites
+from shared.contracts.server_tools import WebFetch
 from shared.contracts.strict_json import digest
 from shared.errors import ModelError
 from workers.llm.base import ModelRequest, ToolSpec
@@ -35,12 +36,16 @@ def format_of(request: ModelRequest) -> dict[str, Any] | None:
         return None
     if unconstrainable(schema) is not None or _name_of(request) in _refused:
         return None
+    if any(isinstance(tool.api_tool, WebFetch) and tool.api_tool.citations for tool in request.tools):
+        # The API refuses both: citations split the text.
+        return None
     return {"type": "json_schema", "schema": transform_schema(schema)}
 
 
 def tool_of(tool: ToolSpec, model: str) -> dict[str, Any]:
     """Return a tool in the form of the API."""
-    sent = {"name": tool.name, "description": tool.description, "input_schema": tool.input_schema}
+    deferred = {"defer_loading": True} if tool.deferred else {}
+    sent = {"name": tool.name, "description": tool.description, "input_schema": tool.input_schema, **deferred}
     if not tool.strict or not can_be_constrained(model):
         return sent
     return {**sent, "input_schema": transform_schema(tool.input_schema), "strict": True}

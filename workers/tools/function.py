@@ -25,6 +25,7 @@ class FunctionTool:
         self.description = definition.description or function.definition.description
         self.input_schema: dict[str, Any] | None = definition.input_schema or function.definition.input_schema
         self.strict = definition.strict
+        self.deferred = definition.defer_loading
         self.effect = "pure"
         self.steps = 1
         self.function = function

@@ -39,6 +39,7 @@ from shared.database.tables.definitions import (
 )
 from shared.database.tables.events import TaskEventRow
 from shared.database.tables.files import ConversationFile, File, TaskFile
+from shared.database.tables.memories import MemoryChange, MemoryStore, MemoryVersion
 from shared.database.tables.operations import (
     ErrorState,
     LimitRow,
@@ -95,6 +96,9 @@ __all__ = [
     "KeyAddress",
     "LimitRow",
     "LoginSession",
+    "MemoryChange",
+    "MemoryStore",
+    "MemoryVersion",
     "Message",
     "MessageBatch",
     "Pause",

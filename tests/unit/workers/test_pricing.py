@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 
-from workers.pricing import worst_case
+from shared.contracts.server_tools import CodeExecution, WebFetch, WebSearch
+from workers.pricing import TOKENS_OF_A_SEARCH, worst_case
 
 MODEL = "claude-opus-5-5"
 """Input $4, written for five minutes $5, for an hour $8; output $20; twice that if it is fast."""
+
+SONNET = "claude-sonnet-5-5"
 
 
 @pytest.mark.parametrize(
@@ -32,3 +35,25 @@ def test_worst_case_has_the_highest_price(options: dict[str, Any], tokens: int, 
 
 def test_unknown_model_has_no_worst_case() -> None:
     assert worst_case("gateway-model", 1000, 100, for_an_hour=True).microdollars is None
+
+
+def test_searches_and_what_they_find_are_reserved() -> None:
+    without = worst_case(SONNET, 1000 + 3 * TOKENS_OF_A_SEARCH, 500)
+    reserved = worst_case(SONNET, 1000, 500, api_tools=[WebSearch(max_uses=3)])
+    assert reserved.tokens == without.tokens
+    assert reserved.microdollars == (without.microdollars or 0) + 30_000
+
+
+def test_searches_have_their_full_price_in_a_batch() -> None:
+    without = worst_case(SONNET, 1000 + TOKENS_OF_A_SEARCH, 500, in_batch=True)
+    reserved = worst_case(SONNET, 1000, 500, in_batch=True, api_tools=[WebSearch(max_uses=1)])
+    assert reserved.microdollars == (without.microdollars or 0) + 10_000
+
+
+def test_fetched_pages_are_reserved_as_input() -> None:
+    reserved = worst_case(SONNET, 1000, 500, api_tools=[WebFetch(max_uses=2, max_content_tokens=4000), CodeExecution()])
+    assert reserved == worst_case(SONNET, 9000, 500)
+
+
+def test_unknown_model_reserves_tokens_alone() -> None:
+    assert worst_case("gateway", 10, 5, api_tools=[WebSearch(max_uses=1)]).microdollars is None
