@@ -292,6 +292,8 @@ def paths(engine: Engine) -> dict[str, str]:
         "tasks: label, 1 d": f"{query}label:env=prod+since:1d",
         "tasks: key": f"{query}key:tenant-3",
         "tasks: error": f"{query}error:f3",
+        "tasks: cost": f"{query}cost:>0.5",
+        "tasks: cost and state": f"{query}cost:>0.5+state:failed",
         "tasks: no such label": f"{query}label:env=none",
         "task, failed": f"/tasks/{failed}",
         f"task, {STEPS} steps": f"/tasks/{journal}",

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from minions import Client
+from minions.errors import InvalidInput
 from orchestrator.pages import comparing, task_page
 from shared.access.roles import MASK
 from shared.tasks import queries
@@ -149,7 +150,7 @@ def test_forms_act_as_the_api_does(logged_in: Open, client: Client, define: Any,
         ("state:broken", "no state"),
         ("since:yesterday", "not a time"),
         ("label:env", "label:env=prod"),
-        ("cost:>0.5", "no filter"),
+        ("cost:0.5", "in dollars"),
         ("root:zzz", "not the id"),
     ],
 )
@@ -173,6 +174,41 @@ def test_query_finds_tasks(logged_in: Open, client: Client, define: Any) -> None
         page = browser.get("/tasks", params={"q": query}).text
         assert {task for task in (first, second) if f"/tasks/{task}" in page} == found, query
     assert browser.get("/tasks", params={"q": first}).headers["location"] == f"/tasks/{first}"
+
+
+SPEND = text(
+    "INSERT INTO executions (task_id, claim, worker_id, cost_microdollars) SELECT :task, claim, id, :cost "
+    "FROM workers, unnest(ARRAY[1, 2]) AS claim"
+)
+WORKER = text(
+    "INSERT INTO workers (name, capabilities, slots, pool, host, pid, version) "
+    "VALUES ('spender', '{work}', 1, 'solo', 'here', 1, '0')"
+)
+
+
+def test_tasks_are_found_by_their_cost(logged_in: Open, client: Client, define: Any, database: Engine) -> None:
+    define(NOOP, agent_definition("A"))
+    cheap, middle, dear = (client.submit("A", {}).id for _ in range(3))
+    with database.begin() as connection:
+        connection.execute(WORKER)
+        for task, cost in ((middle, 400_000), (dear, 2_000_000)):
+            connection.execute(SPEND, {"task": task, "cost": cost})
+    browser = logged_in()
+    for query, found in (
+        ("cost:>0.5", [dear, middle]),
+        ("cost:>0.8", [dear]),
+        ("cost:<0.800001 agent:A", [middle, cheap]),
+        ("cost:>0 cost:>0.5 cost:<4", [middle]),
+        ("cost:>4 state:pending", []),
+    ):
+        assert [task.id for task in client.tasks(query)] == found, query
+        page = browser.get("/tasks", params={"q": query}).text
+        assert [task for task in (dear, middle, cheap) if f"/tasks/{task}" in page] == found, query
+    with patch.object(queries, "MOST_SEARCHED", 2):
+        assert [task.id for task in client.tasks("cost:<0.1")] == [cheap], "short pages lead on"
+        assert [task.id for task in client.tasks("cost:<0.9")] == [middle, cheap], "none is in two pages"
+    with pytest.raises(InvalidInput, match="cost"):
+        next(client.tasks("cost:1"))
 
 
 def test_list_is_in_pages(logged_in: Open, client: Client, define: Any) -> None:
