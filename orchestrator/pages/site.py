@@ -56,9 +56,9 @@ PAGES = (*WORK, *FIGURES, *DEFINITIONS, *OPERATIONS)
 """The modules whose pages need a login. The addresses of streams come before those of tasks and errors."""
 POOL_SIZE = 4
 STATEMENT_TIMEOUT = "3s"
-# Every query has an index. The planner prefers to read all of a table, or to merge two, where a page needs the beginning
-# of an index. A plan for any time range and any filters takes three times as long for statistics as one for those that
-# are asked for.
+# Every query has an index. The planner prefers to read all of a table, or to merge two, where a page needs the
+# beginning of an index. A plan for any time range and any filters takes three times as long for statistics as one for
+# those that are asked for.
 PLANNING = (
     "SET enable_seqscan = off",
     "SET enable_mergejoin = off",

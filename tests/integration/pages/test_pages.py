@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import patch
+from urllib.parse import quote
 
 import pytest
 from sqlalchemy import Engine, event, text
@@ -390,6 +391,26 @@ def test_links_to_lists_find_the_task(logged_in: Open, client: Client, database:
             assert found.status_code == 200, link
             assert task in found.text or "replay_of" in link, link
         assert all(namespace == "default" or "namespace%3Atheirs" in link for link in links)
+
+
+def test_overview_has_a_time_range(logged_in: Open, client: Client, database: Engine) -> None:
+    count = text(
+        "INSERT INTO statistics (grain, kind, bucket, namespace, agent, outcome, count, microdollars) "
+        "SELECT grain, kind, date_trunc(grain, now() - ago, 'UTC'), 'default', 'A', outcome, count, dollars * 1000000 "
+        "FROM (VALUES ('hour', interval '0 h', 1), ('day', interval '0 d', 1), ('day', interval '5 d', 4)) g (grain, ago, n), "
+        "LATERAL (VALUES ('task', 'failed', n, 0), ('step', '', n, n)) w (kind, outcome, count, dollars)"
+    )
+    with database.begin() as connection:
+        connection.execute(count)
+    browser = logged_in()
+    for last, title, number, bars in (("24h", "24 hours", 1, 24), ("7d", "7 days", 5, 7), ("30d", "30 days", 5, 30)):
+        page = browser.get(f"/overview?last={last}").text
+        assert f"<h2>Failed in {title}</h2>" in page
+        assert quote(f"state:failed state:expired since:{last}") + f'">{number}</a>' in page
+        assert f'measure=dollars&amp;last={last}">${number}.00</a>' in page
+        assert "today $1.00" in page
+        assert page.partition("</svg>")[0].count("<rect") == bars
+    assert browser.get("/overview?last=1y").status_code == 422
 
 
 def test_overview_has_the_alerts_of_its_reader(logged_in: Open, client: Client, database: Engine) -> None:
