@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import patch
 from urllib.parse import quote
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import Engine, event, text
 
 from minions import Client
 from minions.errors import InvalidInput
-from orchestrator.pages import comparing, task_page
+from orchestrator.pages import acts, comparing, overview, task_page
 from shared.access.roles import MASK
 from shared.tasks import queries
 from tests.integration.api.conftest import Api
@@ -393,11 +394,31 @@ def test_links_to_lists_find_the_task(logged_in: Open, client: Client, database:
         assert all(namespace == "default" or "namespace%3Atheirs" in link for link in links)
 
 
+def test_unexpected_error_is_a_page_with_its_id(
+    logged_in: Open, site: Api, client: Client, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    browser = logged_in("operator")
+    token = hidden(browser.get("/account").text)["csrf_token"]
+    with patch.object(acts.api, "cancel_task", side_effect=RuntimeError("hunter2")):
+        sent = browser.post(f"/tasks/{uuid4()}/cancel", {"csrf_token": token})
+    with patch.object(overview, "_past", side_effect=RuntimeError("hunter2")):
+        shown = browser.get("/overview")
+    logged = capsys.readouterr().out + caplog.text
+    for page, advice in ((shown, "Try again"), (sent, "Check whether your change was made")):
+        assert (page.status_code, page.headers["content-type"]) == (500, "text/html; charset=utf-8")
+        assert advice in page.text
+        assert "hunter2" not in page.text
+        [error_id] = re.findall("error_id=([0-9a-f]{16})", page.text)
+        assert error_id in logged
+    assert "Back to the page" in sent.text
+
+
 def test_overview_has_a_time_range(logged_in: Open, client: Client, database: Engine) -> None:
     count = text(
         "INSERT INTO statistics (grain, kind, bucket, namespace, agent, outcome, count, microdollars) "
         "SELECT grain, kind, date_trunc(grain, now() - ago, 'UTC'), 'default', 'A', outcome, count, dollars * 1000000 "
-        "FROM (VALUES ('hour', interval '0 h', 1), ('day', interval '0 d', 1), ('day', interval '5 d', 4)) g (grain, ago, n), "
+        "FROM (VALUES ('hour', interval '0', 1), ('day', interval '0', 1), ('day', interval '5 d', 4)) "
+        "AS g (grain, ago, n), "
         "LATERAL (VALUES ('task', 'failed', n, 0), ('step', '', n, n)) w (kind, outcome, count, dollars)"
     )
     with database.begin() as connection:
