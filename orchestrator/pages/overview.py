@@ -16,7 +16,7 @@ from orchestrator.api.parameters import StrictQuery
 from orchestrator.observe import stats
 from orchestrator.observe.stats import Question
 from orchestrator.pages.access import Reading
-from orchestrator.pages.capabilities import counted_capabilities, oldest_pending
+from orchestrator.pages.capabilities import busiest, counted_capabilities, oldest_pending
 from orchestrator.pages.inbox import MOST_COUNTED, waiting_for_people
 from orchestrator.pages.rendering import Page, render
 from orchestrator.pages.rights import ALERTS, CAPABILITIES
@@ -25,6 +25,7 @@ from shared.access.actors import Key
 from shared.tasks import queries
 
 Recent = Literal["24h", "7d", "30d"]
+MOST_CAPABILITIES = 50
 FIRING = alerts.AlertPage(state="firing", limit=20)
 ENDED_BADLY = ("failed", "expired")
 PICTURE = (240, 40)
@@ -43,6 +44,7 @@ def show_overview(
 ) -> Response:
     """The overview."""
     listed = counted_capabilities(request, database, key) if CAPABILITIES.permits(key) else []
+    shown = listed and busiest(listed, MOST_CAPABILITIES)
     firing = alerts.list_alerts(FIRING, request, database, key) if ALERTS.permits(key) else None
     with database.connect() as connection:
         past = _past(connection, key, query.last)
@@ -52,7 +54,8 @@ def show_overview(
     return render(
         request,
         "overview.html",
-        capabilities=listed,
+        capabilities=shown,
+        capabilities_left=len(listed or ()) - len(shown or ()),
         oldest=oldest,
         alerts=firing,
         decisions=decisions,

@@ -130,8 +130,8 @@ def of_unexpected(request: Request, error: Exception) -> Response:
     return _problem(
         request,
         500,
-        f"This page failed unexpectedly. {advice}. If it fails again, report it with what the log of the orchestrator has "
-        f"under error_id={error_id}.",
+        f"This page failed unexpectedly. {advice}. If it fails again, report it with what the log of the orchestrator "
+        f"has under error_id={error_id}.",
     )
 
 
