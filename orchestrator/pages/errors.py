@@ -66,20 +66,19 @@ def list_errors(
         since=RANGES[query.last].begin(now),
         until=now,
         agent=query.agent or None,
-        limit=errors.MOST_KINDS,
+        state=list({"": SHOWN, "all": errors.STATES}.get(query.state, (query.state,))),
+        limit=MOST_SHOWN,
     )
     found = api.list_errors(asked, database, key)
     kinds = [ErrorKind.model_validate(item).model_dump() for item in found["items"]]
-    wanted = {"": SHOWN, "all": errors.STATES}.get(query.state, (query.state,))
-    shown = [kind for kind in kinds if kind["state"] in wanted]
     return render(
         request,
         "errors.html",
         query=query,
         ranges=RANGES,
-        kinds=shown[:MOST_SHOWN],
-        left_out=len(shown) - MOST_SHOWN,
-        hidden=len(kinds) - len(shown),
+        kinds=kinds,
+        left_out=found["kinds"] - len(kinds),
+        hidden=found["all_kinds"] - found["kinds"],
         total=found["tasks"],
         others=found["other_tasks"],
         age=found["age_seconds"],

@@ -98,7 +98,7 @@ def test_error_is_resolved_and_reopens_in_a_later_version(
     browser = logged_in("operator")
     address = f"/errors/{fingerprint}"
     assert fingerprint in browser.get("/errors").text
-    assert f'href="{address}"' in browser.get("/overview").text
+    assert f'href="{address}?last=24h"' in browser.get("/overview").text
     shown = browser.get(address).text
     assert ">open</span>" in shown
     assert "3 tasks have failed with it in the last 24 hours, 100 % of all failures" in shown
@@ -292,13 +292,15 @@ LONG_NAMES = """
             FROM generate_series(1, letters) $$;
     INSERT INTO statistics (grain, kind, bucket, namespace, agent, capability, tenant, outcome, count)
         SELECT 'hour', 'task', date_trunc('hour', now()), 'default', pg_temp.long_name(100, 26),
-               pg_temp.long_name(100, 26), pg_temp.long_name(255, 20000), 'failed', n FROM generate_series(1, 200) AS n;
+               pg_temp.long_name(100, 26), pg_temp.long_name(255, 20000), 'failed', n
+            FROM generate_series(1, 200) AS n;
     INSERT INTO workers (name, capabilities, slots, busy, pool, host, pid, version, last_seen)
-        SELECT pg_temp.long_name(100, 20000), ARRAY(SELECT pg_temp.long_name(100, 26) FROM generate_series(0, mod(n, 60))),
+        SELECT pg_temp.long_name(100, 20000),
+               ARRAY(SELECT pg_temp.long_name(100, 26) FROM generate_series(0, mod(n, 60))),
                50, 30, 'prefork', pg_temp.long_name(200, 20000), 1, '0', now() + interval '1 h'
             FROM generate_series(1, 60) AS n;
-    INSERT INTO pauses (name, scope, reason) SELECT pg_temp.long_name(100, 26), 'capability', pg_temp.long_name(500, 20000)
-        FROM generate_series(1, 200);
+    INSERT INTO pauses (name, scope, reason)
+        SELECT pg_temp.long_name(100, 26), 'capability', pg_temp.long_name(500, 20000) FROM generate_series(1, 200);
     INSERT INTO tasks (id, agent_name, agent_version_id, input, root_id, origin_id, depth)
         SELECT id, name, version, '{}', id, id, 0 FROM (SELECT minion_uuidv7() AS id, agent_name AS name,
             agent_version_id AS version FROM tasks LIMIT 1) t;
@@ -306,7 +308,8 @@ LONG_NAMES = """
         SELECT minion_uuidv7(), (SELECT max(id::text)::uuid FROM tasks), 1
             UNION ALL SELECT minion_uuidv7(), below.id, depth + 1 FROM below, generate_series(1, 2) WHERE depth < 7)
     INSERT INTO tasks (id, agent_name, agent_version_id, input, root_id, origin_id, depth, parent_id, parent_step)
-        SELECT below.id, pg_temp.long_name(100, 26), t.agent_version_id, '{}', t.id, below.id, below.depth, below.parent, 1
+        SELECT below.id, pg_temp.long_name(100, 26), t.agent_version_id, '{}', t.id, below.id, below.depth,
+               below.parent, 1
             FROM below, (SELECT * FROM tasks WHERE id = (SELECT max(id::text)::uuid FROM tasks)) AS t;
     INSERT INTO task_status (task_id, state, capability, claim, agent_name, rank, worker_id)
         SELECT id, 'running', 'x', 1, agent_name, 0, (SELECT id FROM workers ORDER BY id LIMIT 1) FROM tasks t
