@@ -312,6 +312,7 @@ def paths(engine: Engine) -> dict[str, str]:
         "webhook": "/webhooks/bench",
         "schedule": "/schedules/bench-1",
         "audit: act": "/audit?act=limit",
+        "audit: target": "/audit?target=77",
         "audit: no such actor": "/audit?actor=none",
         "agents": "/agents",
         "agent": "/agents/agent-7?a=1&b=100",

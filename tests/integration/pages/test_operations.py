@@ -423,6 +423,10 @@ def test_search_of_the_audit_log_is_bounded(logged_in: Open, client: Client) -> 
             pages += 1
             address = unescape(re.findall(r'rel="next" href="([^"]+)">Continue the search', page)[0])
         assert 2 <= pages <= 4
+        [target] = {row["target"] for row in client.audit() if row["act"] == "limit.set"}
+        found = browser.get("/audit", params={"target": target}).text
+        assert '<code class="whole">limit.set' in found, "the target has an index"
+        assert "Continue the search" not in found
     assert "Continue the search" not in browser.get("/audit?act=none").text
 
 
