@@ -102,6 +102,11 @@ def given(fields: Mapping[str, str], *names: str) -> dict[str, Any]:
     return {name: value for name, value in stripped.items() if value}
 
 
+def lines_of(fields: Mapping[str, str], name: str) -> list[str]:
+    """Return the lines of a field that are not empty."""
+    return [line.strip() for line in fields.get(name, "").splitlines() if line.strip()]
+
+
 def as_body(asked: Mapping[str, Any]) -> bytes:
     """Return the body of a request to the API."""
     return json.dumps(asked, ensure_ascii=False, allow_nan=False).encode()
