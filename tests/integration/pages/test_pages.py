@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 from urllib.parse import quote
@@ -315,6 +316,31 @@ def test_decision_about_something_else_is_refused_and_kept_in_the_form(
     assert wrong.status_code == 422
     assert "{&#39;do&#39;: 1}" in wrong.text
     assert client.get(asked).state == "waiting"
+
+
+def test_result_is_stated_in_a_form_made_from_its_schema(
+    logged_in: Open, client: Client, define: Any, tasks: Tasks, inline_worker: InlineWorker, tmp_path: Path
+) -> None:
+    properties = {"receipt": {"type": "string"}, "amount": {"type": "integer", "description": "In cents."}}
+    schema = {"type": "object", "properties": properties, "required": ["receipt"]}
+    define(
+        {**ACT, "effect": "unsafe", "output_schema": schema},
+        {"kind": "agent", "name": "clerk", "type": "function", "tool": "act", "config": {"capabilities": ["work"]}},
+    )
+    task = str(tasks.submit("clerk", {"do": "time out", "times": 1, "log": str(tmp_path / "calls")}))
+    inline_worker.run_due()
+    browser = logged_in("approver")
+    for path in (f"/inbox/{task}", f"/tasks/{task}"):
+        page = browser.get(path).text
+        assert ('name="argument.receipt"' in page, "In cents." in page, 'name="result"' in page) == (True, True, False)
+    form = {**hidden(page[page.index("/decide") :]), "verdict": "result", "argument.receipt": "42"}
+    refused = browser.post(f"/tasks/{task}/decide", {**form, "argument.amount": "much"})
+    assert refused.status_code == 422
+    assert "must be a whole number" in refused.text
+    assert 'value="much"' in refused.text
+    assert browser.post(f"/tasks/{task}/decide", {**form, "argument.amount": "7"}).status_code == 303
+    inline_worker.run_all()
+    assert client.get(task).output == {"receipt": "42", "amount": 7}
 
 
 def test_call_is_rejected_with_a_reason(
