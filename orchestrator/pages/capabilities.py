@@ -41,6 +41,8 @@ OLDEST = text(
     """
 )
 
+DONE = {"pause": "Paused. Running tasks continue, and no other starts.", "resume": "Resumed."}
+
 router = APIRouter(route_class=Page, include_in_schema=False)
 
 
@@ -76,7 +78,7 @@ def show_capabilities(
         advice=advice,
         wait_seconds=WANTED.wait_seconds,
         can_pause=RULES["POST /capabilities/pause"].permits(key),
-        done=query.done,
+        done=DONE.get(query.done),
         live="/capabilities/live",
     )
 

@@ -35,6 +35,12 @@ MOST_SHOWN = 100
 """Kinds of errors."""
 SHOWN = ("open", "reopened")
 
+DONE = {
+    "resolved": "Resolved. It opens again when a task fails with it.",
+    "ignored": "Ignored. The list of errors hides it.",
+    "open": "Opened again.",
+}
+
 router = APIRouter(route_class=Page, include_in_schema=False)
 
 
@@ -115,6 +121,7 @@ def show_error(
         trend=[(at, counted.get(at, 0)) for at in moments],
         picture=_picture(moments, counted, chosen.unit),
         unit=chosen.unit,
+        done=DONE.get(query.done),
         examples=_examples(database, key, query.namespace, fingerprint),
         can_decide=RULES["POST /errors/{fingerprint}/decide"].permits(key),
         replay_query=written_query({"error": fingerprint, "namespace": query.namespace}),
