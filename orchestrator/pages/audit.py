@@ -87,7 +87,7 @@ def _shown(request: Request, typed: Typed, **values: Any) -> Response:
 
 
 def _search(connection: Connection, chosen: AuditFilter, cursor: int | None) -> tuple[list[dict[str, Any]], int | None]:
-    """Return a page of rows and the cursor of the next one. Only a target has an index: else, few rows are searched."""
+    """Return a page of rows and the cursor of the next. An index finds a target; without one, few rows are searched."""
     first, last = connection.execute(ENDS).one()
     before = (last or 0) + 1 if cursor is None else cursor
     after = before - 1 - MOST_SEARCHED if chosen.target is None else 0

@@ -126,6 +126,7 @@ def show_error(
         can_decide=RULES["POST /errors/{fingerprint}/decide"].permits(key),
         replay_query=written_query({"error": fingerprint, "namespace": query.namespace}),
         can_replay="replay" in permitted_acts(key),
+        live="/errors/live",
     )
 
 

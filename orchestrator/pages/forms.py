@@ -21,7 +21,7 @@ from shared.access.actors import Key
 from shared.access.scope import LONGEST_NAME
 from shared.contracts.strict_json import parse
 from shared.contracts.strict_model import faults_of
-from shared.errors import InvalidInput, MinionError
+from shared.errors import InvalidInput, MinionError, UnknownAgent
 
 CORRECTABLE = (409, 422)
 AMOUNT = re.compile(r"[0-9]{1,15}(\.[0-9]{1,6})?")
@@ -86,7 +86,7 @@ def corrected(
     try:
         return act()
     except MinionError as error:
-        if error.status not in CORRECTABLE:
+        if error.status not in CORRECTABLE and not isinstance(error, UnknownAgent):
             raise
         return show(Typed(form, fields, error.message, error.status))
 

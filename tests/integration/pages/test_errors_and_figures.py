@@ -98,6 +98,7 @@ def test_error_is_resolved_and_reopens_in_a_later_version(
     browser = logged_in("operator")
     address = f"/errors/{fingerprint}"
     assert fingerprint in browser.get("/errors").text
+    assert 'data-stream="/errors/live"' in browser.get(address).text
     assert f'href="{address}?last=24h"' in browser.get("/overview").text
     shown = browser.get(address).text
     assert ">open</span>" in shown
