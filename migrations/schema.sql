@@ -233,6 +233,7 @@ ALTER TABLE ONLY audit_log
     ADD CONSTRAINT audit_log_position_key UNIQUE ("position");
 CREATE INDEX audit_log_act_idx ON audit_log USING btree (act, at);
 CREATE INDEX audit_log_namespace_idx ON audit_log USING btree (namespace, id);
+CREATE INDEX audit_log_target_idx ON audit_log USING btree (target, id);
 CREATE INDEX audit_log_unsealed_idx ON audit_log USING btree (id) WHERE ("position" IS NULL);
 CREATE TRIGGER audit_log_kept BEFORE DELETE OR UPDATE ON audit_log FOR EACH ROW EXECUTE FUNCTION minion_keep_audit_row();
 CREATE TRIGGER audit_log_not_emptied BEFORE TRUNCATE ON audit_log FOR EACH STATEMENT EXECUTE FUNCTION minion_keep_audit();

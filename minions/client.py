@@ -269,7 +269,7 @@ class Client(Operations, BulkActs, Alerts, Files, Keys, Audit, Memories):
         """Yield all matching tasks, the newest first; pages are loaded as they are read.
 
         Args:
-            query: filters in one text, like `agent:triage state:failed since:1d`.
+            query: filters in one text, like `agent:triage state:failed since:1d cost:>0.5`.
             error_fingerprint: only tasks that failed with this kind of error: see `dead_letters`.
             unreplayed: only tasks without a replay.
             outputs: include the outputs.

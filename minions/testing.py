@@ -14,9 +14,9 @@ It supports streams and plain replies, token counting, errors, and streams that 
 API itself refuses (blank texts, errors of tools without a text, misplaced system messages, too many cache marks or in a
 wrong order, tools whose schema is not that of an object, schemas that cannot constrain a model, forced tools beside
 thinking, features without their beta header or with values out of bounds, images and documents of a wrong type or size,
-tool calls without results, citations beside a format, tools of the
-API that the model does not take) get a 400. Tools that the API runs are supported: `said(web_search("boats"), …)`. Requests with `diagnostics` are compared with the
-previous one, as the API does.
+tool calls without results, citations beside a format, tools of the API that the model does not take) get a 400.
+Requests with `diagnostics` are compared with the previous one, as the API does. Tools that the API runs are supported:
+`said(web_search("boats"), …)`.
 Message Batches are supported too, with their faults: see `MessagesApi.batch_faults` and `MessagesApi.hold_batches`.
 The same script answers the Chat Completions API, at `api.chat_url`, and the platforms of Claude: Google Cloud, Amazon
 Bedrock and Microsoft Foundry, whose addresses end like that of the Messages API.

@@ -8,7 +8,7 @@ from alembic import op
 from migrations.sql import run_file
 
 revision = "0018"
-down_revision = "0016"
+down_revision = "0017"
 branch_labels = None
 depends_on = None
 PHASE = "before"

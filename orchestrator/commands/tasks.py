@@ -121,7 +121,7 @@ def follow(
 
 
 def tasks(
-    query: list[str] | None = typer.Argument(None, help="Filters, such as: agent:triage state:failed since:1d"),
+    query: list[str] | None = typer.Argument(None, help="Filters, such as: agent:triage since:1d 'cost:>0.5'"),
     state: list[State] = typer.Option(
         [], "--state", "-s", metavar="STATE", help="Only tasks in this state; may be repeated."
     ),

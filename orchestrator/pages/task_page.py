@@ -25,7 +25,7 @@ from orchestrator.pages.comparing import MOST_STEPS, comparison_of
 from orchestrator.pages.conversation import turns_of
 from orchestrator.pages.decision_form import decision_of
 from orchestrator.pages.graph import graph, nodes_of
-from orchestrator.pages.moves import permitted
+from orchestrator.pages.moves import DONE, permitted
 from orchestrator.pages.rendering import Page, render
 from orchestrator.pages.snippets import snippets_of
 from orchestrator.pages.timeline import Window, timeline
@@ -97,7 +97,7 @@ def show_task(
         can=permitted(key),
         decision=decision_of(database, task_id, why, key),
         snippets=snippets_of(request, task),
-        done=query.done,
+        done=DONE.get(query.done),
         live=None if ended else f"/tasks/{task_id}/live?after={seen[0] if seen else 0}",
         after=query.after,
         zoomed=query.window is not None,

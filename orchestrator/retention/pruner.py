@@ -1,4 +1,4 @@
-"""The pruner: periodically deletes tasks, files, memory and rows of the audit log that are older than their retention."""
+"""The pruner: periodically deletes what is older than its retention: tasks, files, memory, audit rows."""
 
 from __future__ import annotations
 
