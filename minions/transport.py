@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
@@ -61,6 +62,8 @@ class Transport:
                     *([(b"Minion-Actor", actor.encode())] if actor else []),
                 ],
                 timeout=timeout,
+                # Reading the certificates takes longer than a request, and http:// needs none.
+                verify=address.scheme == "https" or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
                 # A proxy from the environment cannot reach addresses of this machine.
                 trust_env=address.host not in LOOPBACK,
             )

@@ -10,7 +10,6 @@ from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
-import sentry_sdk
 import structlog
 from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy.exc import DBAPIError
@@ -31,6 +30,7 @@ from shared.notifications import publish_finished, publish_progress
 from shared.tasks import batches, lifecycle
 from shared.tasks.records import ExecutionResult
 from shared.tasks.states import State
+from shared.telemetry import report
 from workers import journal as journals
 from workers import retries, time_limits
 from workers.claiming import claim_task
@@ -157,7 +157,7 @@ def perform(task: ClaimedTask, journal: Journal, meter: Meter, limits: Sequence[
         raise
     except Exception as error:
         log.exception("failed_unexpectedly")
-        sentry_sdk.capture_exception(error)
+        report(error)
         return Failed(UnexpectedError(f"{type(error).__name__} in the minion; its log has the details."))
 
 
