@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from genai_prices import Usage
 
 from shared.errors import NotConfigured
 from shared.model_prices import has_price, price_of
@@ -138,9 +139,9 @@ def test_unknown_provider_is_named_with_a_similar_one() -> None:
 
 def test_operators_price_precedes_the_list() -> None:
     priced = provider(**OPENAI, prices={"gpt-5": {"input": 1, "output": 2, "cached_input": 0.5}, "*": FREE})
-    used = {"input_tokens": 3_000_000, "output_tokens": 1_000_000, "cache_read_tokens": 1_000_000}
-    assert float(price_of(priced, "gpt-5", **used)) == 2 * 1 + 0.5 + 2
-    assert float(price_of(priced, "other", **used)) == 0
+    used = Usage(input_tokens=3_000_000, output_tokens=1_000_000, cache_read_tokens=1_000_000)
+    assert float(price_of(priced, "gpt-5", used)) == 2 * 1 + 0.5 + 2
+    assert float(price_of(priced, "other", used)) == 0
 
 
 FREE = {"input": 0, "output": 0}
@@ -151,7 +152,7 @@ def test_list_has_the_prices_of_known_addresses() -> None:
         provider(**OPENAI, **url)
         for url in ({}, {"url": "https://api.groq.com/openai/v1"}, {"url": "http://10.0.0.1/v1"})
     )
-    assert float(price_of(openai, "gpt-5", input_tokens=1_000_000)) == 1.25
+    assert float(price_of(openai, "gpt-5", Usage(input_tokens=1_000_000))) == 1.25
     assert (has_price(groq, "qwen/qwen3-32b"), has_price(own, "gpt-5")) == (True, False)
     with pytest.raises(LookupError):
-        price_of(own, "gpt-5", input_tokens=1)
+        price_of(own, "gpt-5", Usage(input_tokens=1))

@@ -17,6 +17,7 @@ MODEL = "claude-opus-5-5"
 CALLS = [{"type": "tool_use", "id": str(number), "name": "f", "input": {}} for number in range(12)]
 RESULTS = [{"type": "tool_result", "tool_use_id": str(number), "content": "1"} for number in range(12)]
 THOUGHT = {"type": "thinking", "thinking": "x", "signature": "y"}
+DOCUMENT = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "A deed."}}
 TOOLS = [{"name": "f", "input_schema": {"type": "object"}}, {"name": "g", "input_schema": {"type": "object"}}]
 SYSTEM = [{"type": "text", "text": "Be brief."}]
 
@@ -58,7 +59,7 @@ def marks(messages: list[dict[str, Any]]) -> list[tuple[int, int]]:
         ([("user", "a"), ("assistant", [THOUGHT])], [(0, 0)]),
         ([("user", "a"), ("assistant", [{"type": "text", "text": "b"}, THOUGHT])], [(0, 0), (1, 0)]),
         ([("assistant", "a")], [(0, 0)]),
-        ([("user", [{"type": "text", "text": "a"}, {"type": "document", "source": {}}])], [(0, 1)]),
+        ([("user", [{"type": "text", "text": "a"}, DOCUMENT])], [(0, 1)]),
     ],
 )
 def test_ends_of_this_request_and_the_previous_one_are_marked(turns: Any, places: Any) -> None:
