@@ -709,6 +709,8 @@ def _feature_fault(headers: dict[str, str], body: dict[str, Any]) -> str | None:
             return "context_management: Extra inputs are not permitted"
         if kind.startswith("clear_thinking_") and number:
             return f"{place}: `{kind}` strategy must be first in the list"
+        if kind.startswith("clear_thinking_") and body.get("thinking", {}).get("type") == "disabled":
+            return f"{place}: `{kind}` strategy requires `thinking` to be enabled or adaptive"
         tokens = (edit.get("trigger") or {}).get("value", LEAST_COMPACTION)
         if kind.startswith("compact_") and tokens < LEAST_COMPACTION:
             return f"{place}.trigger.value: Input should be greater than or equal to {LEAST_COMPACTION}"

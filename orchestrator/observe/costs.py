@@ -1,7 +1,7 @@
 """What model calls cost, by agent, model, tenant, tool and more, and what they would cost otherwise.
 
-All but the costs of sub-tasks comes from the statistics. A tool that calls another agent costs what its sub-tasks cost,
-with everything below them: that is read from the latest sub-tasks of the time range, up to `MOST_SUBTASKS`.
+The figures come from the statistics, except those of tools that call agents. Such a tool costs what its sub-tasks cost,
+with everything below them. They are read from the latest sub-tasks of the time range, up to `MOST_SUBTASKS`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from genai_prices import Usage
 from sqlalchemy import Connection, bindparam, text
@@ -23,7 +23,6 @@ from shared.model_usage import IN_A_BATCH
 from shared.tasks.queries import first_id_at
 
 By = Literal["namespace", "agent", "version", "capability", "key", "model", "tool", "hour", "day"]
-BY: tuple[By, ...] = get_args(By)
 TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
 MOST_SUBTASKS = 10_000
 
@@ -42,9 +41,10 @@ SUBTASKS = text(
         SELECT c.child_id, t.agent_name AS agent, w.name AS tool FROM called c
             JOIN tasks t ON t.id = c.task_id JOIN task_status s ON s.task_id = t.id
             JOIN agent_versions v ON v.id = t.agent_version_id
-            JOIN agent_version_tools l ON l.agent_version_id = v.id
-            JOIN tool_versions w ON w.id = l.tool_version_id
-                AND w.definition->>'type' = 'agent' AND w.definition->>'agent' = c.name
+            JOIN LATERAL (
+                SELECT w.name FROM agent_version_tools l JOIN tool_versions w ON w.id = l.tool_version_id
+                    WHERE l.agent_version_id = v.id AND w.definition->>'type' = 'agent'
+                      AND w.definition->>'agent' = c.name ORDER BY l.position LIMIT 1) w ON true
             WHERE (CAST(:namespace AS text) IS NULL OR t.namespace = :namespace)
               AND (CAST(:agent AS text) IS NULL OR t.agent_name = :agent)
               AND (CAST(:version AS integer) IS NULL OR v.number = :version)
@@ -62,12 +62,13 @@ SUBTASKS = text(
         SELECT tree.call, sum(e.cost_microdollars) AS microdollars, sum(e.input_tokens) AS input_tokens,
                sum(e.output_tokens) AS output_tokens
             FROM tree JOIN executions e ON e.task_id = tree.id GROUP BY tree.call
+    ), tools AS (
+        SELECT c.agent, c.tool, count(*) AS made, COALESCE(sum(s.microdollars), 0)::bigint AS microdollars,
+               COALESCE(sum(s.input_tokens), 0)::bigint AS input_tokens,
+               COALESCE(sum(s.output_tokens), 0)::bigint AS output_tokens
+            FROM calls c LEFT JOIN spent s ON s.call = c.child_id GROUP BY 1, 2
     )
-    SELECT c.agent, c.tool, count(*) AS made, COALESCE(sum(s.microdollars), 0)::bigint AS microdollars,
-           COALESCE(sum(s.input_tokens), 0)::bigint AS input_tokens,
-           COALESCE(sum(s.output_tokens), 0)::bigint AS output_tokens,
-           (SELECT count(*) FROM called) AS looked_at
-        FROM calls c LEFT JOIN spent s ON s.call = c.child_id GROUP BY 1, 2
+    SELECT n.found, tools.* FROM (SELECT count(*) AS found FROM called) n LEFT JOIN tools ON true
     """
 ).bindparams(*(bindparam(name, type_=ARRAY(TEXT)) for name in ("only_agents", "only_capabilities")))
 
@@ -205,9 +206,10 @@ def _read_subtasks(
     ids = {"first": first_id_at(values["since"]), "after": first_id_at(values["until"])}
     rows = connection.execute(SUBTASKS, {**values, **ids, "most": MOST_SUBTASKS + 1}).all()
     for row in rows:
-        group = tuple(getattr(row, name) for name in by)
-        groups[group].add(row.made, row.microdollars, (row.input_tokens, row.output_tokens, 0, 0))
-    return any(row.looked_at > MOST_SUBTASKS for row in rows)
+        if row.tool is not None:
+            group = tuple(getattr(row, name) for name in by)
+            groups[group].add(row.made, row.microdollars, (row.input_tokens, row.output_tokens, 0, 0))
+    return int(rows[0].found) > MOST_SUBTASKS
 
 
 def _usage(sums: _Sums) -> Usage:

@@ -112,6 +112,13 @@ class ContextManagement(Strict):
         if any(edit.type != COMPACT for edit in self.edits):
             yield BETA_OF_CLEARING
 
+    def tool_names(self) -> Iterator[str]:
+        """Yield the names of tools in the edits."""
+        for edit in self.edits:
+            if isinstance(edit, ClearToolUses):
+                yield from edit.exclude_tools or ()
+                yield from edit.clear_tool_inputs if isinstance(edit.clear_tool_inputs, list) else ()
+
     def as_sent(self) -> dict[str, Any]:
         """Return it in the form of the API."""
         return self.model_dump(exclude_none=True)

@@ -360,8 +360,16 @@ class AgentDefinition(Definition):
         if fault := tool_search_misfit(str(self.model)):
             raise ValueError(f"tool_search: {fault}")
 
+        if (edits := self.config.context_management) is not None:
+            for name in edits.tool_names():
+                if name not in self._tool_names():
+                    raise ValueError(f"context_management names {name!r}, which is not one of the agent's tools")
+
+    def _tool_names(self) -> list[str]:
+        return [reference.partition("@")[0] for reference in self.tools]
+
     def _check_tool_choice(self, choice: ToolChoice) -> None:
-        names = [reference.partition("@")[0] for reference in self.tools]
+        names = self._tool_names()
         if not names:
             raise ValueError("tool_choice must come with `tools`")
         if choice.name is not None and choice.name not in names:

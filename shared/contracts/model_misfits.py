@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from shared.contracts import sampling
+from shared.contracts.context_edits import CLEAR_THINKING
 from shared.contracts.model_features import can_be_fast, takes_task_budget
 from shared.contracts.sampling import AUTO, OFFLINE
 
@@ -36,11 +37,14 @@ def _faults(model: str, config: AgentConfig) -> Iterator[str]:
             yield "`speed: fast` is not possible in batches: remove `speed` or `lane`"
     if config.speed is not None and not can_be_fast(model):
         yield _misfit(model, "speed")
+    edits = config.context_management
+    if edits is not None and config.thinking == "disabled" and edits.edits[0].type == CLEAR_THINKING:
+        yield f"context_management with {CLEAR_THINKING} must not come with `thinking: disabled`"
     for each in (model, *config.fallback_models):
         if config.task_budget and not takes_task_budget(each):
             yield _misfit(each, "task_budget")
-        if config.context_management is not None:
-            for edit in config.context_management.misfits(each):
+        if edits is not None:
+            for edit in edits.misfits(each):
                 yield _misfit(each, f"context_management with {edit}")
 
 

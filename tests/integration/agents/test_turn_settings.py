@@ -378,6 +378,11 @@ def test_other_unknown_field_is_no_reason_to_send_no_diagnostics(
         ({"config": {**COMPACT, "lane": "batch"}}, "calls in batches do not have"),
         ({"config": {**COMPACT, "fallback_models": ["claude-haiku-4-5"]}}, "'claude-haiku-4-5' is not known"),
         ({"config": {"context_management": {"edits": []}}}, "edits"),
+        ({"config": {"context_management": EDITS}}, "names 'echo', which is not one of the agent's tools"),
+        (
+            {"config": {"context_management": {"edits": EDITS["edits"][:1]}, "thinking": "disabled"}},
+            "must not come with .thinking: disabled.",
+        ),
         ({"config": {"context_management": {"edits": EDITS["edits"][::-1]}}}, "as its first edit"),
         ({"config": {"context_management": {"edits": EDITS["edits"][:1] * 2}}}, "each type of edit once"),
         (

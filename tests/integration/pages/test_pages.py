@@ -18,7 +18,7 @@ from minions import Client
 from minions.errors import InvalidInput
 from orchestrator.pages import acts, comparing, overview, task_page
 from shared.access.roles import MASK
-from shared.tasks import queries
+from shared.tasks import lifecycle, queries
 from tests.integration.api.conftest import Api
 from tests.integration.api.test_alerts import add
 from tests.integration.api.test_boundaries import define_in
@@ -469,3 +469,26 @@ def test_overview_has_the_alerts_of_its_reader(logged_in: Open, client: Client, 
     assert "\\u001b[31mtheirs" in logged_in("viewer").get("/overview").text
     assert "namespace%3Atheirs" in logged_in("viewer").get("/overview").text
     assert shown["threat"] in logged_in("admin").get("/overview").text
+
+
+def test_pages_say_what_a_turn_paid_for_again(logged_in: Open, driver: LifecycleDriver) -> None:
+    task = driver.run("A")
+    miss = {"type": "tools_changed", "cache_missed_input_tokens": 41_000}
+    step = {
+        "number": 1,
+        "kind": "model_call",
+        "name": "claude-opus-5",
+        "status": "finished",
+        "effect": "idempotent",
+        "request_hash": "1",
+        "output": {"content": [], "instead_of": {"model": "<b>claude</b>", "reason": "refusal", "message": ""}},
+        "usage": {"input_tokens": 50_000, "output_tokens": 3, "cache_miss": miss},
+        "started_at": "2026-11-29T12:00:00+00:00",
+        "finished_at": "2026-11-29T12:00:02+00:00",
+    }
+    driver.call(lifecycle.write_steps, task, 1, [step])
+    note = "paid 41,000 tokens again because the tools changed"
+    assert note in logged_in("author").get(f"/tasks/{task}").text
+    page = logged_in("author").get(f"/tasks/{task}/steps/1").text
+    assert note in page
+    assert "instead of &lt;b&gt;claude&lt;/b&gt;, which refused to answer" in page
