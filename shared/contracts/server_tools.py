@@ -24,7 +24,7 @@ FIRST_WITH_FILTER: Version = (4, 6)
 """First models that filter what they find on the web by code, before they read it."""
 FIRST_WITH_REPL: Version = (4, 5)
 
-Domain = Annotated[str, StringConstraints(pattern=r"^[a-z0-9*_-]+(\.[a-z0-9_-]+)+(/\S*)?$", max_length=500)]
+Domain = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]+(\.[a-z0-9_-]+)+(/[\x21-\x7e]*)?$", max_length=500)]
 Uses = Annotated[int, Field(ge=1, le=1000)]
 ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 

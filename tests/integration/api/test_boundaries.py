@@ -63,6 +63,8 @@ QUERIES: dict[str, dict[str, str]] = {
     "DELETE /v1/stops": {"scope": "agent", "name": "none"},
     "DELETE /v1/budgets": {"scope": "agent", "name": "none", "period": "day"},
     "DELETE /v1/sessions": {"user": "none"},
+    "GET /v1/memory/{store_id}/file": {"path": "/memories/theirs"},
+    "DELETE /v1/memory/{store_id}/file": {"path": "/memories/theirs"},
 }
 BOUNDS: dict[str, dict[str, Any]] = {
     "namespace": {"namespace": "ours"},
@@ -73,7 +75,30 @@ BOUNDS: dict[str, dict[str, Any]] = {
 }
 LISTS = ("tasks", "schedules", "webhooks", "keys", "stops", "silences")
 """What a key creates by POST."""
-IDS = ("task_id", "delivery_id", "key", "session_id", "alert_id", "silence_id", "fingerprint", "bulk_act_id")
+IDS = (
+    "task_id",
+    "delivery_id",
+    "key",
+    "session_id",
+    "alert_id",
+    "silence_id",
+    "fingerprint",
+    "bulk_act_id",
+    "store_id",
+)
+MEMORY = text(
+    """
+    WITH store AS (
+        INSERT INTO memory_stores (namespace, tool, per, owner, key, changes)
+            VALUES (:namespace, 'notes', 'tenant', 'theirs', 'theirs', 1) RETURNING id
+    ), change AS (
+        INSERT INTO memory_changes (store_id, number, command, path, made_by, result)
+            SELECT id, 1, 'create', '/memories/theirs', 'Theirs', '' FROM store RETURNING store_id, path
+    )
+    INSERT INTO memory_versions (store_id, path, number, content, bytes)
+        SELECT store_id, path, 1, 'theirs', 6 FROM change RETURNING store_id
+    """
+)
 # What an endpoint writes under a name that its caller chooses.
 CREATES = {"PUT /v1/schedules/{name}", "PUT /v1/pauses/{scope}/{name}", "PUT /v1/limits/{scope}/{name}"}
 
@@ -168,6 +193,7 @@ class World:
     alert: str
     silence: str
     bulk_act: str
+    store: str
 
     def foreign(self) -> Iterator[dict[str, str]]:
         """Path parameters that name things out of reach."""
@@ -176,7 +202,7 @@ class World:
         for task, name in zip(written, named, strict=True):
             ids = {"task_id": task, "delivery_id": self.delivery, "key": self.key, "session_id": self.session}
             ids |= {"alert_id": self.alert, "silence_id": self.silence, "fingerprint": THEIR_ERROR}
-            ids |= {"bulk_act_id": self.bulk_act}
+            ids |= {"bulk_act_id": self.bulk_act, "store_id": self.store}
             yield {**ids, "scope": "agent", "name": name}
 
 
@@ -243,13 +269,14 @@ def world(request: pytest.FixtureRequest, client: Client, database: Engine) -> W
             ),
             {"namespace": namespace},
         )
+        store = connection.scalar(MEMORY, {"namespace": namespace})
         failed = client.submit("Theirs", {"of": "theirs"}, **fields).id
         fail(connection, failed, namespace)
     silence = client.add_silence(
         until=datetime.fromisoformat(SOON), reason="theirs", agent="Theirs", rule="unserved", namespace=namespace
     )["id"]
     bulk_act = client.start_bulk_act("cancel", "agent:Theirs namespace:" + namespace)["id"]
-    ids = (str(delivery), key["id"], str(session), str(alert), silence, bulk_act)
+    ids = (str(delivery), key["id"], str(session), str(alert), silence, bulk_act, str(store))
     return World(namespace, own, [pending, ended], own_task, *ids)
 
 
@@ -291,6 +318,8 @@ def stored(database: Engine, world: World) -> str:
         "alert_silences": "reason = 'theirs'",
         "error_states": "reason = 'theirs'",
         "bulk_acts": "query LIKE '%Theirs%'",
+        "memory_stores": "owner = 'theirs'",
+        "memory_versions": "path LIKE '%theirs%'",
     }
     values = {"namespace": world.namespace, "tasks": world.tasks, "delivery": world.delivery}
     with database.connect() as connection:
