@@ -97,9 +97,9 @@ class OfferedTools:
         tool = spec.api_tool
         if not isinstance(tool, WebTool) or tool.max_uses_per_task is None:
             return spec
-        left = tool.max_uses_per_task - self._used[spec.name]
         # A call that has begun is made in the next turn, for which the API needs the tool.
-        left = max(left, spec.name in self._pending)
+        least = 1 if spec.name in self._pending else 0
+        left = max(least, tool.max_uses_per_task - self._used[spec.name])
         return replace(spec, api_tool=tool.model_copy(update={"max_uses": min(tool.max_uses, left)})) if left else None
 
 

@@ -174,6 +174,7 @@ def test_agent_is_refused_where_its_model_cannot_honour_a_tool(
     [
         ({"type": "web_search", "description": "Searches"}, "must not have description: the API defines it"),
         ({"type": "code_execution", "approval": True}, "must not have approval: the API defines it"),
+        ({"type": ["web_search"]}, "type: Input must be"),
         ({"type": "memory"}, "type: memory needs `memory:` with its settings"),
         ({"type": "memory", "memory": {"per": "tenant"}, "cache": "1h"}, "must not have cache"),
         ({"type": "web_search", "web_search": {"max_uses": 0}}, "greater than or equal to 1"),
@@ -244,6 +245,13 @@ def test_search_that_was_paused_keeps_its_tool(ask: Any, agent_with: Any) -> Non
     task, requests = ask(said(web_search("a", NEWS), [asked], stop_reason="pause_turn"), said([result], "Found."))
     assert task["state"] == "succeeded", task["error"]
     assert [request["tools"][0]["max_uses"] for request in requests] == [1, 1]
+
+
+def test_tool_that_was_used_too_often_is_left_out(ask: Any, agent_with: Any) -> None:
+    agent_with(tool("web_search", max_uses_per_task=1), others=["echo"])
+    found = [web_search(name, NEWS) for name in ("a", "b", "c")]
+    _, requests = ask(said(*found, stop_reason="pause_turn"), testing.text("Done."))
+    assert [each["name"] for each in requests[1]["tools"]] == ["echo"]
 
 
 def test_limit_holds_when_the_task_runs_again(
