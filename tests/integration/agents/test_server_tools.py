@@ -309,7 +309,7 @@ def test_expired_container_is_replaced(ask: Any, agent_with: Any, messages_api: 
         testing.text("Done."),
     )
     assert task["output"] == {"content": "Done."}, task["error"]
-    # The second turn is refused, and made again without the container; the third does not send it again.
+    # The second turn is refused, and repeated without the container; the third does not send it again.
     assert [request.get("container") for request in requests] == [None, "container_1", None, None]
 
 
