@@ -184,9 +184,10 @@ def _type_fault(kind: str, tool: dict[str, Any], model: str) -> str | None:
 def _faults_of_blocks(body: dict[str, Any]) -> Iterator[str]:
     names = {tool.get("name") for tool in body.get("tools", ())}
     messages = body.get("messages", [])
-    for number, message in enumerate(messages):
-        blocks = [block for block in message.get("content", ()) if isinstance(block, dict)]
-        answered = {block.get("tool_use_id") for block in blocks}
+    said = [[block for block in message.get("content", ()) if isinstance(block, dict)] for message in messages]
+    # The rest of a paused turn is in the next message.
+    answered = {block.get("tool_use_id") for blocks in said for block in blocks}
+    for number, blocks in enumerate(said):
         for index, block in enumerate(blocks):
             if fault := _block_fault(block, names):
                 yield f"messages.{number}.content.{index}{fault}"

@@ -69,10 +69,10 @@ class OfferedTools:
         limited = [spec.name for spec in self.specs if isinstance(spec.api_tool, WebTool)]
         uses = {name: count for name in limited if (count := _uses(reply, name))}
         recorded: dict[str, Any] = {"server_tool_uses": uses} if uses else {}
-        if (told := reply.container) is not None:
-            known = self._container if told["id"] == self._container.get("id") else {}
+        if (container := reply.container) is not None:
+            known = self._container if container["id"] == self._container.get("id") else {}
             since = known.get("since") or datetime.now(UTC).isoformat()
-            recorded["container"] = {**told, "since": since} if told["id"] else told
+            recorded["container"] = {**container, "since": since} if container["id"] else container
         return recorded
 
     def note(self, reply: dict[str, Any]) -> None:
@@ -97,9 +97,9 @@ class OfferedTools:
         tool = spec.api_tool
         if not isinstance(tool, WebTool) or tool.max_uses_per_task is None:
             return spec
-        left = tool.max_uses_per_task - self._used[spec.name]
         # A call that has begun is made in the next turn, for which the API needs the tool.
-        left = max(left, spec.name in self._pending)
+        least = 1 if spec.name in self._pending else 0
+        left = max(least, tool.max_uses_per_task - self._used[spec.name])
         return replace(spec, api_tool=tool.model_copy(update={"max_uses": min(tool.max_uses, left)})) if left else None
 
 

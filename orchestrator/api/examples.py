@@ -80,6 +80,7 @@ VALUES: dict[str, Any] = {
     "namespace": "default",
     "outcome": "succeeded",
     "output": {"queue": "billing"},
+    "path": "/memories/notes.md",
     "pid": 4711,
     "pool": "prefork",
     "rate": 100,
@@ -149,7 +150,7 @@ def add_to(document: dict[str, Any]) -> dict[str, Any]:
             operation = item[method]
             for parameter in operation.get("parameters", ()):
                 # The query of a removal may name what is removed.
-                if parameter["in"] == "path" or (method == "delete" and parameter["in"] == "query"):
+                if parameter.get("required") or (method == "delete" and parameter["in"] == "query"):
                     parameter["example"] = _example(parameter["schema"], parameter["name"], schemas)
             if content := operation.get("requestBody", {}).get("content", {}).get("application/json"):
                 content["example"] = REQUESTS.get((method, path)) or _example(content["schema"], "", schemas)

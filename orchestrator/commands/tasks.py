@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 
 from minions import Client, Task, TaskSummary
 from minions.transport import PAGE
+from orchestrator import server_tools
 from orchestrator.commands.client import ACTOR, connect
 from orchestrator.commands.following import print_lines, show_events
 from orchestrator.commands.output import (
@@ -189,6 +191,8 @@ def show(task_id: str = TASK, as_json: bool = AS_JSON) -> None:
             console.print(f"Step {step['number']} chose {_decision(step['output'])}")
         for note in notes_of(step):
             console.print(f"Step {step['number']}: {note}")
+        for line in _server_tool_uses(step.get("output")):
+            console.print(f"Step {step['number']}: {line}")
     console.print()
     print_table(
         ("claim", "outcome", "worker", "started", "finished", "cpu s", "error"),
@@ -371,6 +375,13 @@ def _approvals(approvals: dict[str, Any]) -> str:
 def _row(task: TaskSummary, *, outputs: bool) -> tuple[Any, ...]:
     row = (task.id, task.agent, task.state, task.capability, task.attempts, task.created_at, task.finished_at)
     return (*row, _shorten(task.output, 60)) if outputs else row
+
+
+def _server_tool_uses(output: Any) -> Iterator[str]:
+    """Yield what the API did by itself in a model call, one line each."""
+    for use in server_tools.uses_in(output.get("content") if isinstance(output, dict) else None):
+        answer = "" if use.answer is None else f" → {_shorten(use.answer, 200)}"
+        yield one_line(f"{use.act}: {_shorten(use.asked, 300)}{' failed' if use.failed else ''}{answer}")
 
 
 def _decision(chosen: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from orchestrator import server_tools
 from shared.contracts.content import OUR_FILE, describe
 from shared.contracts.media import IMAGE_TYPES
 
@@ -57,6 +58,11 @@ def _blocks(content: Any) -> Iterator[dict[str, Any]]:
             yield from _blocks(block["content"])
         elif kind == "tool_result":
             yield _block("result", "Error of the call" if block.get("is_error") else "Result", _result(block))
+        elif kind == "server_tool_use":
+            yield _block("call", server_tools.act_of(block), server_tools.asked_of(block))
+        elif isinstance(block, dict) and server_tools.is_answer(block):
+            answer, failed = server_tools.answer_of(block)
+            yield _block("result", "Error of the API" if failed else "Result", answer)
         else:
             yield _block("text", "", block)
 

@@ -539,7 +539,8 @@ class ToolDefinition(Definition):
     @classmethod
     def _settings_may_be_left_out(cls, data: Any) -> Any:
         """Fill in the settings of a tool that the API runs: all of them have defaults."""
-        if isinstance(data, dict) and (kind := data.get("type")) in RUN_BY_API and data.get(kind) is None:
+        kind = data.get("type") if isinstance(data, dict) else None
+        if isinstance(kind, str) and kind in RUN_BY_API and data.get(kind) is None:
             return {**data, kind: {}}
         return data
 

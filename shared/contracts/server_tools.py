@@ -24,12 +24,20 @@ FIRST_WITH_FILTER: Version = (4, 6)
 """First models that filter what they find on the web by code, before they read it."""
 FIRST_WITH_REPL: Version = (4, 5)
 
-Domain = Annotated[str, StringConstraints(pattern=r"^[a-z0-9*_-]+(\.[a-z0-9_-]+)+(/\S*)?$", max_length=500)]
+Domain = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]+(\.[a-z0-9_-]+)+(/[\x21-\x7e]*)?$", max_length=500)]
 Uses = Annotated[int, Field(ge=1, le=1000)]
 ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
-class ApiTool(Strict):
+class Settings(Strict):
+    """Settings, of which only those that are set are stored, so that a release can read what a later one stores."""
+
+    @model_serializer(mode="wrap")
+    def _what_is_set(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in serialize(self).items() if value is not None}
+
+
+class ApiTool(Settings):
     """Settings of a tool that the API defines.
 
     Attributes:
@@ -39,11 +47,6 @@ class ApiTool(Strict):
 
     NAME: ClassVar[str]
     RUN_BY_API: ClassVar[bool] = True
-
-    @model_serializer(mode="wrap")
-    def _what_is_set(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out settings that are not set, so that a release can read what a later one stores."""
-        return {name: value for name, value in serialize(self).items() if value is not None}
 
     def version(self, model: str) -> str:
         """Return the `type` of the newest version that a model takes."""
@@ -64,7 +67,10 @@ class WebTool(ApiTool):
         blocked_domains: these domains never.
         dynamic_filtering: the model filters what it finds by code, before it reads it; None: if it can.
         response_inclusion: `excluded`: results that code has filtered are not in the answer.
+        NEED_FILTER: settings that only models which filter take.
     """
+
+    NEED_FILTER: ClassVar[tuple[str, ...]] = ("dynamic_filtering", "response_inclusion")
 
     max_uses: Uses = 5
     max_uses_per_task: Annotated[int, Field(ge=1, le=100_000)] | None = None
@@ -91,10 +97,8 @@ class WebTool(ApiTool):
                 return f"the model {model!r} cannot honour {', '.join(needs)}"
         return None
 
-    NEED_FILTER: ClassVar[tuple[str, ...]] = ("dynamic_filtering", "response_inclusion")
 
-
-class UserLocation(Strict):
+class UserLocation(Settings):
     """Where the user is, approximately."""
 
     city: str | None = Field(None, min_length=1, max_length=255)
@@ -104,7 +108,7 @@ class UserLocation(Strict):
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
-        if not self.model_dump(exclude_none=True):
+        if not self.model_dump():
             raise ValueError("user_location must have city, region, country or timezone")
         return self
 
@@ -121,7 +125,7 @@ class WebSearch(WebTool):
         return "web_search_20260318" if filters(model) else "web_search_20250305"
 
 
-class ToolNames(Strict):
+class ToolNames(Settings):
     """The results of these tools only, or of all others."""
 
     only: list[ToolName] | None = Field(None, min_length=1, max_length=128)
@@ -134,7 +138,7 @@ class ToolNames(Strict):
         return self
 
 
-class UrlSources(Strict):
+class UrlSources(Settings):
     """Where the URLs that may be fetched come from; what is left out may be a source."""
 
     user_input: Literal["all", "none"] | None = None
@@ -201,7 +205,7 @@ class Memory(ApiTool):
         return "memory_20250818"
 
 
-class ToolSearch(Strict):
+class ToolSearch(Settings):
     """A search by which a model finds those of its tools that are not loaded from the beginning.
 
     Attributes:

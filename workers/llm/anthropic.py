@@ -494,9 +494,9 @@ def _reply(message: dict[str, Any], asked: str) -> ModelReply:
     )
 
 
-def _container(told: Any) -> dict[str, Any] | None:
+def _container(described: Any) -> dict[str, Any] | None:
     """Return the container in which the API ran code, if it named one."""
-    return storable(told) if isinstance(told, dict) and isinstance(told.get("id"), str) else None
+    return storable(described) if isinstance(described, dict) and isinstance(described.get("id"), str) else None
 
 
 def _model_error(error: anthropic.APIError, model: str, failures: Failures) -> ModelError:

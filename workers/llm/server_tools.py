@@ -66,7 +66,7 @@ def _settings(tool: ApiTool, model: str) -> dict[str, Any]:
         "response_inclusion": tool.response_inclusion,
     }
     if isinstance(tool, WebSearch) and tool.user_location:
-        given["user_location"] = {"type": "approximate", **tool.user_location.model_dump(exclude_none=True)}
+        given["user_location"] = {"type": "approximate", **tool.user_location.model_dump()}
     if isinstance(tool, WebFetch):
         given |= {
             "citations": {"enabled": True} if tool.citations else None,

@@ -30,6 +30,7 @@ from shared.errors import InvalidDefinition, InvalidInput
 from shared.settings import Settings
 from shared.tasks import batches, budgets, lifecycle, standing_budgets, stops, throttles
 from shared.tasks.records import Reserve
+from tests.conftest import Define
 from tests.integration.agents.conftest import DefineAgent, plain
 from tests.integration.conftest import InlineWorker, Tasks
 from tests.support.media_files import b64, png
@@ -875,6 +876,46 @@ def test_call_outlives_a_worker_that_dies_before_the_wait(site: Site, messages_a
     assert site.finish(task)["state"] == "succeeded"
     assert len(messages_api.requests) == 1
     assert len(site.tasks.executions(task)) >= 2
+
+
+# ------------------------------------------------------------------------------------- tools that the API runs, memory
+
+
+def test_tools_of_the_api_work_in_batches(
+    batching: Callable[..., Site], messages_api: MessagesApi, tasks: Tasks, define: Define
+) -> None:
+    site = batching(batch_poll_seconds=0.001)
+    define(
+        {"kind": "tool", "name": "search", "type": "web_search", "web_search": {"max_uses": 2, "max_uses_per_task": 2}},
+        {"kind": "tool", "name": "code", "type": "code_execution"},
+        {"kind": "tool", "name": "notes", "type": "memory", "memory": {"per": "tenant"}},
+        {
+            "kind": "agent",
+            "name": "Searcher",
+            "model": "claude-sonnet-5-5",
+            "tools": ["search", "code", "notes"],
+            "config": {"capabilities": ["work"], "lane": "batch"},
+        },
+    )
+    messages_api.script = [
+        testing.said(
+            testing.web_search("boats", ("Boats", "https://a.example")),
+            testing.code_execution("ls"),
+            stop_reason="pause_turn",
+            container={"id": "container_1", "expires_at": "2026-11-01T12:05:00Z"},
+        ),
+        testing.tool_use(("memory", {"command": "create", "path": "/memories/a", "file_text": "Boats."})),
+        testing.text("Done."),
+    ]
+    task = site.finish(tasks.submit("Searcher", "Boats?", key="acme"))
+    assert task["output"] == {"content": "Done."}, task["error"]
+    offered = [request["tools"][0].get("max_uses") for request in messages_api.requests]
+    assert offered == [2, 1, 1]
+    assert [request.get("container") for request in messages_api.requests] == [None, "container_1", "container_1"]
+    first = tasks.steps(UUID(str(task["id"])))[0]
+    assert first["usage"]["service_tier"] == "batch"
+    # The search has its full price.
+    assert first["cost_microdollars"] > 10_000
 
 
 # ------------------------------------------------------------------------------------------------------ the example

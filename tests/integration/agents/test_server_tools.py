@@ -174,6 +174,7 @@ def test_agent_is_refused_where_its_model_cannot_honour_a_tool(
     [
         ({"type": "web_search", "description": "Searches"}, "must not have description: the API defines it"),
         ({"type": "code_execution", "approval": True}, "must not have approval: the API defines it"),
+        ({"type": ["web_search"]}, "type: Input must be"),
         ({"type": "memory"}, "type: memory needs `memory:` with its settings"),
         ({"type": "memory", "memory": {"per": "tenant"}, "cache": "1h"}, "must not have cache"),
         ({"type": "web_search", "web_search": {"max_uses": 0}}, "greater than or equal to 1"),
@@ -246,6 +247,13 @@ def test_search_that_was_paused_keeps_its_tool(ask: Any, agent_with: Any) -> Non
     assert [request["tools"][0]["max_uses"] for request in requests] == [1, 1]
 
 
+def test_tool_that_was_used_too_often_is_left_out(ask: Any, agent_with: Any) -> None:
+    agent_with(tool("web_search", max_uses_per_task=1), others=["echo"])
+    found = [web_search(name, NEWS) for name in ("a", "b", "c")]
+    _, requests = ask(said(*found, stop_reason="pause_turn"), testing.text("Done."))
+    assert [each["name"] for each in requests[1]["tools"]] == ["echo"]
+
+
 def test_limit_holds_when_the_task_runs_again(
     tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi, agent_with: Any
 ) -> None:
@@ -301,7 +309,7 @@ def test_expired_container_is_replaced(ask: Any, agent_with: Any, messages_api: 
         testing.text("Done."),
     )
     assert task["output"] == {"content": "Done."}, task["error"]
-    # The second turn is refused, and made again without the container; the third does not send it again.
+    # The second turn is refused, and repeated without the container; the third does not send it again.
     assert [request.get("container") for request in requests] == [None, "container_1", None, None]
 
 

@@ -64,6 +64,8 @@ QUERIES: dict[str, dict[str, str]] = {
     "DELETE /v1/stops": {"scope": "agent", "name": "none"},
     "DELETE /v1/budgets": {"scope": "agent", "name": "none", "period": "day"},
     "DELETE /v1/sessions": {"user": "none"},
+    "GET /v1/memory/{store_id}/file": {"path": "/memories/theirs"},
+    "DELETE /v1/memory/{store_id}/file": {"path": "/memories/theirs"},
 }
 BOUNDS: dict[str, dict[str, Any]] = {
     "namespace": {"namespace": "ours"},
@@ -74,7 +76,31 @@ BOUNDS: dict[str, dict[str, Any]] = {
 }
 LISTS = ("tasks", "files", "schedules", "webhooks", "keys", "stops", "silences")
 """What a key creates by POST."""
-IDS = ("task_id", "delivery_id", "key", "session_id", "alert_id", "silence_id", "fingerprint", "bulk_act_id", "file_id")
+IDS = (
+    "task_id",
+    "delivery_id",
+    "key",
+    "session_id",
+    "alert_id",
+    "silence_id",
+    "fingerprint",
+    "bulk_act_id",
+    "file_id",
+    "store_id",
+)
+MEMORY = text(
+    """
+    WITH store AS (
+        INSERT INTO memory_stores (namespace, tool, per, owner, key, changes)
+            VALUES (:namespace, 'notes', 'tenant', 'theirs', 'theirs', 1) RETURNING id
+    ), change AS (
+        INSERT INTO memory_changes (store_id, number, command, path, made_by, result)
+            SELECT id, 1, 'create', '/memories/theirs', 'Theirs', '' FROM store RETURNING store_id, path
+    )
+    INSERT INTO memory_versions (store_id, path, number, content, bytes)
+        SELECT store_id, path, 1, 'theirs', 6 FROM change RETURNING store_id
+    """
+)
 # What an endpoint writes under a name that its caller chooses.
 CREATES = {"PUT /v1/schedules/{name}", "PUT /v1/pauses/{scope}/{name}", "PUT /v1/limits/{scope}/{name}"}
 
@@ -170,6 +196,7 @@ class World:
     silence: str
     bulk_act: str
     file: str
+    store: str
 
     def foreign(self) -> Iterator[dict[str, str]]:
         """Path parameters that name things out of reach."""
@@ -178,7 +205,7 @@ class World:
         for task, name in zip(written, named, strict=True):
             ids = {"task_id": task, "delivery_id": self.delivery, "key": self.key, "session_id": self.session}
             ids |= {"alert_id": self.alert, "silence_id": self.silence, "fingerprint": THEIR_ERROR}
-            ids |= {"bulk_act_id": self.bulk_act, "file_id": self.file}
+            ids |= {"bulk_act_id": self.bulk_act, "file_id": self.file, "store_id": self.store}
             yield {**ids, "scope": "agent", "name": name}
 
 
@@ -245,6 +272,7 @@ def world(request: pytest.FixtureRequest, client: Client, database: Engine) -> W
             ),
             {"namespace": namespace},
         )
+        store = connection.scalar(MEMORY, {"namespace": namespace})
         failed = client.submit("Theirs", {"of": "theirs"}, **fields).id
         fail(connection, failed, namespace)
     silence = client.add_silence(
@@ -252,7 +280,7 @@ def world(request: pytest.FixtureRequest, client: Client, database: Engine) -> W
     )["id"]
     bulk_act = client.start_bulk_act("cancel", "agent:Theirs namespace:" + namespace)["id"]
     file = client.upload(b"theirs", namespace=namespace)["id"]
-    ids = (str(delivery), key["id"], str(session), str(alert), silence, bulk_act, file)
+    ids = (str(delivery), key["id"], str(session), str(alert), silence, bulk_act, file, str(store))
     return World(namespace, own, [pending, ended], own_task, *ids)
 
 
@@ -295,6 +323,8 @@ def stored(database: Engine, world: World) -> str:
         "error_states": "reason = 'theirs'",
         "bulk_acts": "query LIKE '%Theirs%'",
         "files": "data = 'theirs'",
+        "memory_stores": "owner = 'theirs'",
+        "memory_versions": "path LIKE '%theirs%'",
     }
     values = {"namespace": world.namespace, "tasks": world.tasks, "delivery": world.delivery}
     with database.connect() as connection:

@@ -42,7 +42,7 @@ TURNS = [
     tool_use(("memory", {"command": "view", "path": NOTE})),
     testing.text("Two boats."),
 ]
-# The table, the time of the trigger, the row at which it waits, and the number of calls that must be made again.
+# The table, the time of the trigger, the row at which it waits, and the number of calls that must be repeated.
 POINTS = {
     "within the first change": ("memory_versions", "BEFORE INSERT", "true", 0),
     "at the commit of the second change": ("memory_changes", "DEFERRED", "NEW.number = 2", 0),
