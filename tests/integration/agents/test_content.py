@@ -320,7 +320,10 @@ def test_tool_cannot_show_files_of_others(send: Any, upload: Any) -> None:
 def test_old_parts_of_a_conversation_are_summarised_with_their_files(send: Any, define_agent: DefineAgent) -> None:
     define_agent({"history_tokens": 500})
     for number in range(4):
-        send({"role": "user", "content": [image(LARGE), say(f"Number {number}")]}, conversation_id="talk")
+        send(
+            {"role": "user", "content": [image(LARGE), say(f"Number {number}. " + "More. " * 150)]},
+            conversation_id="talk",
+        )
     task, requests = send("And now?", conversation_id="talk")
     assert task["state"] == "succeeded", task["error"]
     summarised = str(requests[0]["messages"])
