@@ -49,7 +49,7 @@ def check_models(definition: AgentDefinition, providers: Providers) -> None:
             raise InvalidDefinition(f"{place}, {field}: {fault}.")
         if provider.name != ANTHROPIC and (faults := [*_faults(definition.config, provider, field)]):
             raise InvalidDefinition(f"{place}: the provider {provider.name!r} cannot honour {'; '.join(faults)}.")
-        if field == "model" and provider.is_platform:
+        if field == "model" and provider.is_claude and provider.name != ANTHROPIC:
             sampling.check(claude_name(split(model)[1]), definition.config.sampling(), where=place)
 
 

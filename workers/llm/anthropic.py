@@ -32,7 +32,7 @@ from shared.storable import storable
 from workers.llm import platforms
 from workers.llm.accounts import Account, account_of
 from workers.llm.base import INVALID_JSON, Block, ModelReply, ModelRequest
-from workers.llm.clients import Line, Lines, certificates
+from workers.llm.clients import Line, Lines, certificates, without_environment
 from workers.llm.failures import MAX_MESSAGE, Failures, is_worth_it
 from workers.llm.limits import ModelLimits
 from workers.llm.stream import StreamError, Unreadable, assemble, error_in
@@ -81,12 +81,10 @@ def _new_client(account: Account, limits: ModelLimits) -> Any:
         "middleware": [_pass_on_soft_limit, _read_refusal, partial(_learn, limits)],
     }
     if account.provider.is_platform:
-        return platforms.create(account, options)
+        return without_environment(platforms.create(account, options))
     try:
-        headers = None if account.provider.name == ANTHROPIC else platforms.without_foreign_headers()
-        return anthropic.Anthropic(
-            api_key=_key(account), base_url=account.provider.address, default_headers=headers, **options
-        )
+        client = anthropic.Anthropic(api_key=_key(account), base_url=account.provider.address, **options)
+        return client if account.provider.name == ANTHROPIC else without_environment(client)
     except httpx2.InvalidURL as error:
         raise ModelError(f"{Failures(account).address_setting} cannot be used: {error}.") from None
 

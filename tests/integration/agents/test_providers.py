@@ -360,9 +360,10 @@ def test_unreadable_key_of_a_namespace_is_not_replaced(
 def test_headers_of_the_environment_stay_at_anthropic(
     provider: str, define_agent: Any, ask: Any, messages_api: MessagesApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ANTHROPIC_CUSTOM_HEADERS", "x-private: 1")
-    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "x-private: 1")
+    monkeypatch.setenv("ANTHROPIC_CUSTOM_HEADERS", f"x-private: 1\nAuthorization: Bearer {KEY}")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "x-private: 1\nAuthorization: Bearer sk-private")
     monkeypatch.setenv("OPENAI_ORG_ID", "org-private")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-private")
     forget_model_client()
     define_agent(provider)
     assert ask(HI)["state"] == "succeeded"
