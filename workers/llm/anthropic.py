@@ -71,7 +71,7 @@ NO_REASON = "none"
 
 
 def _new_client(account: Account, limits: ModelLimits) -> Any:
-    """Create a client for an account. Each model of an account has limits of its own."""
+    """Create a client for an account, which passes each response to its limits."""
     options: dict[str, Any] = {
         # `workers.llm.patience` makes the retries: it frees the worker's slot in the meantime.
         "max_retries": 0,
@@ -179,7 +179,7 @@ class AnthropicClient:
                 message = _receive(response.http_response, on_text, line.failures)
         except anthropic.APIError as error:
             raise _model_error(error, request.model, line.failures) from None
-        reply = self._priced(_reply(message, sent.model))
+        reply = self._priced(_reply(message, sent.model), sent.model)
         if message.get("usage"):
             # Tokens read from the prompt cache do not count towards the limits.
             line.limits.settle(request.model, reply.input_tokens - reply.cache_read_tokens, reply.output_tokens)
@@ -195,13 +195,18 @@ class AnthropicClient:
             platforms.refuse_files(request.messages, self.provider)
         return _own(request)
 
-    def _priced(self, reply: ModelReply) -> ModelReply:
-        """Return the reply with the cost at the operator's price, if there is one."""
-        if reply.cost_microdollars is None or self.provider.price(reply.model) is None:
+    def _priced(self, reply: ModelReply, asked: str) -> ModelReply:
+        """Return the reply with the cost at the operator's price, if there is one. A free refusal stays free.
+
+        Args:
+            asked: the provider's name of the model in the request.
+        """
+        is_free = reply.cost_microdollars == 0
+        if self.provider.price(asked) is None or is_free or not reply.input_tokens:
             return reply
         price = price_of(
             self.provider,
-            reply.model,
+            asked,
             input_tokens=reply.input_tokens,
             output_tokens=reply.output_tokens,
             cache_read_tokens=reply.cache_read_tokens,
@@ -243,7 +248,7 @@ class AnthropicClient:
         if result["type"] != "succeeded":
             raise _batch_error(result, model, self._failures())
         try:
-            reply = self._priced(_reply(_checked(result["message"]), own_name(model)))
+            reply = _reply(_checked(result["message"]), own_name(model))
         except UNREADABLE as error:
             raise self._failures().unreadable(error) from None
         return replace(reply, used_besides={**reply.used_besides, "batch": result["batch"]})

@@ -270,6 +270,12 @@ def test_later_system_message_arrives(
     assert "Whisper" in json.dumps(messages_api.requests[0]["messages"][2:])
 
 
+def test_operators_price_is_that_of_an_unknown_model(define_agent: Any, ask: Any, tasks: Tasks) -> None:
+    define_agent("gateway", model="gateway:of-next-year")
+    [step] = tasks.steps(ask({**HI, "usage": {"input_tokens": 1000, "output_tokens": 100}})["id"])
+    assert step["cost_microdollars"] == 1000 * 2 + 100 * 10
+
+
 # ------------------------------------------------------------------------------------------------------ keys, addresses
 
 
@@ -379,3 +385,21 @@ def test_server_without_a_key_receives_none(
     with use_providers(messages_api.url, monkeypatch, keys={}):
         ask(HI)
     assert "authorization" not in messages_api.headers[-1]
+
+
+def test_namespace_with_its_own_key_has_no_batches(
+    define_agent: Any, begin: Any, ask: Any, messages_api: MessagesApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    define_agent("anthropic")
+    monkeypatch.setenv("MINION_SECRET_KEY", new_key())
+    forget_model_client()
+    with transaction() as connection:
+        SecretStore(get_settings()).set(connection, "provider.anthropic", KEY)
+    refused = begin(HI, lane="batch")
+    assert (
+        "cannot be made in a batch, which the lane of the task requires: the namespace 'default' has its own key"
+        in (refused["error"]["message"])
+    )
+    assert messages_api.requests == []
+    assert ask(HI, lane="auto")["output"] == {"content": "Hi."}
+    assert messages_api.batches == {}
