@@ -23,7 +23,15 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shared.errors import NotConfigured, requirement
-from shared.providers import ANTHROPIC, Provider, anthropic_provider, parse_keys, parse_providers
+from shared.providers import (
+    ANTHROPIC,
+    Provider,
+    anthropic_provider,
+    normal_name,
+    parse_keys,
+    parse_providers,
+    split,
+)
 
 RUN_FILE = "run.json"
 SHORTEST_API_KEY = 16
@@ -183,7 +191,7 @@ class Settings(BaseSettings):
     oidc_login_seconds: float = Field(3600.0, ge=60, le=31_622_400)
 
     default_model: str = "claude-sonnet-5-5"
-    providers: Annotated[dict[str, Provider], NoDecode] = Field(default_factory=dict)
+    providers: Annotated[dict[str, Provider], NoDecode] = Field(default_factory=dict, validate_default=True)
     provider_keys: SecretStr | None = None
     routing_agent: str | None = None
     max_tool_calls: int = Field(128, ge=1, le=100_000)
@@ -285,10 +293,26 @@ class Settings(BaseSettings):
             raise ValueError('it must be a JSON object, like {"minions-admins": "admin"}')
         return value
 
+    @field_validator("default_model")
+    @classmethod
+    def _has_one_name(cls, model: str) -> str:
+        return normal_name(model)
+
     @field_validator("providers", mode="before")
     @classmethod
     def _read_providers(cls, given: Any) -> Any:
         return parse_providers(given)
+
+    @field_validator("providers")
+    @classmethod
+    def _have_the_default_model(cls, providers: dict[str, Provider], others: ValidationInfo) -> dict[str, Provider]:
+        name, _ = split(others.data.get("default_model", ""))
+        if name != ANTHROPIC and name not in providers:
+            raise ValueError(
+                f"MINION_DEFAULT_MODEL names the provider {name[:100]!r}, which is not among them (a model of "
+                f"ANTHROPIC_BASE_URL whose name has a colon is {ANTHROPIC}:NAME)"
+            )
+        return providers
 
     @field_validator("provider_keys")
     @classmethod

@@ -357,8 +357,9 @@ class AgentDefinition(Definition):
     def _check_tool_search(self) -> None:
         if not self.tools:
             raise ValueError("tool_search must come with `tools`")
-        if fault := tool_search_misfit(str(self.model)):
-            raise ValueError(f"tool_search: {fault}")
+        for model in (str(self.model), *self.config.fallback_models):
+            if fault := tool_search_misfit(model):
+                raise ValueError(f"tool_search: {fault}")
 
         if (edits := self.config.context_management) is not None:
             for name in edits.tool_names():

@@ -9,6 +9,7 @@ from shared.contracts import sampling
 from shared.contracts.context_edits import CLEAR_THINKING
 from shared.contracts.model_features import can_be_fast, takes_task_budget
 from shared.contracts.sampling import AUTO, OFFLINE
+from shared.providers import ANTHROPIC, split
 
 if TYPE_CHECKING:
     from shared.contracts.documents import AgentConfig
@@ -24,7 +25,8 @@ def check(model: str, config: AgentConfig) -> None:
     if fault := next(_faults(model, config), None):
         raise ValueError(fault)
     for other in config.fallback_models:
-        sampling.check(other, config.sampling(), where="fallback_models")
+        if split(other)[0] == ANTHROPIC:  # `definitions.provider_rules` knows the others.
+            sampling.check(split(other)[1], config.sampling(), where="fallback_models")
 
 
 def _faults(model: str, config: AgentConfig) -> Iterator[str]:

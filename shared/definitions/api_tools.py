@@ -25,8 +25,8 @@ def api_tool_misfits(agent: AgentDefinition, tools: Sequence[Stored]) -> Iterato
     names: dict[str, str] = {}
     for position, (name, definition) in enumerate(tools):
         place = f"tools.{position}"
-        if fault := _fault(str(agent.model), name, definition):
-            yield f"{place}: {fault}"
+        models = (str(agent.model), *agent.config.fallback_models)
+        yield from (f"{place}: {fault}" for model in models if (fault := _fault(model, name, definition)))
         if definition.get("defer_loading") and agent.config.tool_search is None:
             yield f"{place}: the tool {name!r} has defer_loading, so the agent must have `config.tool_search`"
         called = wire_name(name, definition)

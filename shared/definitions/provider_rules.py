@@ -23,7 +23,7 @@ from shared.providers import (
     unknown_provider,
 )
 
-HONOURED_BY_CHAT = frozenset({"effort", "tool_choice", "stop_sequences", "user_id"})
+HONOURED_BY_CHAT = frozenset({"effort", "tool_choice", "stop_sequences", "user_id", "fallback_models"})
 """Settings beside sampling that the Chat Completions API has."""
 MOST_STOP_SEQUENCES = 4
 """That OpenAI takes."""
@@ -40,17 +40,25 @@ def check_models(definition: AgentDefinition, providers: Providers) -> None:
         InvalidDefinition: names the agent, the setting and the provider.
     """
     place = f"agent {definition.name!r}"
-    for field, model in {"model": definition.model, "config.router_model": definition.config.router_model}.items():
+    config = definition.config
+    named = [("model", definition.model), ("config.router_model", config.router_model)]
+    named += [("config.fallback_models", model) for model in config.fallback_models]
+    for field, model in named:
         if model is None or model in OWN_MODELS:
             continue
         if (provider := providers.get(split(model)[0])) is None:
             raise InvalidDefinition(f"{place}, {field}: {unknown_provider(model, providers)}.")
         if fault := _name_fault(provider, split(model)[1]):
             raise InvalidDefinition(f"{place}, {field}: {fault}.")
-        if provider.name != ANTHROPIC and (faults := [*_faults(definition.config, provider, field)]):
+        if field == "config.fallback_models" and provider.is_claude != _is_claude(definition.model, providers):
+            raise InvalidDefinition(
+                f"{place}, {field}: the model {model!r} cannot take over the conversation of {definition.model!r}: only "
+                "Claude takes over from Claude, and only a model with Chat Completions from another one."
+            )
+        if provider.name != ANTHROPIC and (faults := [*_faults(config, provider, field)]):
             raise InvalidDefinition(f"{place}: the provider {provider.name!r} cannot honour {'; '.join(faults)}.")
-        if field == "model" and provider.is_platform:
-            sampling.check(claude_name(split(model)[1]), definition.config.sampling(), where=place)
+        if field != "config.router_model" and provider.is_claude and provider.name != ANTHROPIC:
+            sampling.check(claude_name(split(model)[1]), config.sampling(), where=place)
 
 
 def strictness_fault(schema: Schema, model: str, providers: Providers) -> str | None:
@@ -63,6 +71,11 @@ def strictness_fault(schema: Schema, model: str, providers: Providers) -> str | 
             None if requires_all(schema) else "the Chat Completions API requires that all its properties are required"
         )
     return None if can_be_constrained(split(model)[1]) else f"the model {model!r} is not known to support that"
+
+
+def _is_claude(model: str | None, providers: Providers) -> bool:
+    provider = providers.get(split(model or ANTHROPIC)[0])
+    return provider is None or provider.is_claude
 
 
 def _name_fault(provider: Provider, own: str) -> str | None:
@@ -79,7 +92,7 @@ def _faults(config: AgentConfig, provider: Provider, field: str) -> Iterator[str
     """Yield what the provider cannot honour. Of an agent that routes, only the lane concerns the model."""
     if config.lane != "direct" and not provider.has_batches:
         yield f"lane={config.lane}: it has no batches"
-    if field != "model":
+    if field == "config.router_model":
         return
     chosen = [name for name in AgentConfig.OF_MODELS if getattr(config, name)]
     if provider.is_platform:

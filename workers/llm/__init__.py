@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from shared.contracts.sampling import AUTO, OFFLINE
 from shared.errors import ModelError
-from shared.providers import ANTHROPIC
+from shared.providers import ANTHROPIC, Provider
 from shared.settings import get_settings
 from workers.llm.accounts import account_of, provider_of
 from workers.llm.base import ModelClient
@@ -35,9 +37,22 @@ def client_for(model: str) -> ModelClient:
     Raises:
         ModelError: its provider is not configured, or its SDK is not installed.
     """
-    if model == OFFLINE:
-        return OfflinePlanner()
-    provider = provider_of(model)
+    return OfflinePlanner() if model == OFFLINE else _client_of(provider_of(model))
+
+
+def load() -> None:
+    """Load the SDKs and the prices in a process whose forks will call models: those that are configured."""
+    settings = get_settings()
+    if settings.anthropic_api_key:
+        from workers.llm import anthropic
+
+        anthropic.load()
+    for provider in {each.kind: each for each in settings.providers.values()}.values():
+        with suppress(ModelError):  # The first call reports it.
+            _client_of(provider)
+
+
+def _client_of(provider: Provider) -> ModelClient:
     if provider.kind != "openai":
         from workers.llm.anthropic import AnthropicClient
 
@@ -52,18 +67,3 @@ def client_for(model: str) -> ModelClient:
             "workers."
         ) from None
     return ChatClient(provider)
-
-
-def load() -> None:
-    """Load the SDKs and the prices in a process whose forks will call models: those that are configured."""
-    settings = get_settings()
-    if settings.anthropic_api_key:
-        from workers.llm import anthropic
-
-        anthropic.load()
-    # Lines of code that a kind of provider needs are shared by all forks if they are loaded before.
-    for model in {provider.kind: f"{name}:" for name, provider in settings.providers.items()}.values():
-        try:
-            client_for(model)
-        except ModelError:  # The first call reports it.
-            continue

@@ -35,7 +35,7 @@ from workers.llm import platforms
 from workers.llm.accounts import Account, account_of
 from workers.llm.base import INVALID_JSON, Block, ModelReply, ModelRequest
 from workers.llm.caching import with_marks
-from workers.llm.clients import Line, Lines, certificates
+from workers.llm.clients import Line, Lines, certificates, without_environment
 from workers.llm.diagnostics import cache_miss_in, diagnostics_of, forget_diagnostics, may_refuse_diagnostics
 from workers.llm.failures import MAX_MESSAGE, Failures, is_worth_it
 from workers.llm.features import betas_of, body_of, edits_in
@@ -77,7 +77,7 @@ NO_REASON = "none"
 
 
 def _new_client(account: Account, limits: ModelLimits) -> Any:
-    """Create a client for an account. Each model of an account has limits of its own."""
+    """Create a client for an account, which passes each response to its limits."""
     options: dict[str, Any] = {
         # `workers.llm.patience` makes the retries: it frees the worker's slot in the meantime.
         "max_retries": 0,
@@ -87,12 +87,10 @@ def _new_client(account: Account, limits: ModelLimits) -> Any:
         "middleware": [_pass_on_soft_limit, _read_refusal, partial(_learn, limits)],
     }
     if account.provider.is_platform:
-        return platforms.create(account, options)
+        return without_environment(platforms.create(account, options))
     try:
-        headers = None if account.provider.name == ANTHROPIC else platforms.without_foreign_headers()
-        return anthropic.Anthropic(
-            api_key=_key(account), base_url=account.provider.address, default_headers=headers, **options
-        )
+        client = anthropic.Anthropic(api_key=_key(account), base_url=account.provider.address, **options)
+        return client if account.provider.name == ANTHROPIC else without_environment(client)
     except httpx2.InvalidURL as error:
         raise ModelError(f"{Failures(account).address_setting} cannot be used: {error}.") from None
 
@@ -161,6 +159,8 @@ class AnthropicClient:
 
     def complete(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
         """Make one turn. See `ModelClient`."""
+        # Of the addresses, only that of the Anthropic API, or a gateway to it, is asked for diagnostics.
+        request = replace(request, diagnosed=request.diagnosed and self.provider.name == ANTHROPIC)
         try:
             return self._in_format(request, on_text)
         except ModelError as error:
@@ -204,7 +204,7 @@ class AnthropicClient:
                 message = _receive(response.http_response, on_text, line.failures)
         except anthropic.APIError as error:
             raise _model_error(error, request.model, line.failures) from None
-        reply = self._priced(_reply(message, sent.model))
+        reply = self._priced(_reply(message, sent.model), sent.model)
         if message.get("usage"):
             # Tokens read from the prompt cache do not count towards the limits.
             line.limits.settle(request.model, reply.input_tokens - reply.cache_read_tokens, reply.output_tokens)
@@ -220,16 +220,21 @@ class AnthropicClient:
             platforms.refuse_files(request.messages, self.provider)
         return _own(request)
 
-    def _priced(self, reply: ModelReply) -> ModelReply:
-        """Return the reply with the cost at the operator's price, if there is one."""
-        if reply.cost_microdollars is None or self.provider.price(reply.model) is None:
+    def _priced(self, reply: ModelReply, asked: str) -> ModelReply:
+        """Return the reply with the cost at the operator's price, if there is one. A free refusal stays free.
+
+        Args:
+            asked: the provider's name of the model in the request.
+        """
+        is_free = reply.cost_microdollars == 0
+        if self.provider.price(asked) is None or is_free or not reply.input_tokens:
             return reply
         used = Usage(
             input_tokens=reply.input_tokens,
             output_tokens=reply.output_tokens,
             cache_read_tokens=reply.cache_read_tokens,
         )
-        price = price_of(self.provider, reply.model, used)
+        price = price_of(self.provider, asked, used)
         return replace(reply, cost_microdollars=math.ceil(price * 1_000_000))
 
     def _line(self, request: ModelRequest) -> Line[Any]:
@@ -269,7 +274,7 @@ class AnthropicClient:
         if result["type"] != "succeeded":
             raise _batch_error(result, model, self._failures())
         try:
-            reply = self._priced(_reply(_checked(result["message"]), own_name(model)))
+            reply = _reply(_checked(result["message"]), own_name(model))
         except UNREADABLE as error:
             raise self._failures().unreadable(error) from None
         return replace(reply, used_besides={**reply.used_besides, "batch": result["batch"]})
@@ -298,7 +303,7 @@ class AnthropicClient:
 
 
 def _own(request: ModelRequest) -> ModelRequest:
-    return replace(request, model=own_name(request.model))
+    return replace(request, model=own_name(request.model), other_models=tuple(map(own_name, request.other_models)))
 
 
 def _ask_for_leave(request: ModelRequest, limits: ModelLimits) -> None:

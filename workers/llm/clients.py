@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import httpx2
 
@@ -111,6 +111,14 @@ class Lines(Generic[Client]):
     def _new(self, account: Account) -> Line[Client]:
         limits = ModelLimits(account.key or "", account.provider.address, read=self._read)
         return Line(account, Clients(lambda: self._create(account, limits)), limits, Failures(account))
+
+
+def without_environment(client: Any) -> Any:
+    """Return a new client without the headers that its SDK took from the environment, such as those of
+    ANTHROPIC_CUSTOM_HEADERS: they may be secrets, and are for another address.
+    """
+    client._custom_headers = {}
+    return client
 
 
 @lru_cache(maxsize=1)

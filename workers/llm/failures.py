@@ -1,4 +1,4 @@
-"""Errors of model calls in clear sentences: what the API answered, and what to do. A key is never in them."""
+"""Errors of model calls in clear sentences: the API's answer, and what to do. They never contain a key."""
 
 from __future__ import annotations
 

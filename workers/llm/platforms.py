@@ -7,7 +7,6 @@ own libraries find: a role, a workload identity, a profile.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -23,7 +22,6 @@ from workers.llm.failures import Failures
 
 NEEDS = {"vertex": ("google.auth", "google-auth"), "bedrock": ("boto3", "boto3")}
 """The module and the package that find a platform's credentials. Both are extras of the server's package."""
-CUSTOM_HEADERS = "ANTHROPIC_CUSTOM_HEADERS"
 OF_CREDENTIALS = ("google.auth.", "botocore.")
 
 
@@ -39,7 +37,7 @@ def create(account: Account, options: dict[str, Any]) -> Any:
     provider, key = account.provider, account.key
     if key is None:
         _require(provider)
-    common = {**options, "base_url": provider.address, "default_headers": without_foreign_headers()}
+    common = {**options, "base_url": provider.address}
     match provider.kind:
         case "vertex":
             return anthropic.AnthropicVertex(
@@ -48,12 +46,6 @@ def create(account: Account, options: dict[str, Any]) -> Any:
         case "bedrock":
             return anthropic.AnthropicBedrockMantle(aws_region=provider.region, api_key=key, **common)
     return anthropic.AnthropicFoundry(api_key=key, **common)
-
-
-def without_foreign_headers() -> dict[str, Any]:
-    """Return headers that take those of ANTHROPIC_CUSTOM_HEADERS out again: they are for the Anthropic API alone."""
-    lines = os.environ.get(CUSTOM_HEADERS, "").split("\n")
-    return {name.strip(): anthropic.Omit() for name, colon, _ in (line.partition(":") for line in lines) if colon}
 
 
 @contextmanager

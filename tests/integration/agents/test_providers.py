@@ -18,11 +18,12 @@ from orchestrator.explain import explain
 from shared.contracts.requests import Budget
 from shared.database.connections import transaction
 from shared.secret_store import SecretStore, new_key
-from shared.settings import get_settings
+from shared.settings import Settings, get_settings
 from tests.conftest import Define
-from tests.integration.conftest import ACT, InlineWorker, Tasks, everything_written
+from tests.integration.conftest import ACT, InlineWorker, Tasks, everything_written, orchestrating
 from tests.support.http_server import answering
 from tests.support.model_client import forget_model_client
+from tests.support.processes import killed_on_exit, start_worker, wait_online, wait_until
 from tests.support.providers import CLAUDE, MODELS, use_providers
 from workers.llm import client_for
 from workers.llm.base import ModelRequest
@@ -270,6 +271,60 @@ def test_later_system_message_arrives(
     assert "Whisper" in json.dumps(messages_api.requests[0]["messages"][2:])
 
 
+def test_operators_price_is_that_of_an_unknown_model(define_agent: Any, ask: Any, tasks: Tasks) -> None:
+    define_agent("gateway", model="gateway:of-next-year")
+    [step] = tasks.steps(ask({**HI, "usage": {"input_tokens": 1000, "output_tokens": 100}})["id"])
+    assert step["cost_microdollars"] == 1000 * 2 + 100 * 10
+
+
+# ----------------------------------------------------------------------------------------------------- worker processes
+
+
+def test_soft_limit_ends_call_before_and_in_stream(
+    tasks: Tasks,
+    define_agent: Any,
+    messages_api: MessagesApi,
+    tool_package: Path,
+    tmp_path: Path,
+    short_leases: Settings,
+) -> None:
+    define_agent("openai", config={"soft_time_limit": 1, "time_limit": 30, "max_attempts": 1})
+    messages_api.script = [testing.text("Late.", seconds=5), testing.text("Slow.", pause=5)]
+    worker = start_worker(tmp_path, "work")
+    with killed_on_exit(worker), orchestrating(short_leases):
+        wait_online(tasks.engine, worker)
+        late, slow = (tasks.run("Agent", "Hello") for _ in range(2))
+    assert [task["error"]["type"] for task in (late, slow)] == ["time_limit_exceeded"] * 2
+    assert len(messages_api.requests) == 2
+
+
+def test_killed_worker_pays_for_no_finished_turn_again(
+    tasks: Tasks,
+    define_agent: Any,
+    messages_api: MessagesApi,
+    tool_package: Path,
+    tmp_path: Path,
+    short_leases: Settings,
+) -> None:
+    define_agent("openai")
+    messages_api.script = [tool_use(("echo", {"x": 1})), testing.text("Never heard.", seconds=30)]
+    killed = start_worker(tmp_path, "work")
+    with killed_on_exit(killed), orchestrating(short_leases):
+        wait_online(tasks.engine, killed)
+        task = tasks.submit("Agent", "Hello")
+        wait_until(lambda: len(messages_api.requests) == 2, "the second turn")
+        killed.kill()
+        messages_api.script = [testing.text("Done.")]
+        another = start_worker(tmp_path, "work")
+        with killed_on_exit(another):
+            assert tasks.wait(task)["output"] == {"content": "Done."}
+    assert ["tool" in [each["role"] for each in body["messages"]] for body in messages_api.requests] == [
+        False,
+        True,
+        True,
+    ]
+
+
 # ------------------------------------------------------------------------------------------------------ keys, addresses
 
 
@@ -360,9 +415,10 @@ def test_unreadable_key_of_a_namespace_is_not_replaced(
 def test_headers_of_the_environment_stay_at_anthropic(
     provider: str, define_agent: Any, ask: Any, messages_api: MessagesApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ANTHROPIC_CUSTOM_HEADERS", "x-private: 1")
-    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "x-private: 1")
+    monkeypatch.setenv("ANTHROPIC_CUSTOM_HEADERS", f"x-private: 1\nAuthorization: Bearer {KEY}")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "x-private: 1\nAuthorization: Bearer sk-private")
     monkeypatch.setenv("OPENAI_ORG_ID", "org-private")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-private")
     forget_model_client()
     define_agent(provider)
     assert ask(HI)["state"] == "succeeded"
@@ -378,3 +434,21 @@ def test_server_without_a_key_receives_none(
     with use_providers(messages_api.url, monkeypatch, keys={}):
         ask(HI)
     assert "authorization" not in messages_api.headers[-1]
+
+
+def test_namespace_with_its_own_key_has_no_batches(
+    define_agent: Any, begin: Any, ask: Any, messages_api: MessagesApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    define_agent("anthropic")
+    monkeypatch.setenv("MINION_SECRET_KEY", new_key())
+    forget_model_client()
+    with transaction() as connection:
+        SecretStore(get_settings()).set(connection, "provider.anthropic", KEY)
+    refused = begin(HI, lane="batch")
+    assert (
+        "cannot be made in a batch, which the lane of the task requires: the namespace 'default' has its own key"
+        in (refused["error"]["message"])
+    )
+    assert messages_api.requests == []
+    assert ask(HI, lane="auto")["output"] == {"content": "Hi."}
+    assert messages_api.batches == {}

@@ -451,6 +451,18 @@ def test_secrets_are_recorded_by_name(
         assert connection.scalar(text("SELECT count(*) FROM secrets")) == 0
 
 
+def test_secret_belongs_to_its_namespace(run_cli: Run, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.commands.secrets._piped", lambda: "a confidential value")
+    stored = run_cli("secrets", "set", "provider.openai", "--namespace", "support")
+    assert "the namespace support calls the provider openai with this key" in stored.line
+    [row] = client.audit()
+    assert (row["target"], row["namespace"]) == ("provider.openai", "support")
+    assert "provider.openai" not in run_cli("secrets", "list", "--json").out
+    assert "provider.openai" in run_cli("secrets", "list", "--json", "--namespace", "support").out
+    assert run_cli("secrets", "delete", "provider.openai").code != 0
+    assert run_cli("secrets", "delete", "provider.openai", "--namespace", "support").code == 0
+
+
 # ----------------------------------------------------------------------------------------------------------- refusals
 
 

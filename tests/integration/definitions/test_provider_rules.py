@@ -79,7 +79,7 @@ def test_setting_that_a_provider_cannot_honour_is_refused(
     assert why in refused.value.message
 
 
-def test_settings_that_the_chat_completions_api_has_are_accepted(apply: Any) -> None:
+def test_settings_of_the_chat_completions_api_are_accepted(apply: Any) -> None:
     apply(
         "openai",
         config={
@@ -101,7 +101,7 @@ def test_settings_that_the_chat_completions_api_has_are_accepted(apply: Any) -> 
         ("openai", "the Chat Completions API requires that all its properties are required"),
     ],
 )
-def test_strict_tool_that_a_provider_cannot_constrain_is_refused(apply: Any, provider: str, why: str) -> None:
+def test_strict_tool_beyond_a_provider_is_refused(apply: Any, provider: str, why: str) -> None:
     with pytest.raises(InvalidDefinition) as refused:
         apply(provider, tools=["strict"])
     assert why in refused.value.message

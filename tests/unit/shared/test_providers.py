@@ -94,6 +94,15 @@ def test_invalid_keys_are_not_quoted(monkeypatch: pytest.MonkeyPatch, keys: Any,
     assert "secret" not in refused.value.message
 
 
+def test_default_model_must_have_a_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINION_DEFAULT_MODEL", "openai:gpt-5")
+    with pytest.raises(
+        NotConfigured, match="MINION_DEFAULT_MODEL names the provider 'openai', which is not among them"
+    ):
+        configured(monkeypatch, "")
+    assert configured(monkeypatch, {"openai": OPENAI}).default_model == "openai:gpt-5"
+
+
 def test_key_belongs_to_its_provider(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = configured(monkeypatch, {"x": OPENAI, "y": OPENAI}, {"x": "sk-secret"})
     assert (settings.key_of("x"), settings.key_of("y")) == ("sk-secret", None)

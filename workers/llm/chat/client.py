@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import anthropic
 import httpx2
@@ -30,7 +29,7 @@ from workers.llm.chat.limits import read_reports
 from workers.llm.chat.messages import body_of
 from workers.llm.chat.structured import forget_format
 from workers.llm.chat.usage import tokens_of
-from workers.llm.clients import Line, Lines, certificates
+from workers.llm.clients import Line, Lines, certificates, without_environment
 from workers.llm.failures import Failures, is_worth_it
 from workers.llm.limits import ModelLimits
 from workers.llm.stream import StreamError, Unreadable, error_in
@@ -42,9 +41,6 @@ TIMEOUT = httpx2.Timeout(600.0, connect=10.0)
 """Seconds without a byte: a server may load a model, or think, before its first one."""
 NO_KEY = "none"
 """Stands for a key in the SDK, which requires one. It is not sent."""
-CUSTOM_HEADERS = "OPENAI_CUSTOM_HEADERS"
-OF_ACCOUNT = ("OpenAI-Organization", "OpenAI-Project")
-"""Headers that the SDK takes from the environment, whatever the address."""
 END = "[DONE]"
 STATUS_OF = {
     "invalid_request_error": 400,
@@ -60,24 +56,17 @@ UNREADABLE = (Unreadable, InvalidInput, ValueError, TypeError, AttributeError, K
 
 def _new_client(account: Account, _: ModelLimits) -> openai.OpenAI:
     """Create a client for an account. Nothing in the environment chooses its address or its headers."""
-    headers: dict[str, Any] = dict.fromkeys([*OF_ACCOUNT, *_foreign_headers()], openai.Omit())
-    return openai.OpenAI(
+    client = openai.OpenAI(
         api_key=account.key or NO_KEY,
         base_url=account.provider.address,
-        default_headers=headers,
         # `workers.llm.patience` makes the retries: it frees the worker's slot in the meantime.
         max_retries=0,
         timeout=TIMEOUT,
         # The key belongs to the address: no redirect is followed.
         http_client=openai.DefaultHttpxClient(verify=certificates(), follow_redirects=False),
     )
-
-
-def _foreign_headers() -> Iterator[str]:
-    for line in os.environ.get(CUSTOM_HEADERS, "").split("\n"):
-        name, colon, _ = line.partition(":")
-        if colon:
-            yield name.strip()
+    client.organization = client.project = None
+    return cast(openai.OpenAI, without_environment(client))
 
 
 _lines: Lines[openai.OpenAI] = Lines(_new_client, read_reports)

@@ -76,8 +76,8 @@ def _tool_choice(choice: ToolChoice) -> dict[str, Any]:
 
 
 def _messages(request: ModelRequest, provider: Provider) -> Iterator[Message]:
-    """Yield the messages. Thoughts go back only within the turns since the last words of the user."""
-    since = _last_words(request.messages)
+    """Yield the messages. Thoughts go back only within the turns after the user's last message."""
+    since = _last_message_of_user(request.messages)
     for number, message in enumerate(request.messages):
         place = f"messages.{number}"
         match message["role"]:
@@ -89,8 +89,8 @@ def _messages(request: ModelRequest, provider: Provider) -> Iterator[Message]:
                 yield from _of_user(message["content"], place, provider, as_json=request.results_as_json)
 
 
-def _last_words(messages: list[Message]) -> int:
-    """Return the number of the last message in which the user said something, beside the results of tools."""
+def _last_message_of_user(messages: list[Message]) -> int:
+    """Return the number of the user's last message that has more than results of tools; -1 if there is none."""
     spoken = (
         number
         for number, message in enumerate(messages)
@@ -136,7 +136,7 @@ def _call(block: Block) -> dict[str, Any]:
 
 
 def _of_user(content: str | list[Block], place: str, provider: Provider, *, as_json: bool) -> Iterator[Message]:
-    """Yield a message for each result of a tool, and one for what lies between them."""
+    """Yield a message for each result of a tool, and one for the blocks between results."""
     if isinstance(content, str):
         yield {"role": "user", "content": content}
         return
