@@ -52,8 +52,8 @@ def check_models(definition: AgentDefinition, providers: Providers) -> None:
             raise InvalidDefinition(f"{place}, {field}: {fault}.")
         if field == "config.fallback_models" and provider.is_claude != _is_claude(definition.model, providers):
             raise InvalidDefinition(
-                f"{place}, {field}: the model {model!r} cannot take over the conversation of {definition.model!r}: only "
-                "Claude takes over from Claude, and only a model with Chat Completions from another one."
+                f"{place}, {field}: the model {model!r} cannot continue a conversation of {definition.model!r}: "
+                "only Claude continues those of Claude, and only models with Chat Completions those of another one."
             )
         if provider.name != ANTHROPIC and (faults := [*_faults(config, provider, field)]):
             raise InvalidDefinition(f"{place}: the provider {provider.name!r} cannot honour {'; '.join(faults)}.")
