@@ -1,13 +1,13 @@
 """The bulk runner: works off the acts on many tasks, each at its rate.
 
-One orchestrator leads and the others wait, which saves work. The rows ensure that each task is acted on once: one
-transaction locks the row of the bulk act, acts on a few tasks, and advances the cursor behind them. A stop waits for
+One orchestrator leads and the others wait, which saves work. The rows ensure that each task is acted on once: an act on
+a task is one transaction that locks the row of the bulk act, does the act, and advances the cursor. A stop waits for
 that lock, so no task is acted on after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -32,9 +32,6 @@ log = structlog.get_logger(__name__)
 
 SECONDS = 0.5
 BATCH = 100
-TOGETHER = 10
-"""Tasks of one transaction: it saves commits, and other transactions wait for its locks."""
-OUTCOMES = ("done", "failed", "skipped")
 MOST_FAILURES = 20
 """Failures that a row keeps; the rest are counted."""
 
@@ -63,12 +60,14 @@ TAKE = text(
 )
 ADVANCE = text(
     f"""
-    UPDATE bulk_acts SET cursor = :last, done = done + :done, failed = failed + :failed, skipped = skipped + :skipped,
-            next_at = GREATEST(next_at, clock_timestamp()) + (:done + :failed + :skipped) * interval '1 s' / rate,
-            failures = jsonb_path_query_array(failures || :failures, '$[0 to {MOST_FAILURES - 1}]')
+    UPDATE bulk_acts SET cursor = :task, done = done + (:outcome = 'done')::int,
+            failed = failed + (:outcome = 'failed')::int, skipped = skipped + (:outcome = 'skipped')::int,
+            next_at = GREATEST(next_at, clock_timestamp()) + interval '1 s' / rate,
+            failures = CASE WHEN :outcome = 'failed' AND jsonb_array_length(failures) < {MOST_FAILURES}
+                            THEN failures || :failure ELSE failures END
         WHERE id = :id
     """  # noqa: S608 - a constant
-).bindparams(bindparam("failures", type_=JSONB))
+).bindparams(bindparam("failure", type_=JSONB))
 PASS_OVER = text("UPDATE bulk_acts SET cursor = :until WHERE id = :id AND (cursor IS NULL OR cursor < :until)")
 FINISH = text("UPDATE bulk_acts SET state = 'done', ended_at = now() WHERE id = :id AND state = 'running'")
 END = text(
@@ -127,11 +126,11 @@ class BulkRunner(Loop):
             return
         with self.statements.connect() as connection:
             stretch = queries.search_oldest(connection, chosen, limit=row["due"], after=row["cursor"])
-        for begin in range(0, len(stretch.found), TOGETHER):
+        for task in stretch.found:
             if self.stopping.is_set():
                 return
             with self.engine.begin() as connection:
-                if not act_on(connection, row, stretch.found[begin : begin + TOGETHER], chosen, actor):
+                if not act_on(connection, row, task, chosen, actor):
                     return
         with self.engine.begin() as connection:
             if stretch.until is None:
@@ -150,23 +149,20 @@ class BulkRunner(Loop):
                 audit.record(connection, actor, "bulk_act.stop", id, namespace=row.namespace, after=after)
 
 
-def act_on(connection: Connection, row: RowMapping, tasks: Sequence[UUID], chosen: TaskFilter, actor: Actor) -> bool:
-    """Act on some tasks, the oldest first, and advance the bulk act. Return False if it was stopped, or has passed one.
+def act_on(connection: Connection, row: RowMapping, task: UUID, chosen: TaskFilter, actor: Actor) -> bool:
+    """Act on one task, and advance the bulk act. Return False if it was stopped, or has passed the task.
 
     Raises:
         Unavailable: the audit log cannot be written.
         SQLAlchemyError: the database is temporarily away, full or busy.
     """
-    if connection.execute(TAKE, {"id": row["id"], "task": tasks[0]}).one_or_none() is None:
+    if connection.execute(TAKE, {"id": row["id"], "task": task}).one_or_none() is None:
         return False
-    outcomes, failures = dict.fromkeys(OUTCOMES, 0), []
-    for task in tasks:
-        outcome, failure = "skipped", None
-        if queries.matches(connection, chosen, task):  # after the acts on the earlier ones, which may be above it
-            outcome, failure = _try(connection, row, task, actor)
-        outcomes[outcome] += 1
-        failures += [failure] if failure is not None else []
-    connection.execute(ADVANCE, {"id": row["id"], "last": tasks[-1], "failures": failures, **outcomes})
+    outcome, failure = "skipped", None
+    if queries.matches(connection, chosen, task):
+        outcome, failure = _try(connection, row, task, actor)
+    values = {"id": row["id"], "task": task, "outcome": outcome, "failure": failure}
+    connection.execute(ADVANCE, values)
     return True
 
 

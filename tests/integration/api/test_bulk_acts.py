@@ -210,13 +210,12 @@ def test_stop_takes_effect_at_once(client: Client, runner: BulkRunner) -> None:
 
 
 @pytest.mark.usefixtures("nobodys")
-def test_stop_between_two_transactions_of_a_batch(client: Client, runner: BulkRunner) -> None:
+def test_stop_between_two_tasks_of_a_batch(client: Client, runner: BulkRunner) -> None:
     submit(client, 5)
     id = client.start_bulk_act("cancel", "agent:Idle", rate=FAST)["id"]
-    stopping = _then(runner_module.act_on, lambda: client.stop_bulk_act(id))
-    with patch.object(runner_module, "TOGETHER", 2), patch.object(runner_module, "act_on", stopping):
+    with patch.object(runner_module, "act_on", _then(runner_module.act_on, lambda: client.stop_bulk_act(id))):
         runner.run_once()
-    assert client.bulk_act(id)["done"] == 2
+    assert client.bulk_act(id)["done"] == 1
 
 
 def _then(function: Any, do: Callable[[], Any]) -> Any:
@@ -425,7 +424,7 @@ class Killed(BaseException):
 
 @contextmanager
 def dying(before: bool) -> Iterator[None]:
-    """The runner dies in its third transaction, of two tasks, or after it."""
+    """The runner dies in the transaction of its third task, or after it."""
     real, calls = runner_module.act_on, iter(range(1, 1000))
 
     def deadly(*arguments: Any) -> bool:
@@ -437,8 +436,7 @@ def dying(before: bool) -> Iterator[None]:
             raise Killed
         return result
 
-    together = patch.object(runner_module, "TOGETHER", 2)
-    with together, patch.object(runner_module, "act_on", deadly), suppress(Killed):
+    with patch.object(runner_module, "act_on", deadly), suppress(Killed):
         yield
 
 
@@ -447,7 +445,7 @@ def dying(before: bool) -> Iterator[None]:
 def test_death_of_the_runner_repeats_and_skips_nothing(
     settings: Settings, client: Client, database: Engine, work: Work, before: bool
 ) -> None:
-    tasks = submit(client, 11)
+    tasks = submit(client, 6)
     for task in tasks:
         client.cancel(task)
     id = client.start_bulk_act("replay", "agent:Idle", rate=FAST)["id"]
@@ -455,9 +453,9 @@ def test_death_of_the_runner_repeats_and_skips_nothing(
     with dying(before):
         victim.run_once()
     victim.close()
-    assert client.bulk_act(id)["done"] == (4 if before else 6)
-    assert len(replays(database)) == (4 if before else 6)
-    assert work(id)["done"] == 11
+    assert client.bulk_act(id)["done"] == (2 if before else 3)
+    assert len(replays(database)) == (2 if before else 3)
+    assert work(id)["done"] == 6
     assert replays(database) == dict.fromkeys(tasks, 1)
 
 
@@ -470,8 +468,7 @@ def test_two_runners_act_on_each_task_once(settings: Settings, client: Client, d
     id = client.start_bulk_act("replay", "agent:Idle", rate=FAST)["id"]
     runners = [BulkRunner(settings, database) for _ in range(2)]
     with patch.object(runner_module.Leadership, "held", lambda self: True):
-        overtaking = _then(runner_module.act_on, runners[1].run_once)
-        with patch.object(runner_module, "TOGETHER", 2), patch.object(runner_module, "act_on", overtaking):
+        with patch.object(runner_module, "act_on", _then(runner_module.act_on, runners[1].run_once)):
             runners[0].run_once()
         runners[1].run_once()
     assert client.bulk_act(id)["done"] == 6
