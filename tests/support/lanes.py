@@ -28,8 +28,7 @@ class Lanes:
 
         def __init__(self, command: list[str], *, pass_fds: tuple[int, int], **_: Any) -> None:
             address = os.environ[NURSERY]
-            [program] = [place for place, word in enumerate(command) if word.endswith(".py")]
-            _, _, worker, *folders = command[program + 1 :]
+            _python, _option, _program, _link, _pulse, worker, *folders = command
             birth = json.dumps({"worker": worker, "path": folders, "env": dict(os.environ)}).encode()
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
                 _connect(line, address)

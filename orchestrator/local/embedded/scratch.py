@@ -33,7 +33,7 @@ def scratch_dir(*, disk: bool = False) -> Iterator[Path]:
         disk: whether it must be on a disk, to measure one. Otherwise it is in memory, if that has room: a new cluster
             is a thousand files.
     """
-    base = default_data_dir() / "scratch" if disk else _memory() or default_data_dir() / "scratch"
+    base = (None if disk else _memory()) or default_data_dir() / "scratch"
     make_folder(base, server_user())
     with _alone_in(base):
         _remove_abandoned(base)
@@ -47,17 +47,17 @@ def scratch_dir(*, disk: bool = False) -> Iterator[Path]:
 
 
 def _memory() -> Path | None:
-    """Return our folder in memory; None without one in which files may be large, and be programs."""
+    """Return our folder in memory; None where memory has no room, may hold no programs, or the folder is not ours."""
+    ours = _MEMORY / f"minions-{os.geteuid()}"
     try:
         facts = os.statvfs(_MEMORY)
+        if facts.f_bavail * facts.f_frsize < _ROOM or facts.f_flag & os.ST_NOEXEC:
+            return None
+        make_folder(ours, server_user())
+        # Any user of the machine may have created it, or a link in its place.
+        return ours / default_data_dir().name if ours.lstat().st_uid == os.geteuid() else None
     except OSError:
         return None
-    ours = _MEMORY / f"minions-{os.geteuid()}"
-    if facts.f_bavail * facts.f_frsize < _ROOM or facts.f_flag & os.ST_NOEXEC:
-        return None
-    make_folder(ours, server_user())
-    # Every user may create it.
-    return ours / default_data_dir().name if ours.lstat().st_uid == os.geteuid() and not ours.is_symlink() else None
 
 
 @contextmanager
