@@ -48,7 +48,7 @@ class Audit:
         namespace: str | None = None,
         dry_run: bool = False,
     ) -> dict[str, Any]:
-        """Delete all ended tasks of a tenant or a conversation, with everything that they contain.
+        """Delete all ended tasks of a tenant or a conversation, with everything that they contain, and its memory.
 
         Args:
             tenant: the tenant `key` of the tasks.
@@ -57,17 +57,17 @@ class Audit:
             dry_run: delete nothing, only count.
 
         Returns:
-            the numbers of deleted `trees` and `tasks`; `left`, the root tasks that have not ended; `schedules` that
-            still submit such tasks.
+            the numbers of deleted `trees`, `tasks` and `memories`; `left`, the root tasks that have not ended;
+            `schedules` that still submit such tasks.
 
         Raises:
             Forbidden: the client's key lacks the permission `tasks:erase`.
         """
         asked = given(tenant=tenant, conversation_id=conversation_id, namespace=namespace, dry_run=dry_run)
-        total: dict[str, Any] = {"trees": 0, "tasks": 0, "left": [], "schedules": []}
+        total: dict[str, Any] = {"trees": 0, "tasks": 0, "memories": 0, "left": [], "schedules": []}
         while True:
             page = self._transport.post("/v1/erasures", to_json(asked, what="The request"), safe=True)
-            for name in ("trees", "tasks", "left"):
+            for name in ("trees", "tasks", "memories", "left"):
                 total[name] += page[name]
             total["schedules"] = page["schedules"]
             if page["next"] is None:

@@ -27,8 +27,10 @@ from minions.audit import Audit
 from minions.bulk_acts import BulkActs
 from minions.comparison import Comparison, Record, compare
 from minions.errors import NotConfigured
+from minions.files import Files
 from minions.following import follow
 from minions.keys import Keys
+from minions.memories import Memories
 from minions.operations import Operations
 from minions.submissions import NOT_GIVEN, NotGiven, Submissions, TaskId, id_of, task_path
 from minions.task import Task, TaskSummary
@@ -39,7 +41,7 @@ from minions.wire import PAGE, given, to_json
 WHOLE_ID = 32  # characters, without hyphens
 
 
-class Client(Submissions, Operations, BulkActs, Alerts, Keys, Audit):
+class Client(Submissions, Operations, BulkActs, Alerts, Files, Keys, Audit, Memories):
     """Client of the API. Threads may share one; close it, or use it as a context manager.
 
     Requests are retried when the API or its database is unavailable and a retry is safe: all that only read, `cancel`,
@@ -114,7 +116,7 @@ class Client(Submissions, Operations, BulkActs, Alerts, Keys, Audit):
         """Yield all matching tasks, the newest first; pages are loaded as they are read.
 
         Args:
-            query: filters in one text, like `agent:triage state:failed since:1d`.
+            query: filters in one text, like `agent:triage state:failed since:1d cost:>0.5`.
             error_fingerprint: only tasks that failed with this kind of error: see `dead_letters`.
             unreplayed: only tasks without a replay.
             outputs: include the outputs.
@@ -433,6 +435,30 @@ class Client(Submissions, Operations, BulkActs, Alerts, Keys, Audit):
         """
         times = {"since": since and since.isoformat(), "until": until and until.isoformat()}
         found: dict[str, Any] = self._transport.get("/v1/stats", params={"by": list(by), **times, **filters})
+        return found
+
+    def costs(
+        self,
+        *,
+        by: Iterable[str] = ("agent",),
+        since: datetime | None = None,
+        until: datetime | None = None,
+        what_if: Iterable[str] = (),
+        **filters: Any,
+    ) -> dict[str, Any]:
+        """Return what model calls cost in dollars, the most expensive groups first, and their total.
+
+        Args:
+            by: what to group by: `namespace`, `agent`, `version`, `capability`, `key`, `model`, `hour`, `day`; or
+                `tool`, alone or with `agent`.
+            since: by default a day ago; whole hours or days are counted.
+            until: by default now.
+            what_if: `model=NAME` and `lane=batch`: also what the same tokens would cost.
+            filters: `agent`, `version`, `capability`, `key`, `model`, `namespace`, `limit`.
+        """
+        chosen = {"by": list(by), "what_if": list(what_if)}
+        times = {"since": since and since.isoformat(), "until": until and until.isoformat()}
+        found: dict[str, Any] = self._transport.get("/v1/costs", params={**chosen, **times, **filters})
         return found
 
     def workers(self, status: str | None = None) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,6 @@
-"""Values that a builtin tool or a function may return instead of a result, to make its task wait without a worker.
+"""Values that a builtin tool or a function may return instead of a result.
+
+They make its task wait without a worker, or show the model an image or a document.
 
 A builtin tool may raise `GiveUp`, so that its task fails without further attempts.
 
@@ -10,6 +12,7 @@ def poll(arguments, context):
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 
@@ -38,3 +41,23 @@ def wait_for_signal(name: str, timeout: float | None = None) -> dict[str, Any]:
     The call's result is `{"signal": name, "payload": …, "sent_at": …}`, or `{"timed_out": True}`.
     """
     return {"$wait": {"signal": name} if timeout is None else {"signal": name, "seconds": timeout}}
+
+
+def content(*blocks: dict[str, Any] | str) -> dict[str, Any]:
+    """Give the model these blocks, as the Messages API takes them in the result of a tool; a text is a block too."""
+    return {"$content": [{"type": "text", "text": each} if isinstance(each, str) else each for each in blocks]}
+
+
+def image(data: bytes, media_type: str) -> dict[str, Any]:
+    """Return a block for `content`: a picture of type `image/png`, `image/jpeg`, `image/gif` or `image/webp`."""
+    return {"type": "image", "source": _base64(data, media_type)}
+
+
+def pdf(data: bytes, title: str | None = None) -> dict[str, Any]:
+    """Return a block for `content`: a PDF."""
+    block = {"type": "document", "source": _base64(data, "application/pdf")}
+    return block if title is None else {**block, "title": title}
+
+
+def _base64(data: bytes, media_type: str) -> dict[str, Any]:
+    return {"type": "base64", "media_type": media_type, "data": base64.b64encode(data).decode()}

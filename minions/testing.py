@@ -11,9 +11,15 @@
             assert len(api.requests) == 2
 
 It supports streams and plain replies, token counting, errors, and streams that are slow or break off. Requests that the
-API itself refuses (blank texts, errors of tools without a text, misplaced system messages, too many cache marks, tools
-whose schema is not that of an object, schemas that cannot constrain a model, forced tools beside thinking) get a 400.
+API itself refuses (blank texts, errors of tools without a text, misplaced system messages, too many cache marks or in a
+wrong order, tools whose schema is not that of an object, schemas that cannot constrain a model, forced tools beside
+thinking, features without their beta header or with values out of bounds, images and documents of a wrong type or size,
+tool calls without results, citations beside a format, tools of the API that the model does not take) get a 400.
+Requests with `diagnostics` are compared with the previous one, as the API does. Tools that the API runs are supported:
+`said(web_search("boats"), …)`.
 Message Batches are supported too, with their faults: see `MessagesApi.batch_faults` and `MessagesApi.hold_batches`.
+The same script answers the Chat Completions API, at `api.chat_url`, and the platforms of Claude: Google Cloud, Amazon
+Bedrock and Microsoft Foundry, whose addresses end like that of the Messages API.
 From the command line:
 
     python -m minions.testing replies.json --port 8787
@@ -36,6 +42,35 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from minions import chat_completions
+from minions.content_faults import content_fault
+from minions.server_tool_replies import (
+    code_execution,
+    said,
+    tool_fault,
+    tool_search,
+    uses_of,
+    web_fetch,
+    web_search,
+)
+
+__all__ = [
+    "KEY",
+    "USAGE",
+    "Batch",
+    "MessagesApi",
+    "code_execution",
+    "error",
+    "events_of",
+    "messages_api",
+    "said",
+    "text",
+    "tool_search",
+    "tool_use",
+    "web_fetch",
+    "web_search",
+]
+
 KEY = "sk-test-key"
 USAGE = {"input_tokens": 10, "output_tokens": 5, "cache_read_input_tokens": 100}
 # Texts and tool inputs are sent in pieces, which exposes a client that does not join them.
@@ -47,7 +82,15 @@ UNCONSTRAINABLE = frozenset(
     {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "maxItems"}
     | {"uniqueItems", "patternProperties", "propertyNames", "if", "not", "oneOf", "dependentRequired", "prefixItems"}
 )
+# Models with `speed`; the second need a beta header for it.
+FAST_MODELS = r"claude-(fable-5-2|mythos-5-2|opus-5-5|opus-5)(-\d{8})?"
+FAST_BY_BETA = r"claude-opus-5(-\d{8})?"
+LEAST_TASK_BUDGET = 20_000
+LEAST_COMPACTION = 50_000
 BATCHES = "/v1/messages/batches"
+MESSAGES = re.compile(r".*/v1/messages")
+IN_GOOGLE_CLOUD = re.compile(r".*/publishers/anthropic/models/([^/:]+):(?:streamRawPredict|rawPredict)")
+COUNTS = re.compile(r".*/v1/messages/count_tokens|.*/models/count-tokens:rawPredict")
 CUSTOM_ID = r"[a-zA-Z0-9_-]{1,64}"
 MAX_BATCH = 100_000
 # Models that accept no `system` messages.
@@ -61,12 +104,40 @@ def text(said: str, stop_reason: str = "end_turn", **more: Any) -> Reply:
     return {"content": [{"type": "text", "text": said}], "stop_reason": stop_reason, **more}
 
 
+def cited(*parts: str | tuple[str, list[dict[str, Any]]], **more: Any) -> Reply:
+    """Return a reply of texts, of which some have citations: `cited("It says: ", ("the moon is rock", [{…}]))`."""
+    blocks = [
+        {"type": "text", "text": part}
+        if isinstance(part, str)
+        else {"type": "text", "text": part[0], "citations": part[1]}
+        for part in parts
+    ]
+    return {"content": blocks, "stop_reason": "end_turn", **more}
+
+
 def tool_use(*calls: tuple[str, dict[str, Any]], said: str = "", **more: Any) -> Reply:
     """Return a reply that calls tools, given as names and inputs."""
     content: list[dict[str, Any]] = [{"type": "text", "text": said}] if said else []
     for number, (name, arguments) in enumerate(calls, 1):
         content.append({"type": "tool_use", "id": f"toolu_{number}", "name": name, "input": arguments})
     return {"content": content, "stop_reason": "tool_use", **more}
+
+
+def refusal(category: str | None = None, explanation: str | None = None, said: str = "", **more: Any) -> Reply:
+    """Return a reply that refuses to answer: before its first word, or after what it has said."""
+    details = {"type": "refusal", "category": category, "explanation": explanation}
+    content = [{"type": "text", "text": said}] if said else []
+    return {"content": content, "stop_reason": "refusal", "stop_details": details, **more}
+
+
+def compaction(summary: str | None, *blocks: dict[str, Any], stop_reason: str = "end_turn", **more: Any) -> Reply:
+    """Return a reply before which the API has compacted the conversation. None: it could not.
+
+    Args:
+        blocks: those after the summary; none with the stop reason `compaction`.
+    """
+    summed_up = {"type": "compaction", "content": summary, "encrypted_content": None}
+    return {"content": [summed_up, *blocks], "stop_reason": stop_reason, **more}
 
 
 def error(status: int, kind: str = "api_error", message: str = "scripted", **more: Any) -> Reply:
@@ -135,6 +206,7 @@ class MessagesApi:
         hold_batches: batches are in processing until `end_batches` is called; else they end at once.
         batch_faults: what becomes of the next creations of batches: `lost` (the batch is created, and the answer is
             lost), `never` (the connection breaks, and there is no batch), or a reply from `error`.
+        lost_containers: containers that have expired: a request that has one of them is refused.
         batches: the batches by id, the oldest first. The results of each are in the reverse order of its requests.
     """
 
@@ -146,8 +218,15 @@ class MessagesApi:
     seconds: float = 0.0
     hold_batches: bool = False
     batch_faults: list[str | Reply] = field(default_factory=list)
+    lost_containers: set[str] = field(default_factory=set)
     batches: dict[str, Batch] = field(default_factory=dict)
+    _diagnosed: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def chat_url(self) -> str:
+        """The address of the same server for clients of the Chat Completions API."""
+        return f"{self.url}/v1"
 
     def answer(self, headers: dict[str, str], body: dict[str, Any]) -> tuple[int, Reply]:
         """Return status and reply for a message request. Override it for custom behaviour."""
@@ -167,20 +246,44 @@ class MessagesApi:
 
     def message(self, body: dict[str, Any], reply: Reply) -> Reply:
         """Complete a reply that contains only the relevant fields to a whole message."""
+        name = f"msg_{len(self.requests)}"
+        uses = uses_of(reply["content"])
         return {
-            "id": f"msg_{len(self.requests)}",
+            "id": name,
             "type": "message",
             "role": "assistant",
             "model": body["model"],
             "stop_sequence": None,
-            "usage": USAGE,
+            "usage": {**USAGE, "server_tool_use": uses} if uses else USAGE,
+            **({"diagnostics": self._diagnose(name, body)} if "diagnostics" in body else {}),
             **reply,
         }
+
+    def _diagnose(self, name: str, body: dict[str, Any]) -> dict[str, Any] | None:
+        """Compare a request with the one that it names as the previous; return None if it only adds to that."""
+        previous = body["diagnostics"].get("previous_message_id")
+        before = self._diagnosed.get(previous)
+        self._diagnosed[name] = body
+        if previous is None:
+            return None
+        if before is None:
+            return {"cache_miss_reason": {"type": "previous_message_not_found"}}
+        for part in ("model", "system", "tools", "messages"):
+            was, now = _unmarked(before.get(part)), _unmarked(body.get(part))
+            if now[: len(was)] != was if part == "messages" else now != was:
+                missed = {"type": f"{part}_changed", "cache_missed_input_tokens": self.count(before)}
+                return {"cache_miss_reason": missed}
+        return None
 
     def count(self, body: dict[str, Any]) -> int:
         """Return the tokens of a request: a quarter of its characters."""
         self.counted.append(body)
         return len(json.dumps([body.get("system"), body.get("tools"), body.get("messages")])) // 4
+
+    def container_fault(self, body: dict[str, Any]) -> str | None:
+        """Return the error text for a request with a container that has expired."""
+        name = body.get("container")
+        return f"container: Container {name!r} has expired" if name in self.lost_containers else None
 
     def create_batch(self, requests: list[dict[str, Any]]) -> Batch:
         """Create a batch, as a creation does, or another user of the key."""
@@ -212,7 +315,7 @@ class MessagesApi:
         name, body = request["custom_id"], request["params"]
         if cancelled:
             return [{"custom_id": name, "result": {"type": "canceled"}}]
-        if fault := _fault(body):
+        if fault := _fault(body) or _feature_fault({}, body) or self.container_fault(body):
             return [{"custom_id": name, "result": _errored({"type": "invalid_request_error", "message": fault})}]
         status, reply = self.answer({}, body)
         match reply.get("batch"):
@@ -261,8 +364,9 @@ def messages_api(api: MessagesApi | None = None, port: int = 0) -> Iterator[Mess
 def events_of(message: Reply) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield a message as the events of a stream: names and data."""
     used = message.get("usage")
-    begun = {name: value for name, value in message.items() if name not in _DIRECTIONS}
-    ended = {name: begun.pop(name, None) for name in ("stop_reason", "stop_sequence", "stop_details")}
+    edits = {name: message[name] for name in ("context_management",) if name in message}
+    begun = {name: value for name, value in message.items() if name not in _DIRECTIONS and name not in edits}
+    ended = {name: begun.pop(name, None) for name in ("stop_reason", "stop_sequence", "stop_details", "container")}
     usage = used and {**used, "output_tokens": 1}
     nothing_yet: Reply = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
     yield "message_start", {"message": {**begun, **nothing_yet}}
@@ -273,7 +377,8 @@ def events_of(message: Reply) -> Iterator[tuple[str, dict[str, Any]]]:
         for delta in deltas:
             yield "content_block_delta", {"index": index, "delta": delta}
         yield "content_block_stop", {"index": index}
-    yield "message_delta", {"delta": ended, "usage": used and {"output_tokens": used.get("output_tokens", 0)}}
+    counted = used and {"output_tokens": used.get("output_tokens", 0)}
+    yield "message_delta", {"delta": ended, "usage": counted, **edits}
     yield "message_stop", {}
 
 
@@ -281,7 +386,9 @@ def _taken_apart(block: dict[str, Any]) -> tuple[dict[str, Any], Iterable[dict[s
     """Split a block into its initial form and the deltas that complete it."""
     match block["type"]:
         case "text":
-            return {**block, "text": ""}, [{"type": "text_delta", "text": part} for part in _pieces(block["text"])]
+            texts = [{"type": "text_delta", "text": part} for part in _pieces(block["text"])]
+            cited = [{"type": "citations_delta", "citation": each} for each in block.get("citations") or ()]
+            return {**block, "text": "", **({"citations": []} if cited else {})}, [*texts, *cited]
         case "tool_use" | "server_tool_use":
             parts = ["", *_pieces(json.dumps(block["input"]))] if block["input"] else [""]
             return {**block, "input": {}}, [{"type": "input_json_delta", "partial_json": part} for part in parts]
@@ -289,6 +396,9 @@ def _taken_apart(block: dict[str, Any]) -> tuple[dict[str, Any], Iterable[dict[s
             thought = [{"type": "thinking_delta", "thinking": part} for part in _pieces(block["thinking"])]
             signed = {"type": "signature_delta", "signature": block.get("signature", "")}
             return {**block, "thinking": "", "signature": ""}, [*thought, signed]
+        case "compaction":
+            delta = {name: block.get(name) for name in ("content", "encrypted_content")}
+            return {**block, "content": None, "encrypted_content": None}, [{"type": "compaction_delta", **delta}]
     return block, []
 
 
@@ -357,19 +467,24 @@ def _handler(api: MessagesApi) -> type[BaseHTTPRequestHandler]:
 
         def _answer(self, headers: dict[str, str], body: dict[str, Any]) -> None:
             path = self.path.partition("?")[0]
+            if path.endswith(chat_completions.PATH):
+                self._complete_chat(headers, body)
+                return
+            if in_google_cloud := IN_GOOGLE_CLOUD.fullmatch(path):
+                body = {"model": in_google_cloud[1], **body}
             if not _has_key(headers):
                 api.note(headers, body)
                 self._send(401, error(401, "authentication_error", "invalid x-api-key"))
-            elif path == "/v1/messages/count_tokens":
+            elif COUNTS.fullmatch(path):
                 self._send(200, {"input_tokens": api.count(body)})
             elif path == BATCHES:
                 self._create_batch(body)
             elif path.endswith("/cancel") and (batch := api.batches.get(path.split("/")[-2])):
                 batch.cancelled = batch.ended_at is None
                 self._send(200, batch.as_json())
-            elif path != "/v1/messages":
+            elif not (in_google_cloud or MESSAGES.fullmatch(path)):
                 self._send(404, error(404, "not_found_error", self.path))
-            elif fault := _fault(body):
+            elif fault := _fault(body) or _feature_fault(headers, body) or api.container_fault(body):
                 api.note(headers, body)
                 self._send(400, error(400, "invalid_request_error", fault))
             else:
@@ -379,11 +494,50 @@ def _handler(api: MessagesApi) -> type[BaseHTTPRequestHandler]:
                 else:
                     self._send(status, reply)
 
+        def _complete_chat(self, headers: dict[str, str], body: dict[str, Any]) -> None:
+            if not _has_key(headers):
+                api.note(headers, body)
+                self._send_chat(401, error(401, message="Incorrect API key provided."))
+            elif fault := chat_completions.request_fault(body):
+                api.note(headers, body)
+                self._send_chat(400, error(400, "invalid_request_error", fault))
+            else:
+                status, reply = api.answer(headers, body)
+                if status == 200 and body.get("stream"):
+                    self._stream_chat(reply)
+                else:
+                    self._send_chat(status, reply)
+
+        def _send_chat(self, status: int, reply: Reply) -> None:
+            fault = reply.get("error")
+            shown = chat_completions.error_body(status, fault) if fault else chat_completions.completion(reply)
+            self._send_json(status, reply, shown)
+
+        def _stream_chat(self, reply: Reply) -> None:
+            self._begin(200, reply, {"content-type": "text/event-stream", "transfer-encoding": "chunked"})
+            number, kind, message = reply.get("error_after", (None, "", ""))
+            fault = chat_completions.error_body(200, {"type": kind, "message": message})
+            for place, chunk in enumerate(itertools.islice(chat_completions.chunks(reply), reply.get("end"))):
+                if place == reply.get("cut"):
+                    self.close_connection = True
+                    return
+                time.sleep(reply.get("pause", 0.0))
+                self._write_chunk(f"data: {json.dumps(fault if place == number else chunk)}\n\n".encode())
+                if place == number:
+                    break
+            else:
+                if "end" not in reply:
+                    self._write_chunk(b"data: [DONE]\n\n")
+            self.wfile.write(b"0\r\n\r\n")
+
         def _send(self, status: int, reply: Reply) -> None:
             if "error" in reply:
                 shown = {"type": "error", "error": reply["error"]}
             else:
                 shown = {name: value for name, value in reply.items() if name not in _DIRECTIONS}
+            self._send_json(status, reply, shown)
+
+        def _send_json(self, status: int, reply: Reply, shown: Any) -> None:
             data = json.dumps(shown).encode()
             self._begin(status, reply, {"content-type": "application/json", "content-length": str(len(data))})
             self.wfile.write(data)
@@ -463,7 +617,7 @@ def _fault(body: dict[str, Any]) -> str | None:
             return f"tools.{number}.custom.input_schema{fault}"
         if tool.get("strict") and (fault := _grammar_fault(tool["input_schema"])):
             return f"tools.{number}.custom: {fault}"
-    if fault := _choice_fault(body):
+    if fault := _choice_fault(body) or tool_fault(body):
         return fault
     form = (body.get("output_config") or {}).get("format")
     if form and (fault := _grammar_fault(form["schema"])):
@@ -478,16 +632,88 @@ def _fault(body: dict[str, Any]) -> str | None:
         for index, block in enumerate(message["content"]):
             if block_fault := _block_fault(block):
                 return f"messages.{number}.content.{index}.{block_fault}"
+    if fault := content_fault(body):
+        return fault
     if fault := _system_fault(body.get("model", ""), [message.get("role", "") for message in body["messages"]]):
         return fault
     if (marks := json.dumps(body).count('"cache_control": {')) > MAX_CACHE_MARKS:
         return f"A maximum of {MAX_CACHE_MARKS} blocks with cache_control may be provided. Found {marks}."
+    if fault := _mark_fault(body):
+        return fault
     said = {"system": [body.get("system", ())], "messages": [message["content"] for message in body["messages"]]}
     for place, contents in said.items():
         for spoken in itertools.chain.from_iterable(map(_texts, contents)):
             if not spoken.strip():
                 rule = "contain non-whitespace text" if spoken else "be non-empty"
                 return f"{place}: text content blocks must {rule}"
+    return None
+
+
+def _mark_fault(body: dict[str, Any]) -> str | None:
+    """Check the marks of the prompt cache: longer ones come first, and some places must have none."""
+    shorter = False
+    for place, block in _blocks(body):
+        if (mark := block.get("cache_control")) is None:
+            continue
+        if block.get("type") in ("thinking", "redacted_thinking") or block.get("defer_loading"):
+            return f"{place}.cache_control: Extra inputs are not permitted"
+        if mark.get("ttl", "5m") == "1h" and shorter:
+            return (
+                f"{place}.cache_control.ttl: a ttl='1h' cache_control block must not come after a ttl='5m' "
+                "cache_control block. Note that blocks are processed in the following order: `tools`, `system`, "
+                "`messages`."
+            )
+        shorter = shorter or mark.get("ttl", "5m") == "5m"
+    return None
+
+
+def _blocks(body: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the parts of a prompt in their order, with their places."""
+    system = body.get("system")
+    contents = {"tools": body.get("tools", ()), "system": system if isinstance(system, list) else ()}
+    contents |= {f"messages.{number}.content": each["content"] for number, each in enumerate(body["messages"])}
+    for place, blocks in contents.items():
+        for number, block in enumerate(blocks):
+            if isinstance(block, dict):
+                yield f"{place}.{number}", block
+
+
+def _unmarked(part: Any) -> Any:
+    """Return a part of a prompt without the marks of the cache, and with texts as blocks."""
+    if isinstance(part, list):
+        return [_unmarked(each) for each in part]
+    if not isinstance(part, dict):
+        return part if part is not None else []
+    content = part.get("content")
+    texts = {"content": [{"type": "text", "text": content}]} if "role" in part and isinstance(content, str) else {}
+    return {name: _unmarked(value) for name, value in {**part, **texts}.items() if name != "cache_control"}
+
+
+def _feature_fault(headers: dict[str, str], body: dict[str, Any]) -> str | None:
+    """Check features that only some models have, or that need a beta header."""
+    betas = headers.get("anthropic-beta", "").split(",")
+    model = body.get("model", "")
+    if "speed" in body and not re.fullmatch(FAST_MODELS, model):
+        return "speed: this model does not support fast mode"
+    if "speed" in body and re.fullmatch(FAST_BY_BETA, model) and "fast-mode-2026-02-01" not in betas:
+        return "speed: Extra inputs are not permitted"
+    budget = (body.get("output_config") or {}).get("task_budget")
+    if budget and "task-budgets-2026-03-13" not in betas:
+        return "output_config.task_budget: Extra inputs are not permitted"
+    if budget and budget["total"] < LEAST_TASK_BUDGET:
+        return f"output_config.task_budget.total: Input should be greater than or equal to {LEAST_TASK_BUDGET}"
+    for number, edit in enumerate((body.get("context_management") or {}).get("edits", ())):
+        kind, place = edit["type"], f"context_management.edits.{number}"
+        beta = "compact-2026-01-12" if kind.startswith("compact_") else "context-management-2025-06-27"
+        if beta not in betas:
+            return "context_management: Extra inputs are not permitted"
+        if kind.startswith("clear_thinking_") and number:
+            return f"{place}: `{kind}` strategy must be first in the list"
+        if kind.startswith("clear_thinking_") and body.get("thinking", {}).get("type") == "disabled":
+            return f"{place}: `{kind}` strategy requires `thinking` to be enabled or adaptive"
+        tokens = (edit.get("trigger") or {}).get("value", LEAST_COMPACTION)
+        if kind.startswith("compact_") and tokens < LEAST_COMPACTION:
+            return f"{place}.trigger.value: Input should be greater than or equal to {LEAST_COMPACTION}"
     return None
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from typing import Any
 
@@ -18,7 +18,8 @@ from minions.wire import (
     connection_options,
     pause_after,
     present,
-    read,
+    read_bytes,
+    read_json,
     unreachable,
 )
 
@@ -68,6 +69,15 @@ class Transport:
     def delete(self, path: str, *, params: Mapping[str, Any] | None = None) -> Any:
         """Delete the resource at a path; retried only if the request cannot have arrived."""
         return self._call("DELETE", path, safe=False, params=params)
+
+    def send(self, path: str, body: bytes, *, content_type: str, params: Mapping[str, Any] | None = None) -> Any:
+        """Send bytes by POST, and return the JSON of the answer; idempotent."""
+        return self._call("POST", path, safe=True, params=params, body=body, content_type=content_type)
+
+    def receive(self, path: str, *, params: Mapping[str, Any] | None = None) -> bytes:
+        """Return the bytes at a path; retried if the API is unavailable."""
+        received: bytes = self._call("GET", path, safe=True, params=params, read=read_bytes)
+        return received
 
     def pages(self, path: str, params: Mapping[str, Any]) -> Generator[dict[str, Any], None]:
         """Yield the items of a list; pages are loaded as they are read."""
@@ -132,10 +142,12 @@ class Transport:
         path: str,
         *,
         params: Mapping[str, Any] | None = None,
-        body: str | None = None,
+        body: str | bytes | None = None,
+        content_type: str = "application/json",
+        read: Callable[[httpx2.Response], Any] = read_json,
         extra_time: float = 0.0,
     ) -> Any:
-        headers = {"Content-Type": "application/json"} if body is not None else {}
+        headers = {"Content-Type": content_type} if body is not None else {}
         timeout = httpx2.Timeout(self.timeout, read=self.timeout + extra_time)
         try:
             response = self._http.request(

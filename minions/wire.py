@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -49,6 +50,8 @@ def connection_options(url: str, api_key: str, actor: str | None) -> dict[str, A
             (b"Accept", b"application/json"),
             *([(b"Minion-Actor", actor.encode())] if actor else []),
         ],
+        # Reading the certificates takes longer than a request, and http:// needs none.
+        "verify": address.scheme == "https" or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
         # A proxy from the environment cannot reach addresses of this machine.
         "trust_env": address.host not in LOOPBACK,
     }
@@ -140,7 +143,7 @@ def _error_of(response: httpx2.Response) -> MinionsError:
     return from_problem(response.status_code, problem if isinstance(problem, dict) else {})
 
 
-def read(response: httpx2.Response) -> Any:
+def read_json(response: httpx2.Response) -> Any:
     """Return the JSON of an answer; None if it has none.
 
     Raises:
@@ -158,3 +161,13 @@ def read(response: httpx2.Response) -> Any:
             f"{response.url} did not answer with JSON. Check that it is the address of the API.",
             status=response.status_code,
         ) from None
+
+
+def read_bytes(response: httpx2.Response) -> bytes:
+    """Return the bytes of an answer.
+
+    Raises:
+        Again, MinionsError: as for `read_json`.
+    """
+    check(response)
+    return response.content

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-from shared.contracts.documents import CAPABILITY
-
 
 def parse_capabilities(text: str) -> str:
     """Return a normalised list of capabilities, separated by commas, without spaces.
@@ -13,6 +11,8 @@ def parse_capabilities(text: str) -> str:
     Raises:
         ValueError: a name is empty, or not valid for a capability.
     """
+    from shared.contracts.documents import CAPABILITY  # with all of pydantic's models: most commands need none
+
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if not re.fullmatch(CAPABILITY, name):

@@ -23,14 +23,17 @@ from orchestrator.commands import (
     budgets,
     bulk,
     capacity,
+    costs,
     decisions,
     definitions,
     diff,
     doctor,
     erase,
     errors,
+    files,
     functions,
     keys,
+    memories,
     processes,
     prune,
     replays,
@@ -60,14 +63,17 @@ app = typer.Typer(
 # Groups of commands in `minion --help`.
 GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Run Minions", (processes,)),
-    ("Tasks", (tasks, bulk, budgets, diff)),
+    ("Tasks", (tasks, bulk, files, budgets, diff)),
     ("Tasks that wait for a person", (decisions,)),
     ("Failed tasks", (errors, replays)),
     ("When tasks start", (rules, standing_budgets, schedules)),
     ("Definitions", (definitions, agents, functions, secrets)),
     (
         "Operation",
-        (workers, stats, alerts, keys, sessions, submitters, audit, webhooks, doctor, prune, erase, capacity),
+        (
+            *(workers, stats, costs, alerts, keys, sessions, submitters, audit, webhooks, doctor, prune, erase),
+            *(memories, capacity),
+        ),
     ),
 )
 for group, modules in GROUPS:

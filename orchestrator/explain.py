@@ -406,6 +406,8 @@ def _waiting(case: _Case) -> Explanation:
         error = case.scalar(LAST_STEP_ERROR, task=task["id"]) or {}
         message = case.quoted(error.get("message")) or "The model is unavailable"
         reason = f"{message.rstrip('.')} (tried {error.get('tries', 1)} times)"
+        if error.get("next_model"):
+            return _waiting_with_a_successor(case, reason, error["next_model"], error["next_model_at"])
     elif task["wait_reason"] == "model_limit":
         error = case.scalar(LAST_STEP_ERROR, task=task["id"]) or {}
         message = case.quoted(error.get("message")) or "Its model is at its limit"
@@ -420,6 +422,14 @@ def _waiting(case: _Case) -> Explanation:
         reason = "Its worker handed it back"
     facts = {"due_at": task["due_at"], "attempts": task["attempts"]}
     return case.answer(task["wait_reason"], f"{reason}: it waits {case.until(task['due_at'])}.", None, **facts)
+
+
+def _waiting_with_a_successor(case: _Case, reason: str, model: str, moment: str) -> Explanation:
+    """Explain a wait for a model that another one replaces if it lasts."""
+    due, at = case.task["due_at"], datetime.fromisoformat(moment)
+    sentence = f"{reason}: it waits {case.until(due)}. If it stays so, {model} is asked {_moment(case, at)}."
+    facts = {"due_at": due, "attempts": case.task["attempts"], "next_model": model, "next_model_at": at}
+    return case.answer("model_unavailable", sentence, None, **facts)
 
 
 def _waiting_for_budget(case: _Case) -> Explanation:

@@ -196,7 +196,8 @@ class Ingress(Loop):
 
     def _prepare_together(self, asked: list[Asked]) -> list[NewTask | MinionError]:
         submitters = [submission.submitter for submission, _ in asked]
-        return prepare_each(self.engine, [request for _, request in asked], submitted_by=submitters) if asked else []
+        requests = [request for _, request in asked]
+        return prepare_each(self.engine, requests, submitted_by=submitters, scope=self._scope) if asked else []
 
     def _request(self, submission: Submission) -> TaskRequest:
         envelope = submission.envelope

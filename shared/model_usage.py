@@ -20,6 +20,11 @@ Told = dict[str, Any]
 IN_THE_US = Decimal("1.1")
 IN_A_BATCH = Decimal("0.5")
 """Price of the tokens of a call in a Message Batch. Searches have their full price."""
+FAST = "fast"
+CHARGED_AT_ONCE = frozenset({"bio", "frontier_llm", "reasoning_extraction"})
+"""Categories of refusals that are charged even before the first word, since 2026-09-24:
+https://platform.claude.com/docs/en/build-with-claude/refusals-and-fallback#how-refusals-are-billed
+"""
 
 MOST = 10**9
 """A larger number in a report is an error, and would not fit into the columns of PostgreSQL."""
@@ -35,26 +40,44 @@ def spent(message: dict[str, Any], model: str) -> dict[str, Any]:
     usage = message.get("usage")
     if not isinstance(usage, dict) or not usage:
         return {"cost_microdollars": None}
-    charged = [(model, usage), *((str(each.get("model") or model), each) for each in _apart(usage))]
+    charged = [(model, usage), *((str(each.get("model") or model), each) for each in _apart(message, usage))]
+    free = _refused_at_once(message, usage)
     return {
         **_sum(_tokens(each) for _, each in charged),
         "used_besides": _besides(usage),
-        "cost_microdollars": 0 if _refused_at_once(message, usage) else _cost(charged, _factor(usage)),
+        "cost_microdollars": 0 if free else _cost(charged, _factor(usage), speed=_speed(usage)),
     }
+
+
+def list_price(model: str, usage: Usage, *, speed: str | None = None) -> Decimal:
+    """Return the list price of usage in dollars.
+
+    Args:
+        speed: that of the call: a fast one has prices of its own.
+
+    Raises:
+        LookupError: the model has no price.
+    """
+    if not _has_price(model):
+        raise LookupError(model)
+    context = {"speed": FAST} if speed == FAST else None
+    return calc_price(usage, model_ref=model, provider_id="anthropic", price_context=context).total_price
 
 
 def _refused_at_once(message: Told, usage: Told) -> bool:
     """Return whether the model refused before its first word, which is free: no content, or only a blank text."""
-    if message.get("stop_reason") != "refusal":
+    details = message.get("stop_details")
+    category = details.get("category") if isinstance(details, dict) else None
+    if message.get("stop_reason") != "refusal" or category in CHARGED_AT_ONCE:
         return False
     content = message.get("content") or []
     blank = all(block.get("type") == "text" and not block.get("text", "").strip() for block in content)
     return not content or (blank and not _count(usage, "output_tokens"))
 
 
-def _apart(usage: Told) -> list[Told]:
+def _apart(message: Told, usage: Told) -> list[Told]:
     """Iterations that are not part of the usage around them: the summary of a compaction, an advisor's advice, and
-    output before a refusal after which another model answered. An iteration that is refused at once charges nothing.
+    those that a model refused, after which another one answered, if they are charged.
     """
     iterations = [each for each in usage.get("iterations") or [] if isinstance(each, dict)]
     served = next((each.get("model") for each in iterations if each.get("type") == "fallback_message"), None)
@@ -62,11 +85,23 @@ def _apart(usage: Told) -> list[Told]:
     def refused(each: Told) -> bool:
         return bool(served and each.get("type") == "message" and each.get("model") not in (None, served))
 
+    charged = _charged_refusals(message)
     return [
         each
         for each in iterations
-        if each.get("type") in ("compaction", "advisor_message") or (refused(each) and _count(each, "output_tokens"))
+        if each.get("type") in ("compaction", "advisor_message")
+        or (refused(each) and (_count(each, "output_tokens") or each.get("model") in charged))
     ]
+
+
+def _charged_refusals(message: Told) -> set[str]:
+    """Models whose refusal is charged even before their first word, by the blocks that mark where another took over."""
+    hops = [block for block in message.get("content") or [] if block.get("type") == "fallback"]
+    return {
+        str((hop.get("from") or {}).get("model"))
+        for hop in hops
+        if (hop.get("trigger") or {}).get("category") in CHARGED_AT_ONCE
+    }
 
 
 def _tokens(usage: Told) -> dict[str, int]:
@@ -87,9 +122,15 @@ def _besides(usage: Told) -> dict[str, Any]:
         "thinking_tokens": _count(usage, "output_tokens_details", "thinking_tokens"),
         "web_search_requests": _count(usage, "server_tool_use", "web_search_requests"),
         "web_fetch_requests": _count(usage, "server_tool_use", "web_fetch_requests"),
+        "code_execution_requests": _count(usage, "server_tool_use", "code_execution_requests"),
     }
     tier = {"service_tier": "batch"} if _is_batch(usage) else {}
-    return {**{name: count for name, count in told.items() if count}, **tier}
+    speed = {"speed": FAST} if _speed(usage) == FAST else {}
+    return {**{name: count for name, count in told.items() if count}, **tier, **speed}
+
+
+def _speed(usage: Told) -> str | None:
+    return FAST if usage.get("speed") == FAST else None
 
 
 def _is_batch(usage: Told) -> bool:
@@ -101,30 +142,28 @@ def _factor(usage: Told) -> Decimal:
     return (IN_THE_US if usage.get("inference_geo") == "us" else 1) * (IN_A_BATCH if _is_batch(usage) else Decimal(1))
 
 
-def _cost(charged: list[tuple[str, Told]], factor: Decimal) -> int | None:
+def _cost(charged: list[tuple[str, Told]], factor: Decimal, *, speed: str | None) -> int | None:
     """Return the cost in micro-dollars, rounded up; None if a model has no price.
 
     Args:
         factor: of the price of tokens.
+        speed: of the call.
     """
     try:
         tokens = sum(
-            (_price(model, **_tokens(each), cache_write_1h_tokens=_for_an_hour(each)) for model, each in charged)
+            (
+                list_price(model, Usage(**_tokens(each), cache_write_1h_tokens=_for_an_hour(each)), speed=speed)
+                for model, each in charged
+            )
         )
         searches = sum(
-            _price(model, web_searches=number)
+            list_price(model, Usage(web_searches=number))
             for model, each in charged
             if (number := _besides(each).get("web_search_requests"))
         )
     except LookupError:
         return None
     return math.ceil((factor * tokens + searches) * 1_000_000)
-
-
-def _price(model: str, **used: int) -> Decimal:
-    if not _has_price(model):
-        raise LookupError(model)
-    return calc_price(Usage(**used), model_ref=model, provider_id="anthropic").total_price
 
 
 @lru_cache(maxsize=256)

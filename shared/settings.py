@@ -23,6 +23,15 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shared.errors import NotConfigured, requirement
+from shared.providers import (
+    ANTHROPIC,
+    Provider,
+    anthropic_provider,
+    normal_name,
+    parse_keys,
+    parse_providers,
+    split,
+)
 
 RUN_FILE = "run.json"
 SHORTEST_API_KEY = 16
@@ -108,6 +117,7 @@ class Settings(BaseSettings):
         frozen=True,
         populate_by_name=True,
         allow_inf_nan=False,
+        hide_input_in_errors=True,  # it may be a secret
     )
 
     @classmethod
@@ -181,6 +191,8 @@ class Settings(BaseSettings):
     oidc_login_seconds: float = Field(3600.0, ge=60, le=31_622_400)
 
     default_model: str = "claude-sonnet-5-5"
+    providers: Annotated[dict[str, Provider], NoDecode] = Field(default_factory=dict, validate_default=True)
+    provider_keys: SecretStr | None = None
     routing_agent: str | None = None
     max_tool_calls: int = Field(128, ge=1, le=100_000)
     model_patience_seconds: float = Field(21_600.0, ge=0, le=31_622_400)
@@ -192,6 +204,10 @@ class Settings(BaseSettings):
     max_input_bytes: int = Field(1 << 20, ge=1024, le=128 << 20)
     max_output_bytes: int = Field(4 << 20, ge=1024, le=128 << 20)
     max_body_bytes: int = Field(64 << 20, ge=1024, le=1 << 30)
+    # In base64, 24 MB are the 32 MB that a request to the Messages API may have.
+    max_file_bytes: int = Field(24 << 20, ge=1024, le=64 << 20)
+    # Of all files of a namespace; 0: no limit.
+    files_bytes: int = Field(10 << 30, ge=0)
 
     heartbeat_seconds: float = Field(3.0, gt=0, le=3600)
     lease_seconds: float = Field(10.0, ge=0.1, le=86_400)
@@ -215,6 +231,8 @@ class Settings(BaseSettings):
     retention_expired: float = Field(90.0, ge=0, le=36_500)
     retention_export: Path | None = None
     retention_audit: float = Field(400.0, ge=0, le=36_500)
+    retention_files: float = Field(30.0, ge=0, le=36_500)
+    retention_memory: float = Field(400.0, ge=0, le=36_500)
 
     @field_validator("sandbox_preload", "allow_private_addresses", "celery_agents", "trusted_proxies", mode="before")
     @classmethod
@@ -275,6 +293,34 @@ class Settings(BaseSettings):
             raise ValueError('it must be a JSON object, like {"minions-admins": "admin"}')
         return value
 
+    @field_validator("default_model")
+    @classmethod
+    def _has_one_name(cls, model: str) -> str:
+        return normal_name(model)
+
+    @field_validator("providers", mode="before")
+    @classmethod
+    def _read_providers(cls, given: Any) -> Any:
+        return parse_providers(given)
+
+    @field_validator("providers")
+    @classmethod
+    def _have_the_default_model(cls, providers: dict[str, Provider], others: ValidationInfo) -> dict[str, Provider]:
+        name, _ = split(others.data.get("default_model", ""))
+        if name != ANTHROPIC and name not in providers:
+            raise ValueError(
+                f"MINION_DEFAULT_MODEL names the provider {name[:100]!r}, which is not among them (a model of "
+                f"ANTHROPIC_BASE_URL whose name has a colon is {ANTHROPIC}:NAME)"
+            )
+        return providers
+
+    @field_validator("provider_keys")
+    @classmethod
+    def _fit_the_providers(cls, keys: SecretStr | None, others: ValidationInfo) -> SecretStr | None:
+        if keys is not None and "providers" in others.data:
+            parse_keys(keys.get_secret_value(), others.data["providers"])
+        return keys
+
     @field_validator("lease_seconds")
     @classmethod
     def _lease_outlives_a_beat(cls, lease: float, others: ValidationInfo) -> float:
@@ -283,6 +329,18 @@ class Settings(BaseSettings):
                 "a lease must last at least two heartbeats (MINION_HEARTBEAT_SECONDS), or no worker keeps its lease"
             )
         return lease
+
+    def known_providers(self) -> dict[str, Provider]:
+        """Return the providers of models by name: the Anthropic API, and those of MINION_PROVIDERS."""
+        return {ANTHROPIC: anthropic_provider(self.anthropic_base_url), **self.providers}
+
+    def key_of(self, provider: str) -> str | None:
+        """Return this installation's key for a provider, if it has one."""
+        if provider == ANTHROPIC:
+            return self.anthropic_api_key.get_secret_value() if self.anthropic_api_key else None
+        if self.provider_keys is None:
+            return None
+        return parse_keys(self.provider_keys.get_secret_value(), self.providers).get(provider)
 
     def require_database_url(self) -> str:
         """Return the database's address in SQLAlchemy's form (`postgresql+psycopg://…`).

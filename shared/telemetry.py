@@ -11,9 +11,7 @@ import logging.config
 import sys
 from typing import Any
 
-import sentry_sdk
 import structlog
-from sentry_sdk.utils import BadDsn
 
 from shared.contracts.visible_text import visible
 from shared.errors import NotConfigured
@@ -48,6 +46,12 @@ def configure(settings: Settings, *, component: str) -> None:
     """
     _configure_logs(settings, component)
     _configure_sentry(settings, component)
+
+
+def report(error: Exception) -> None:
+    """Send an error to Sentry, if it is on. The SDK is not loaded otherwise."""
+    if sentry := sys.modules.get("sentry_sdk"):
+        sentry.capture_exception(error)
 
 
 def _configure_logs(settings: Settings, component: str) -> None:
@@ -94,6 +98,9 @@ def _visible(logger: Any, method: str, event: structlog.typing.EventDict) -> str
 def _configure_sentry(settings: Settings, component: str) -> None:
     if not settings.sentry_dsn:
         return
+    import sentry_sdk
+    from sentry_sdk.utils import BadDsn
+
     from shared import __version__
 
     try:

@@ -45,6 +45,7 @@ TRUNCATE = text(f"TRUNCATE {TABLES} CASCADE")
 NO_TRIGGERS = text("SET LOCAL session_replication_role = replica")
 DELETE = text("; ".join(f"DELETE FROM {name}" for name in Base.metadata.tables))
 ATTEMPTS = 5
+LONGEST = ("tests/acceptance/", "tests/chaos/", "tests/crash_matrix/", "tests/sandbox/")
 END_OTHERS = text(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
     "WHERE pid <> pg_backend_pid() AND datname = current_database()"
@@ -54,6 +55,11 @@ END_OTHERS = text(
 def pytest_collection() -> None:
     """Keep the garbage collector away from modules and tests, which live as long as this process."""
     gc.disable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest modules first, so that no process works alone at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 
 def pytest_collection_finish() -> None:

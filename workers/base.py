@@ -85,6 +85,6 @@ class BaseAgent(ABC):
                 began.
         """
         given = self.task.messages or []
-        if self.journal.known:
+        if self.journal.known and all(isinstance(message["content"], str) for message in given):
             return [Message.model_validate(message) for message in given]
         return coerce_all(given, tools=self.definition.type == "function")

@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from shared.contracts import content
 from shared.contracts.documents import RelationDefinition
 from shared.contracts.strict_json import JsonValue
 from shared.database.connections import get_engine, persist
@@ -27,6 +28,17 @@ log = structlog.get_logger(__name__)
 
 class ChainAgent(BaseAgent):
     """Runs an agent's relations by its `chain_strategy`."""
+
+    def input(self) -> JsonValue:
+        """The input. Files in messages are refused: to the agents of the chain, they would be a part of a JSON text."""
+        if self.task.messages is not None and any(
+            next(content.media_in(message.content), None) for message in self.messages()
+        ):
+            raise InvalidInput(
+                f"The chain {self.name!r} gives its agents an input, in which images and documents of messages would "
+                'not be seen. Submit an `input` with {"$file": "file_…"}.'
+            )
+        return super().input()
 
     def work(self, value: JsonValue) -> Outcome:
         """Advance as far as the finished sub-tasks allow."""

@@ -13,20 +13,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from itertools import dropwhile
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import text
 
+from shared.contracts.content import Block, Content, our_files, outline
 from shared.contracts.documents import AgentConfig
+from shared.contracts.media import Media
 from shared.contracts.sampling import OFFLINE
 from shared.contracts.strict_json import JsonValue
 from shared.database.connections import get_engine, persist
+from shared.tasks import files
 from workers.journal import Journal, StepResult
 from workers.llm.base import ModelReply, ModelRequest, text_in
+from workers.llm.media_tokens import without_media
 from workers.llm.offline import NOTICE
 from workers.model_call import call_model
 from workers.task import ClaimedTask
@@ -67,15 +71,34 @@ LATEST_SUMMARY = text(
 
 @dataclass(frozen=True, slots=True)
 class PastMessage:
-    """One message of the conversation."""
+    """One message of the conversation.
+
+    Attributes:
+        files: the facts of its files, by id.
+    """
 
     id: UUID
     role: str
-    content: str
+    content: Content
+    files: Mapping[str, Media] = field(default_factory=dict, compare=False)
+
+    @property
+    def text(self) -> str:
+        """The text, with a short line for each block that is none."""
+        return outline(self.content)
 
     @property
     def tokens(self) -> int:
-        return tokens_in(self.content) + MESSAGE_TOKENS
+        if isinstance(self.content, str):
+            return tokens_in(self.content) + MESSAGE_TOKENS
+        [stripped], of_files = without_media([{"content": self.content}], self.files)
+        return tokens_in(json.dumps(stripped["content"], ensure_ascii=False)) + of_files + MESSAGE_TOKENS
+
+    @property
+    def may_begin(self) -> bool:
+        """True if a conversation may begin with it: it is a user's, and answers no call before it."""
+        blocks = self.content if isinstance(self.content, list) else []
+        return self.role == "user" and all(block["type"] != "tool_result" for block in blocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +111,7 @@ class Summary:
 
 def history(config: AgentConfig, task: ClaimedTask, journal: Journal, model: str) -> list[dict[str, Any]]:
     """Return the messages before those of the task, in the form of the Messages API: the first is a user's, roles
-    alternate, none is blank. They are text; a tool call and its result are stored in the task that made the call.
+    alternate, none is blank. Tool calls are in it only if they were submitted: those of a task are in its own journal.
 
     Args:
         journal: receives the summary, if one is needed, as its next step.
@@ -152,9 +175,12 @@ def _read(task: ClaimedTask, summary: Summary, limit: int) -> list[PastMessage]:
 
     def read() -> list[PastMessage]:
         with get_engine().connect() as connection:
-            return [PastMessage(row.id, row.role, _text(row.content)) for row in connection.execute(MESSAGES, values)]
+            said = [(row.id, row.role, _content(row.content)) for row in connection.execute(MESSAGES, values)]
+            ids = [id for _, _, content in said for id in our_files(content)]
+            known = files.media_of(connection, task.namespace, ids)
+            return [PastMessage(*message, known) for message in said]
 
-    return [message for message in persist(read) if message.content.strip()]
+    return [message for message in persist(read) if message.text.strip()]
 
 
 def _place(task: ClaimedTask) -> dict[str, Any]:
@@ -172,7 +198,7 @@ def _older(summary: Summary, said: list[PastMessage], limit: int) -> list[PastMe
         kept += said[index].tokens
         if kept > limit // 2:
             break
-        if said[index].role == "user":
+        if said[index].may_begin:
             cut = index
     return said[:cut]
 
@@ -212,14 +238,14 @@ def _request(
     before: Summary, older: list[PastMessage], limit: int, model: str, longest: int, namespace: str
 ) -> ModelRequest:
     parts = [f"<summary>\n{before.text}\n</summary>"] if before.text else []
-    parts += [f"<{message.role}>\n{_truncate(message.content, limit // 4)}\n</{message.role}>" for message in older]
+    parts += [f"<{message.role}>\n{_truncate(message.text, limit // 4)}\n</{message.role}>" for message in older]
     content = "Sum up this conversation:\n\n" + "\n".join(parts)
     return ModelRequest(model, INSTRUCTIONS, [{"role": "user", "content": content}], (), longest, namespace=namespace)
 
 
 def _shorten(before: Summary, older: list[PastMessage], longest: int) -> str:
     """Summary without a model: the beginning of each message, or of the latest ones if not all fit."""
-    lines = [f"{message.role}: {_truncate(' '.join(message.content.split()), 40)}" for message in older]
+    lines = [f"{message.role}: {_truncate(' '.join(message.text.split()), 40)}" for message in older]
     room = longest - tokens_in(NOTICE) - 20
     while lines and sum(map(tokens_in, lines)) > room:
         lines.pop(0)
@@ -237,17 +263,31 @@ def _truncate(content: str, tokens: int) -> str:
 
 
 def _format(summary: Summary, said: Iterable[PastMessage]) -> list[dict[str, Any]]:
-    messages_before = [{"role": message.role, "content": message.content} for message in said]
-    if summary.text:
-        messages_before.insert(0, {"role": "user", "content": f"{HEAD}\n{summary.text}"})
+    before = [PastMessage(UUID(int=0), "user", f"{HEAD}\n{summary.text}")] if summary.text else []
     messages: list[dict[str, Any]] = []
-    for message in dropwhile(lambda message: message["role"] != "user", messages_before):
-        if messages and messages[-1]["role"] == message["role"]:
-            messages[-1]["content"] += f"\n\n{message['content']}"
+    for message in dropwhile(lambda message: not message.may_begin, [*before, *said]):
+        if messages and messages[-1]["role"] == message.role:
+            messages[-1]["content"] = _joined(messages[-1]["content"], message.content)
         else:
-            messages.append(message)
+            messages.append({"role": message.role, "content": message.content})
     return messages
 
 
-def _text(content: JsonValue) -> str:
-    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+def _joined(first: Content, second: Content) -> Content:
+    """Return the content of two messages in a row: texts as paragraphs, blocks as they are."""
+    if isinstance(first, str) and isinstance(second, str):
+        return f"{first}\n\n{second}"
+    return [*_blocks(first), *_blocks(second)]
+
+
+def _blocks(content: Content) -> list[Block]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _content(stored: JsonValue) -> Content:
+    """Return stored content: text, blocks, or what a function left, as text."""
+    if isinstance(stored, str):
+        return stored
+    if isinstance(stored, list) and stored and all(isinstance(each, dict) and "type" in each for each in stored):
+        return stored
+    return json.dumps(stored, ensure_ascii=False)

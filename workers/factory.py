@@ -30,6 +30,8 @@ from workers.tools.builtin import BuiltinTool
 from workers.tools.delegation import AgentTool
 from workers.tools.function import FunctionTool
 from workers.tools.http import HttpTool
+from workers.tools.memory import MemoryTool
+from workers.tools.server import ServerTool
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,10 @@ def _plain_tool(session: Session, row: ToolVersion, definition: ToolDefinition) 
         return BuiltinTool(definition, row.id)
     if definition.type == "agent":
         return AgentTool(definition)
+    if definition.memory is not None:
+        return MemoryTool(definition, definition.memory)
+    if definition.api_tool is not None:
+        return ServerTool(definition, definition.api_tool)
     if definition.type == "http":
         namespace = session.scalar(select(ToolRow.namespace).where(ToolRow.id == row.tool_id)) or "default"
         return HttpTool(definition, row.id, namespace)

@@ -45,6 +45,8 @@ log = structlog.get_logger(__name__)
 
 Kind = Literal["model_call", "tool_call", "function_call"]
 FORMAT = 1
+WITH_BLOCKS = 2
+"""Format of a task whose messages are blocks, or whose input has files: release 0.2 hands it back."""
 draining = threading.Event()
 """Set when this process stops: tasks go back to the queue instead of beginning another step."""
 ASKED_FOR_LATER = "The call asked to be retried later."
@@ -92,11 +94,15 @@ class BatchedCall:
         body: returns the body of the request, as JSON text.
         reserve: as for `Journal.call`.
         read: returns the result of the step from the answer's text.
+        repeat: whether an answer refuses only the form of the request, which now has another one; it was not charged.
+        fault: the reason why no further call can be made in a batch; None if it can. Lane `auto` then makes it at once.
     """
 
     body: Callable[[], str]
     reserve: Callable[[], Reservation]
     read: Callable[[str], StepResult]
+    repeat: Callable[[str], bool]
+    fault: str | None = None
 
 
 @dataclass
@@ -330,14 +336,15 @@ class Journal:
         Raises:
             Batched: it has no answer yet; it is in the lane from now on, if it was not.
         """
-        number = started["number"]
+        number, found = started["number"], None
         if known is not None and known["status"] == "started":
             found = persistently(batches.answer_to, self.task_id, number)
-            if found is not None and found[0] is not None:
-                return found[0]
-            if found is not None:
+            answer = found[0] if found is not None else None
+            if found is not None and answer is None:
                 raise Batched
-        if self.lane == "auto" and not self._has_time_for_batch():
+            if answer is not None and not batched.repeat(answer):
+                return answer
+        if found is None and self.lane == "auto" and (batched.fault or not self._has_time_for_batch()):
             return None
         self._begin(started, batched.reserve, {"step": number, "model": started["name"], "body": batched.body()})
         raise Batched

@@ -10,7 +10,6 @@ from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
-import sentry_sdk
 import structlog
 from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy.exc import DBAPIError
@@ -31,6 +30,7 @@ from shared.notifications import publish_finished, publish_progress
 from shared.tasks import batches, lifecycle
 from shared.tasks.records import ExecutionResult
 from shared.tasks.states import State
+from shared.telemetry import report
 from workers import journal as journals
 from workers import retries, time_limits
 from workers.claiming import claim_task
@@ -123,7 +123,7 @@ def perform(task: ClaimedTask, journal: Journal, meter: Meter, limits: Sequence[
         ClaimLost: stop, without writing anything.
     """
     try:
-        if task.journal_format != journals.FORMAT:
+        if task.journal_format not in (journals.FORMAT, journals.WITH_BLOCKS):
             log.warning("handed_back", why="unknown journal format", journal_format=task.journal_format)
             return Snoozed(LATER_RELEASE_SECONDS, "handed_back")
         if limits is not None and not time_limits.are_of(task.agent_version_id, limits):
@@ -157,7 +157,7 @@ def perform(task: ClaimedTask, journal: Journal, meter: Meter, limits: Sequence[
         raise
     except Exception as error:
         log.exception("failed_unexpectedly")
-        sentry_sdk.capture_exception(error)
+        report(error)
         return Failed(UnexpectedError(f"{type(error).__name__} in the minion; its log has the details."))
 
 

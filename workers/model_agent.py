@@ -7,6 +7,7 @@ import json
 from itertools import dropwhile, takewhile
 from typing import Any
 
+from shared.contracts.content import Content
 from shared.contracts.documents import AgentDefinition
 from shared.contracts.json_schema import violations
 from shared.contracts.key_order import as_in_jsonb
@@ -17,14 +18,19 @@ from shared.contracts.turn_settings import UserId
 from shared.errors import InvalidInput, InvalidOutput, ModelError
 from shared.settings import get_settings
 from shared.tasks.queries import content_of
+from workers.attached import with_citations, with_files_of_input
 from workers.base import BaseAgent
+from workers.compaction import after_compaction
 from workers.conversation import history
+from workers.fallback import Models
 from workers.journal import Journal
 from workers.llm import resolve
-from workers.llm.base import ModelReply, ModelRequest, ToolSpec, exact_content, json_in, text_in
-from workers.model_call import call_model
+from workers.llm.base import ModelReply, ModelRequest, exact_content, json_in, text_in
+from workers.next_turn import lateness
+from workers.offered_tools import OfferedTools
 from workers.outcomes import Outcome, Succeeded, Suspended
 from workers.task import ClaimedTask
+from workers.task_budget import task_budget_of
 from workers.tool_calls import ToolCalls
 from workers.tools.base import Tool
 
@@ -37,8 +43,8 @@ WHOLE = frozenset({"end_turn", "stop_sequence", "tool_use"}) | PAUSES
 THOUGHTS = frozenset({"thinking", "redacted_thinking"})
 FORM = 3
 """Format in which turns are sent. In form 1, which is that of 0.2, a tool's text is sent as JSON, keys are sorted, and
-all system messages come first. Up to form 2, no answer is constrained to the output schema. A task continues in the
-form in which it began, because a model's thoughts are bound to the exact words before them.
+all system messages come first. Up to form 2, no answer is constrained to the output schema, and an input has no files.
+A task continues in the form in which it began, because a model's thoughts are bound to the exact words before them.
 """
 
 
@@ -51,12 +57,9 @@ class ModelAgent(BaseAgent):
         super().__init__(definition, task, journal)
         self.form = _form(journal)
         self.arranged = stable if self.form == 1 else whole
-        self.calls = ToolCalls({tool.name: tool for tool in tools}, task, journal, self.arranged)
-        self.specs = tuple(
-            # The API requires the type `object`, which a model's input has anyway.
-            ToolSpec(tool.name, tool.description, {"type": "object", **(tool.input_schema or {})}, tool.strict)
-            for tool in tools
-        )
+        self.tools = tools
+        self.offered = OfferedTools(definition.config, tools)
+        self.calls = ToolCalls(self.offered.callable, task, journal, self.arranged)
 
     def input(self) -> JsonValue:
         """Messages are the model's input; only an input that was submitted is checked against the input schema."""
@@ -64,19 +67,21 @@ class ModelAgent(BaseAgent):
 
     def messages(self) -> list[Message]:
         """The task's messages, without blank ones, which the API refuses."""
-        return [message for message in super().messages() if message.content.strip()]
+        return [message for message in super().messages() if not message.is_blank]
 
     def work(self, value: JsonValue) -> Outcome:
         """Run turns until the model stops calling tools."""
-        model = self._model()
+        models = Models(self._model(), self.definition.config, self.task, self.journal)
         new = [message.model_dump() for message in self._new_messages(value)]
-        before = history(self.definition.config, self.task, self.journal, model)
+        before = history(self.definition.config, self.task, self.journal, models.current)
         self.journal.joins = True
         messages = [*before, *new]
         repairs = 0
-        for turn in range(self.definition.config.max_turns):
-            reply = self._turn(model, messages, new, value, is_first=turn == 0)
+        replies: list[dict[str, Any]] = []
+        for _ in range(self.definition.config.max_turns):
+            replies.append(reply := self._turn(models, messages, new, value, replies))
             messages += _as_message(reply)
+            self.offered.note(reply)
             calls = [block for block in reply["content"] if block["type"] == "tool_use"]
             if not calls:
                 # It is paid for, and an outcome can be refused.
@@ -103,7 +108,7 @@ class ModelAgent(BaseAgent):
         """The model of this task: chosen once, and kept when the task runs again."""
         # An approval may precede the first call.
         called = (str(step["name"]) for step in self.journal.known.values() if step["kind"] == "model_call")
-        return next(called, None) or resolve(str(self.definition.model))
+        return next(called, None) or resolve(str(self.definition.model), self.task.namespace)
 
     def _new_messages(self, value: JsonValue) -> list[Message]:
         """The messages to the agent, and the system messages between them."""
@@ -119,7 +124,8 @@ class ModelAgent(BaseAgent):
         else:
             ordered = as_in_jsonb(value) if self.form == 1 else value
             text = value if isinstance(value, str) else json.dumps(ordered, ensure_ascii=False)
-            said = [Message(role="user", content=text)] if text.strip() else []
+            content = text if self.form < 3 else self._with_files(value, text)
+            said = [Message(role="user", content=content)] if text.strip() else []
         if not said:
             raise InvalidInput(
                 f"{self.name!r} received no text from a person: its `input`, or a user message in its `messages`, "
@@ -127,38 +133,61 @@ class ModelAgent(BaseAgent):
             )
         return said
 
+    def _with_files(self, value: JsonValue, text: str) -> Content:
+        return with_files_of_input(value, text, self.task.namespace, cited=self.definition.config.citations)
+
     def _turn(
-        self, model: str, messages: list[dict[str, Any]], new: list[dict[str, Any]], value: JsonValue, *, is_first: bool
+        self,
+        models: Models,
+        messages: list[dict[str, Any]],
+        new: list[dict[str, Any]],
+        value: JsonValue,
+        replies: list[dict[str, Any]],
     ) -> dict[str, Any]:
-        """Make one model call. The journal keeps what is new: the task itself holds the system messages."""
+        """Make one model call. The journal keeps what is new: the task itself holds the system messages.
+
+        Args:
+            replies: those of the turns before.
+        """
         config = self.definition.config
-        choice = config.tool_choice
+        tools = self.offered.tools()
+        choice = self.offered.choice(tools, is_first=not replies)
+        budget = task_budget_of(config, self.task, replies)
         request = ModelRequest(
-            model=model,
+            model=models.current,
             system=self._system(),
-            messages=messages,
-            tools=self.specs,
+            messages=after_compaction(messages) if config.context_management else messages,
+            tools=tools,
             max_tokens=config.max_tokens,
             input=value,
             output_schema=self.definition.output_schema,
             sampling=settings_to_send(config.sampling()),
             thinking=config.thinking,
             effort=config.effort,
-            tool_choice=choice if choice and (is_first or not choice.first_turn_only) else None,
+            tool_choice=choice,
             stop_sequences=tuple(config.stop_sequences),
             service_tier=config.service_tier,
             user_id=_user_id(config.user_id, self.task),
             betas=tuple(config.betas),
+            tool_search=config.tool_search,
+            container=self.offered.container(),
+            speed=config.speed,
+            context_management=config.context_management,
+            task_budget=budget,
+            diagnosed=True,
+            previous_reply=replies[-1].get("id") if replies else None,
+            lateness=lateness(self.tools, choice, self.journal, len(replies)),
             constrained=self.form > 2,
             namespace=self.task.namespace,
             results_as_json=self.form == 1,
         )
         asked = {"messages": [message for message in new if message["role"] != "system"]}
 
-        def to_record(reply: ModelReply) -> JsonValue:
-            return {**reply.as_json(), "form": self.form, **_cap(reply)}
+        def to_record(reply: ModelReply) -> dict[str, JsonValue]:
+            told = {} if budget is None else {"task_budget": budget}
+            return {**reply.as_json(), "form": self.form, **_cap(reply), **told, **self.offered.used_by(reply)}
 
-        reply = call_model(self.journal, self.task, request, asked, to_record)
+        reply = models.call(request, asked, to_record)
         _refuse_unfinished(reply, config.max_tokens)
         # Numbers that are read back from the journal look different; later steps must not depend on that.
         return {**reply, "content": self.arranged(reply["content"])}
@@ -166,7 +195,7 @@ class ModelAgent(BaseAgent):
     def _system(self) -> str:
         # System messages after the first other message are sent in their positions.
         rules = (filter if self.form == 1 else takewhile)(_is_system, self.messages())
-        told = [self.definition.system_prompt, *(message.content for message in rules)]
+        told = [self.definition.system_prompt, *(message.text for message in rules)]
         if self.definition.output_schema is not None:
             schema = json.dumps(self.definition.output_schema, ensure_ascii=False)
             told.append(f"Give your final answer as JSON that matches this JSON Schema, and nothing else: {schema}")
@@ -203,7 +232,7 @@ class ModelAgent(BaseAgent):
 
     def _answer(self, reply: dict[str, Any], value: JsonValue) -> Succeeded:
         answer = text_in(reply)
-        output = {"content": answer} if self.definition.output_schema is None else json.loads(json_in(answer))
+        output = with_citations(answer, reply) if self.definition.output_schema is None else json.loads(json_in(answer))
         return Succeeded(output, [*self._messages_to_agent(value), AIMessage(content=content_of(output))])
 
 

@@ -9,10 +9,12 @@ from typing import Any
 
 from shared.contracts.key_order import as_in_jsonb
 from shared.contracts.strict_json import JsonValue, stable
+from shared.errors import ModelError
 from workers.journal import BatchedCall, Journal, StepResult
 from workers.llm import client_for
 from workers.llm.base import BatchClient, ModelReply, ModelRequest
-from workers.llm.patience import complete
+from workers.llm.files import with_files
+from workers.llm.patience import Successor, complete
 from workers.pricing import Reservation, worst_case
 from workers.task import ClaimedTask
 from workers.text_stream import TextStream
@@ -25,6 +27,7 @@ def call_model(
     asked: JsonValue,
     output: Callable[[ModelReply], JsonValue] = ModelReply.as_json,
     stream: type[TextStream] = TextStream,
+    successor: Successor | None = None,
 ) -> dict[str, Any]:
     """Return a model's reply, either from a new call or read back.
 
@@ -32,6 +35,7 @@ def call_model(
         asked: the part of the request that the journal keeps: what earlier calls did not have.
         output: the part of the reply that the journal keeps.
         stream: receives the text as it arrives.
+        successor: the model that is asked instead if this one is unavailable.
 
     Raises:
         Batched: the call waits for a Message Batch.
@@ -44,20 +48,35 @@ def call_model(
 
     def perform(step: int) -> StepResult:
         streamed = stream(task, step, unheard=journal.followers.absent)
-        return _result(complete(client, request, journal.known.get(step), streamed), output)
+        return _result(complete(client, with_files(request), journal.known.get(step), streamed, successor), output)
 
     def reserve(*, in_batch: bool = False) -> Reservation:
-        tokens = client.count_tokens(request)
-        return worst_case(request.model, tokens, request.max_tokens, in_batch=in_batch)
+        compaction = request.context_management and request.context_management.compaction
+        return worst_case(
+            request.model,
+            client.count_tokens(with_files(request)),
+            request.max_tokens,
+            in_batch=in_batch,
+            for_an_hour=in_batch or request.lateness > 0,
+            speed=None if in_batch else request.speed,
+            compacts_at=compaction.tokens if compaction else None,
+            api_tools=[tool.api_tool for tool in request.tools if tool.api_tool],
+        )
 
     batched = None
     # Features that are not on by default are a header's, which all calls of a batch share.
-    if journal.lane != "direct" and not request.betas and isinstance(client, BatchClient):
-        batched = BatchedCall(
-            body=lambda: client.batch_body(request),
-            reserve=lambda: reserve(in_batch=True),
-            read=lambda answer: _result(client.read_batched(answer, request.model), output),
-        )
+    if journal.lane != "direct" and not request.needs_headers:
+        fault = client.batch_fault(request.namespace)
+        if isinstance(client, BatchClient):
+            batched = BatchedCall(
+                body=lambda: _batch_body(client, with_files(request), fault),
+                reserve=lambda: reserve(in_batch=True),
+                read=lambda answer: _result(client.read_batched(answer, request.model), output),
+                repeat=lambda answer: client.refuses_form(answer, request),
+                fault=fault,
+            )
+        elif journal.lane == "batch" and fault:
+            raise _no_batch(request.model, fault)
 
     kept: dict[str, Any] = journal.call(
         "model_call",
@@ -70,6 +89,19 @@ def call_model(
         batched=batched,
     )
     return kept
+
+
+def _batch_body(client: BatchClient, request: ModelRequest, fault: str | None) -> str:
+    if fault is not None:
+        raise _no_batch(request.model, fault)
+    return client.batch_body(request)
+
+
+def _no_batch(model: str, fault: str) -> ModelError:
+    return ModelError(
+        f"The call of {model!r} cannot be made in a batch, which the lane of the task requires: {fault}. Submit it "
+        "with the lane `direct` or `auto`."
+    )
 
 
 def _result(reply: ModelReply, output: Callable[[ModelReply], JsonValue]) -> StepResult:
@@ -102,7 +134,8 @@ def _plain(content: str | list[dict[str, Any]], value: JsonValue) -> Any:
         return _text(as_in_jsonb(value)) if content == _text(value) else content
     return [
         {**block, "content": _text(stable(json.loads(block["content"])))}
-        if block["type"] == "tool_result" and not block.get("is_error")
+        # A result that is blocks, not our JSON text, is covered as it is.
+        if block["type"] == "tool_result" and not block.get("is_error") and isinstance(block.get("content"), str)
         else block
         for block in content
     ]

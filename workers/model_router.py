@@ -76,7 +76,7 @@ def _prompt_facts(config: AgentConfig, task: ClaimedTask, journal: Journal, amon
             return candidates(connection, among, namespace=task.namespace)
 
     def perform(step: int) -> StepResult:
-        return StepResult({"model": resolve(str(config.router_model)), "agents": persist(read)})
+        return StepResult({"model": resolve(str(config.router_model), task.namespace), "agents": persist(read)})
 
     return journal.call("tool_call", "candidates", {"among": among}, perform, effect="pure")
 

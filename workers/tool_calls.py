@@ -23,6 +23,7 @@ from workers.llm.base import INVALID_JSON
 from workers.outcomes import Interrupted, Postponed, Suspended
 from workers.task import ClaimedTask
 from workers.tools.base import Tool
+from workers.tools.blocks import blocks_in
 from workers.tools.directives import begin_wait
 
 MAX_RESULT = 200_000
@@ -92,7 +93,7 @@ class ToolCalls:
                 [child for each in suspended for child in each.children],
                 [wait for each in suspended for wait in each.waits],
             )
-        return [_result_block(call, outcome, self.arranged) for call, outcome in zip(calls, outcomes, strict=True)]
+        return [self._result_block(call, outcome) for call, outcome in zip(calls, outcomes, strict=True)]
 
     def _prepare(self, block: dict[str, Any]) -> _Call:
         tool, arguments = self.tools.get(block["name"]), block["input"]
@@ -169,6 +170,21 @@ class ToolCalls:
     def _begin_wait(self, outcome: CallResult) -> CallResult:
         return outcome if isinstance(outcome, BaseException) else begin_wait(outcome, self.journal)
 
+    def _result_block(self, call: _Call, outcome: CallResult) -> dict[str, Any]:
+        """The block that answers a call."""
+        result = {"type": "tool_result", "tool_use_id": call.id}
+        try:
+            blocks = None if isinstance(outcome, MinionError) else blocks_in(outcome, self.task)
+        except MinionError as error:
+            outcome = error
+        if isinstance(outcome, MinionError):
+            return {**result, "content": outcome.message, "is_error": True}
+        content = json.dumps(self.arranged(outcome if blocks is None else blocks), ensure_ascii=False)
+        if len(content) > MAX_RESULT:
+            said = f"The result has {len(content):,} characters, and {MAX_RESULT:,} is the most. Ask for less of it."
+            return {**result, "content": said, "is_error": True}
+        return {**result, "content": content if blocks is None else blocks}
+
 
 def _refuse_excess(block: dict[str, Any], limit: int) -> _Call:
     return _Call(
@@ -189,15 +205,3 @@ def _must_wait(outcomes: list[CallResult]) -> bool:
 
 def _is_for_the_model(error: BaseException) -> bool:
     return isinstance(error, SHOWN_TO_MODEL) and not error.retryable
-
-
-def _result_block(call: _Call, outcome: CallResult, arranged: Callable[[JsonValue], JsonValue]) -> dict[str, Any]:
-    """The block that answers a call."""
-    result = {"type": "tool_result", "tool_use_id": call.id}
-    if isinstance(outcome, MinionError):
-        return {**result, "content": outcome.message, "is_error": True}
-    content = json.dumps(arranged(outcome), ensure_ascii=False)
-    if len(content) > MAX_RESULT:
-        said = f"The result has {len(content):,} characters, and {MAX_RESULT:,} is the most. Ask for less of it."
-        return {**result, "content": said, "is_error": True}
-    return {**result, "content": content}

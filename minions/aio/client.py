@@ -24,8 +24,10 @@ from uuid import UUID
 from minions.aio.alerts import AsyncAlerts
 from minions.aio.audit import AsyncAudit
 from minions.aio.bulk_acts import AsyncBulkActs
+from minions.aio.files import AsyncFiles
 from minions.aio.following import follow
 from minions.aio.keys import AsyncKeys
+from minions.aio.memories import AsyncMemories
 from minions.aio.operations import AsyncOperations
 from minions.aio.submissions import NOT_GIVEN, AsyncSubmissions, NotGiven, TaskId, id_of, task_path
 from minions.aio.task import AsyncTask, AsyncTaskSummary
@@ -38,7 +40,9 @@ from minions.wire import PAGE, given, to_json
 WHOLE_ID = 32  # characters, without hyphens
 
 
-class AsyncClient(AsyncSubmissions, AsyncOperations, AsyncBulkActs, AsyncAlerts, AsyncKeys, AsyncAudit):
+class AsyncClient(
+    AsyncSubmissions, AsyncOperations, AsyncBulkActs, AsyncAlerts, AsyncFiles, AsyncKeys, AsyncAudit, AsyncMemories
+):
     """Client of the API. Coroutines of one event loop may share one; close it, or use it as a context manager.
 
     Requests are retried when the API or its database is unavailable and a retry is safe: all that only read, `cancel`,
@@ -114,7 +118,7 @@ class AsyncClient(AsyncSubmissions, AsyncOperations, AsyncBulkActs, AsyncAlerts,
         """Yield all matching tasks, the newest first; pages are loaded as they are read.
 
         Args:
-            query: filters in one text, like `agent:triage state:failed since:1d`.
+            query: filters in one text, like `agent:triage state:failed since:1d cost:>0.5`.
             error_fingerprint: only tasks that failed with this kind of error: see `dead_letters`.
             unreplayed: only tasks without a replay.
             outputs: include the outputs.
@@ -439,6 +443,30 @@ class AsyncClient(AsyncSubmissions, AsyncOperations, AsyncBulkActs, AsyncAlerts,
         """
         times = {"since": since and since.isoformat(), "until": until and until.isoformat()}
         found: dict[str, Any] = await self._transport.get("/v1/stats", params={"by": list(by), **times, **filters})
+        return found
+
+    async def costs(
+        self,
+        *,
+        by: Iterable[str] = ("agent",),
+        since: datetime | None = None,
+        until: datetime | None = None,
+        what_if: Iterable[str] = (),
+        **filters: Any,
+    ) -> dict[str, Any]:
+        """Return what model calls cost in dollars, the most expensive groups first, and their total.
+
+        Args:
+            by: what to group by: `namespace`, `agent`, `version`, `capability`, `key`, `model`, `hour`, `day`; or
+                `tool`, alone or with `agent`.
+            since: by default a day ago; whole hours or days are counted.
+            until: by default now.
+            what_if: `model=NAME` and `lane=batch`: also what the same tokens would cost.
+            filters: `agent`, `version`, `capability`, `key`, `model`, `namespace`, `limit`.
+        """
+        chosen = {"by": list(by), "what_if": list(what_if)}
+        times = {"since": since and since.isoformat(), "until": until and until.isoformat()}
+        found: dict[str, Any] = await self._transport.get("/v1/costs", params={**chosen, **times, **filters})
         return found
 
     def workers(self, status: str | None = None) -> AsyncIterator[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote
@@ -66,7 +66,7 @@ class AsyncOperations:
         since: datetime | None = None,
         until: datetime | None = None,
         agent: str | None = None,
-        state: str | None = None,
+        state: str | Sequence[str] | None = None,
         namespace: str | None = None,
         limit: int = 100,
     ) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class AsyncOperations:
         Args:
             since: by default a day ago.
             agent: only failures of this agent.
-            state: only kinds in this state: `open`, `reopened`, `resolved` or `ignored`.
+            state: only kinds in this state, or one of these: `open`, `reopened`, `resolved` or `ignored`.
         """
         filters = {"agent": agent, "state": state, "namespace": namespace, "limit": limit}
         found: dict[str, Any] = await self._transport.get("/v1/errors", params={**_range(since, until), **filters})

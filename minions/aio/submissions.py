@@ -68,7 +68,8 @@ class AsyncSubmissions:
         Args:
             agent: its name; alternatively a `capability` that one agent offers, or `messages` for routing.
             input: JSON that matches the agent's input schema.
-            messages: `{"role", "content"}` objects, or text.
+            messages: `{"role", "content"}` objects, or text. The content is text, or a list of blocks as the Messages
+                API takes them: `text`, `image`, `document`, `search_result`, `tool_use`, `tool_result`.
             idempotency_key: the same key and payload return the same task, however often it is submitted.
             key: the tenant.
             priority: from -100 to 100; more urgent tasks run sooner.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -17,7 +17,8 @@ from minions.wire import (
     connection_options,
     pause_after,
     present,
-    read,
+    read_bytes,
+    read_json,
     unreachable,
 )
 
@@ -67,6 +68,15 @@ class AsyncTransport:
     async def delete(self, path: str, *, params: Mapping[str, Any] | None = None) -> Any:
         """Delete the resource at a path; retried only if the request cannot have arrived."""
         return await self._call("DELETE", path, safe=False, params=params)
+
+    async def send(self, path: str, body: bytes, *, content_type: str, params: Mapping[str, Any] | None = None) -> Any:
+        """Send bytes by POST, and return the JSON of the answer; idempotent."""
+        return await self._call("POST", path, safe=True, params=params, body=body, content_type=content_type)
+
+    async def receive(self, path: str, *, params: Mapping[str, Any] | None = None) -> bytes:
+        """Return the bytes at a path; retried if the API is unavailable."""
+        received: bytes = await self._call("GET", path, safe=True, params=params, read=read_bytes)
+        return received
 
     async def pages(self, path: str, params: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the items of a list; pages are loaded as they are read."""
@@ -133,10 +143,12 @@ class AsyncTransport:
         path: str,
         *,
         params: Mapping[str, Any] | None = None,
-        body: str | None = None,
+        body: str | bytes | None = None,
+        content_type: str = "application/json",
+        read: Callable[[httpx2.Response], Any] = read_json,
         extra_time: float = 0.0,
     ) -> Any:
-        headers = {"Content-Type": "application/json"} if body is not None else {}
+        headers = {"Content-Type": content_type} if body is not None else {}
         timeout = httpx2.Timeout(self.timeout, read=self.timeout + extra_time)
         try:
             response = await self._http.request(

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-import sentry_sdk
 import structlog
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -28,6 +27,7 @@ from orchestrator.webhooks import messages
 from orchestrator.webhooks.deliverer import DISABLE, GONE
 from shared.database.connections import autocommit, reason
 from shared.settings import Settings
+from shared.telemetry import report
 
 log = structlog.get_logger(__name__)
 
@@ -249,7 +249,7 @@ class Notifier(Loop):
             return receiver.send(self.settings, notice)
         except Exception as error:
             log.error("notice_broke", receiver=receiver.label, rule=notice.rule, exc_info=True)
-            sentry_sdk.capture_exception(error)
+            report(error)
             return Outcome("Sending failed because of a bug in Minions. The orchestrator's log has the details.")
 
     def _settle(self, receiver: Receiver, attempts: int, outcome: Outcome) -> None:

@@ -83,20 +83,24 @@ def many_tasks(settings: Settings) -> int:
     return settings.max_body_bytes
 
 
-def reader(limit_of: Callable[[Settings], int]) -> Reader:
-    """Return a dependency that reads a body of up to that size. Its memory is reserved until the request is handled."""
+def reader(limit_of: Callable[[Settings], int], *, of_json: bool = True) -> Reader:
+    """Return a dependency that reads a body of up to that size. Its memory is reserved until the request is handled.
+
+    Args:
+        of_json: refuse a body of another type.
+    """
 
     async def read(request: Request) -> AsyncIterator[bytes]:
         limit = limit_of(request.app.state.settings)
         _check_announced(request, limit)
         memory: BodyMemory = request.app.state.body_memory
         with memory.share() as reserve:
-            yield await _read(request, limit, reserve)
+            yield await _read(request, limit, reserve, of_json=of_json)
 
     return read
 
 
-async def _read(request: Request, limit: int, reserve: Callable[[int], None]) -> bytes:
+async def _read(request: Request, limit: int, reserve: Callable[[int], None], *, of_json: bool) -> bytes:
     chunks, size = [], 0
     async for chunk in request.stream():
         size += len(chunk)
@@ -104,10 +108,10 @@ async def _read(request: Request, limit: int, reserve: Callable[[int], None]) ->
             raise _too_large(limit)
         # Small bodies do not count, so that ordinary calls are served while large ones fill the memory.
         if size > ENVELOPE_BYTES:
-            reserve(_memory_of(chunk))
+            reserve(_memory_of(chunk) if of_json else COPIES * len(chunk))
         chunks.append(chunk)
     if size:
-        _check_type(request)
+        _check_type(request, of_json)
     return b"".join(chunks)
 
 
@@ -175,10 +179,12 @@ def _check_announced(request: Request, limit: int) -> None:
         raise _too_large(limit)
 
 
-def _check_type(request: Request) -> None:
+def _check_type(request: Request, of_json: bool) -> None:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json" and not (
-        media_type.startswith("application/") and media_type.endswith("+json")
+    if (
+        of_json
+        and media_type != "application/json"
+        and not (media_type.startswith("application/") and media_type.endswith("+json"))
     ):
         raise HTTPException(415, f"The body must be JSON: send `Content-Type: application/json`, not {media_type!r}.")
     if request.headers.get("content-encoding", "identity").lower() != "identity":

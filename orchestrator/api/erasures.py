@@ -42,6 +42,7 @@ class Erasure(BaseModel):
 
     trees: int = Field(description="Root tasks that were deleted, with everything below them.")
     tasks: int = Field(description="All tasks that were deleted.")
+    memories: int = Field(description="Stores of memory that were deleted; with the first page.")
     left: list[UUID] = Field(
         description="Root tasks of this page that have not ended. Cancel them, and erase again when they have ended."
     )
@@ -56,8 +57,8 @@ class Erasure(BaseModel):
     openapi_extra=body.documented(ErasureRequest.model_json_schema()),
 )
 def erase(sent: body.SmallBody, database: Database, actor: Actor) -> Erased:
-    """Deletes the ended tasks of a tenant or a conversation: inputs, outputs, steps, messages, events, cached results.
-    A page at a time. The audit log keeps a row of it, without contents. May be repeated."""
+    """Deletes the ended tasks of a tenant or a conversation: inputs, outputs, steps, messages, events, cached results;
+    and its memory. A page at a time. The audit log keeps a row of it, without contents. May be repeated."""
     asked = body.parse_model(ErasureRequest, sent)
     subject = Subject(
         namespace=actor.key.scope.namespace_of(asked.namespace if "namespace" in asked.model_fields_set else None),

@@ -44,7 +44,7 @@ class ErrorsQuery(RangeQuery):
     """Filters for kinds of errors."""
 
     agent: Text | None = None
-    state: State | None = Field(None, description="Only kinds in this state; by default all.")
+    state: list[State] = Field([], description="Only kinds in one of these states; by default all.")
     limit: int = Field(100, ge=1, le=MOST_KINDS)
 
 
@@ -100,6 +100,8 @@ class ErrorKinds(BaseModel):
     age_seconds: float | None = Field(description="Everything that had ended this long ago is counted.")
     tasks: int = Field(description="All failures in the time range.")
     other_tasks: int = Field(description="Those beyond the first 50 kinds of an hour.")
+    kinds: int = Field(description="The number of kinds in the chosen states.")
+    all_kinds: int = Field(description="The number of kinds in all states.")
     items: list[ErrorKind]
 
 
@@ -137,7 +139,7 @@ def list_errors(
     """Kinds of errors by fingerprint, the most frequent first."""
     with database.connect() as connection:
         question = query.question(key, agent=query.agent)
-        found = errors.list_errors(connection, question, state=query.state, limit=query.limit)
+        found = errors.list_errors(connection, question, states=query.state or errors.STATES, limit=query.limit)
     return {**found, "items": [_visible(item, key) for item in found["items"]]}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from shared import __version__
 
 TASK = "019ad1f2-6f3c-7d4e-9a51-3c2b7e8f1a90"
+FILE = "file_9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 MOMENT = "2026-11-28T10:00:00Z"
 TOMORROW = f"{datetime.now(UTC) + timedelta(days=1):%Y-%m-%dT%H:00:00Z}"
 METHODS = frozenset({"get", "put", "post", "patch", "delete"})
@@ -66,6 +67,7 @@ VALUES: dict[str, Any] = {
     "cron": "0 7 * * 1-5",
     "definition": {"name": "triage", "type": "function", "function": "triage"},
     "description": "Sorts support tickets into billing or general.",
+    "file_id": FILE,
     "facts": {"worker": "support-4711@host", "claim": 1},
     "finished_at": MOMENT,
     "fingerprint": "3f9d2c1b8a70",
@@ -79,6 +81,7 @@ VALUES: dict[str, Any] = {
     "namespace": "default",
     "outcome": "succeeded",
     "output": {"queue": "billing"},
+    "path": "/memories/notes.md",
     "pid": 4711,
     "pool": "prefork",
     "rate": 100,
@@ -102,6 +105,10 @@ VALUES: dict[str, Any] = {
     "worker": "support-4711@host",
     "workers": 1,
     "BulkAct.state": "running",
+    "File.id": FILE,
+    "File.media_type": "application/pdf",
+    "File.name": "contract.pdf",
+    "File.sha256": FILE.removeprefix("file_"),
     "Capability.name": "support",
     "Schedule.name": "morning",
     "Step.status": "finished",
@@ -144,10 +151,9 @@ def add_to(document: dict[str, Any]) -> dict[str, Any]:
             operation = item[method]
             for parameter in operation.get("parameters", ()):
                 # The query of a removal may name what is removed.
-                if parameter["in"] == "path" or (method == "delete" and parameter["in"] == "query"):
+                if parameter.get("required") or (method == "delete" and parameter["in"] == "query"):
                     parameter["example"] = _example(parameter["schema"], parameter["name"], schemas)
-            if "requestBody" in operation:
-                content = operation["requestBody"]["content"]["application/json"]
+            if content := operation.get("requestBody", {}).get("content", {}).get("application/json"):
                 content["example"] = REQUESTS.get((method, path)) or _example(content["schema"], "", schemas)
             for status, response in operation["responses"].items():
                 for media_type, content in response.get("content", {}).items():

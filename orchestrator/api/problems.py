@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -195,7 +196,14 @@ async def _gone(request: Request, error: ClientDisconnect) -> Response:
     return Response(status_code=400)
 
 
+def log_unexpected(request: Request, error: Exception) -> str:
+    """Log an unexpected error with its traceback, and return the id that the log has it under."""
+    error_id = secrets.token_hex(8)
+    log.error("request_failed", error_id=error_id, method=request.method, path=request.url.path, exc_info=error)
+    return error_id
+
+
 async def _unexpected(request: Request, error: Exception) -> Response:
-    log.error("request_failed", method=request.method, path=request.url.path, exc_info=error)
-    text = "An unexpected error occurred. The log of the API's process has the details."
-    return _problem("internal_error", "Internal error", 500, text, {}, None)
+    error_id = log_unexpected(request, error)
+    text = f"An unexpected error occurred. The log of the API's process has the details, with the error_id {error_id}."
+    return _problem("internal_error", "Internal error", 500, text, {"error_id": error_id}, None)

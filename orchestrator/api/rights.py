@@ -85,6 +85,7 @@ ALERTS = _namespace(P.ALERTS_WRITE)
 ACTIVATE = _namespace(P.DEFINITIONS_ACTIVATE, P.DEFINITIONS_READ)
 # A webhook sends outputs and errors to its address.
 WEBHOOKS = _namespace(P.WEBHOOKS_WRITE, P.PAYLOADS_READ)
+FILES_READ = _tasks(P.TASKS_READ, P.PAYLOADS_READ)
 # A stored schedule submits tasks with the input that it was given.
 STORE_SCHEDULE = _namespace(P.SCHEDULES_WRITE, P.TASKS_SUBMIT)
 
@@ -117,6 +118,11 @@ RULES: Mapping[str, Rule] = {
     "GET /v1/bulk-acts/{bulk_act_id}": READ,
     "POST /v1/bulk-acts/{bulk_act_id}/stop": _tasks(P.TASKS_CANCEL),
     "POST /v1/erasures": _namespace(P.TASKS_ERASE),
+    "POST /v1/files": _tasks(P.FILES_WRITE, P.PAYLOADS_READ),
+    "GET /v1/files": FILES_READ,
+    "GET /v1/files/{file_id}": FILES_READ,
+    "GET /v1/files/{file_id}/content": FILES_READ,
+    "DELETE /v1/files/{file_id}": _tasks(P.FILES_WRITE, P.PAYLOADS_READ),
     "GET /v1/agents": _tasks(P.AGENTS_READ),
     "GET /v1/agents/{name}": _tasks(P.AGENTS_READ),
     "POST /v1/agents/{name}/rollback": ACTIVATE,
@@ -125,6 +131,7 @@ RULES: Mapping[str, Rule] = {
     "POST /v1/routes": _namespace(P.AGENTS_READ),
     "GET /v1/capabilities": _tasks(P.AGENTS_READ),
     "GET /v1/stats": READ,
+    "GET /v1/costs": READ,
     "GET /v1/functions": _namespace(P.DEFINITIONS_READ),
     "GET /v1/functions/{name}": _namespace(P.DEFINITIONS_READ),
     "GET /v1/functions/{name}/security-events": _namespace(P.DEFINITIONS_READ),
@@ -146,6 +153,12 @@ RULES: Mapping[str, Rule] = {
     "GET /v1/budgets": OPERATE,
     "PUT /v1/budgets": _namespace(P.LIMITS_WRITE),
     "DELETE /v1/budgets": _namespace(P.LIMITS_WRITE),
+    # Paths and contents need `payloads:read`, else they are masked.
+    "GET /v1/memory": OPERATE,
+    "GET /v1/memory/{store_id}": OPERATE,
+    "GET /v1/memory/{store_id}/file": OPERATE,
+    "DELETE /v1/memory/{store_id}": _namespace(P.TASKS_ERASE),
+    "DELETE /v1/memory/{store_id}/file": _namespace(P.TASKS_ERASE),
     "GET /v1/schedules": OPERATE,
     "POST /v1/schedules": STORE_SCHEDULE,
     "GET /v1/schedules/{name}": OPERATE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -18,11 +19,12 @@ from shared.contracts.strict_model import Moment
 from shared.errors import InvalidInput
 from shared.tasks.queries import MAX_OUTPUTS, TaskFilter
 from shared.tasks.states import State
-from shared.tasks.task_query import LONGEST, parse_query
+from shared.tasks.task_query import COST, LONGEST, parse_query
 
 IDS = ("root_id", "parent_id", "replay_of")
 
 Label = Annotated[str, StringConstraints(pattern=r"^[^:\x00]+:[^\x00]*$", max_length=1000)]
+Cost = Annotated[str, StringConstraints(pattern=f"^{COST.pattern}$")]
 
 
 class TaskQuery(StrictQuery):
@@ -31,7 +33,7 @@ class TaskQuery(StrictQuery):
     query: str | None = Field(
         None,
         max_length=LONGEST,
-        description="Filters in one text, like `agent:triage state:failed since:1d label:env=prod`.",
+        description="Filters in one text, like `agent:triage state:failed cost:>0.5 since:1d label:env=prod`.",
     )
     namespace: Text = "default"
     state: list[State] = Field([], description="Only tasks in one of these states.")
@@ -39,6 +41,12 @@ class TaskQuery(StrictQuery):
     capability: Text | None = None
     key: Text | None = Field(None, description="The tenant.")
     label: list[Label] = Field([], description="`name:value`; tasks must have all of them.", examples=[["team:search"]])
+    cost: list[Cost] = Field(
+        [],
+        description="`>0.5` or `<0.5`: only tasks that have cost more or less than this, in dollars, without the tasks "
+        "below them. Pages may then be short, or empty: `next` continues the search.",
+        examples=[[">0.5"]],
+    )
     root_id: TaskRef | None = None
     parent_id: TaskRef | None = None
     replay_of: TaskRef | None = None
@@ -67,7 +75,7 @@ class TaskQuery(StrictQuery):
         Raises:
             Forbidden: it filters by a private label, whose value the key must not see.
         """
-        others = {"query", "state", "label", "unreplayed"}
+        others = {"query", "state", "label", "cost", "unreplayed"}
         plain: dict[str, Any] = self.model_dump(include=set(TaskQuery.model_fields) - others, exclude_none=True)
         ids = {name: task_id_of(connection, plain[name], reader.scope) for name in IDS if name in plain}
         labels = dict(label.split(":", 1) for label in self.label)
@@ -79,8 +87,15 @@ class TaskQuery(StrictQuery):
             **{**plain, **ids, **reader.scope.conditions},
             states=tuple(self.state),
             labels=labels,
+            costs_over=max(_bounds(self.cost, ">"), default=None),
+            costs_under=min(_bounds(self.cost, "<"), default=None),
             unreplayed=True if self.unreplayed else None,
         )
+
+
+def _bounds(written: list[str], comparison: str) -> list[int]:
+    """Return the microdollars that follow a comparison."""
+    return [int(Decimal(each[1:]) * 1_000_000) for each in written if each[0] == comparison]
 
 
 class TaskPageQuery(TaskQuery, PageQuery):

@@ -131,7 +131,9 @@ def submit_tasks(sent: body.BulkBody, database: Database, key: Caller, callers_s
     """Accepts up to 10,000 tasks, all or none. A refusal names the first task that is wrong as `index`."""
     requests = [_traced(each, callers_span) for each in _parse_many(body.parse_object(sent), key)]
     with submission_bounds.kept(database, requests, key.scope):
-        prepared = submission.prepare(database, requests, submitted_by=key.submitter, submitter_key=key.identity)
+        prepared = submission.prepare(
+            database, requests, submitted_by=key.submitter, submitter_key=key.identity, scope=key.scope
+        )
         with database.begin() as connection:
             accepted = submission.accept(connection, prepared)
             submission_bounds.check_earlier(connection, accepted, key.scope)
@@ -391,7 +393,12 @@ def _accept_known(state: State, request: TaskRequest, key: Key) -> tuple[Accepte
 
 def _accept_resolved(state: State, request: TaskRequest, key: Key) -> tuple[Accepted, Dispatched | None]:
     [task] = submission.prepare(
-        state.statements, [request], submitted_by=key.submitter, submitter_key=key.identity, known=state.known_targets
+        state.statements,
+        [request],
+        submitted_by=key.submitter,
+        submitter_key=key.identity,
+        known=state.known_targets,
+        scope=key.scope,
     )
     with state.statements.connect() as connection:
         accepted = lifecycle.accept_now(connection, task, lease=state.settings.lease_seconds)

@@ -64,7 +64,8 @@ class BatchesApi:
                 base_url=settings.anthropic_base_url or API,
                 max_retries=0,
                 timeout=TIMEOUT,
-                http_client=anthropic.DefaultHttpxClient(),
+                # The key belongs to the address: no redirect is followed.
+                http_client=anthropic.DefaultHttpxClient(follow_redirects=False),
             )
         except httpx2.InvalidURL as error:
             raise NotConfigured(f"The orchestrator's ANTHROPIC_BASE_URL cannot be used: {error}.") from None

@@ -14,6 +14,7 @@ import typer
 from orchestrator.commands.findings import Finding, judged
 from orchestrator.commands.output import AS_JSON, print_json, print_table
 from shared.errors import MinionError
+from shared.providers import ANTHROPIC, split
 from shared.settings import Settings, get_settings, secret_variables
 
 Check = Callable[[Settings], Iterator[Finding]]
@@ -131,9 +132,16 @@ def _secret_key(settings: Settings) -> Iterator[Finding]:
 
 
 def _integrations(settings: Settings) -> Iterator[Finding]:
-    key = "set" if settings.anthropic_api_key else "not set: `model: auto` means the offline planner"
-    yield Finding("anthropic key", "ok", key)
+    means_claude = split(settings.default_model)[0] == ANTHROPIC
+    without = "not set: `model: auto` means the offline planner" if means_claude else "not set"
+    yield Finding("anthropic key", "ok", "set" if settings.anthropic_api_key else without)
     yield _sentry(settings)
+
+
+def _providers(settings: Settings) -> Iterator[Finding]:
+    from orchestrator.commands.provider_checks import providers
+
+    yield from providers(settings)
 
 
 def _traces(settings: Settings) -> Iterator[Finding]:
@@ -169,5 +177,6 @@ CHECKS: tuple[Check, ...] = (
     _sandbox,
     _secret_key,
     _integrations,
+    _providers,
     _traces,
 )

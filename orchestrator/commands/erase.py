@@ -22,7 +22,7 @@ def erase(
     actor: str | None = ACTOR,
     as_json: bool = AS_JSON,
 ) -> None:
-    """Delete all ended tasks of a tenant or a conversation: inputs, outputs, steps, messages, cached results."""
+    """Delete all ended tasks of a tenant or a conversation: inputs, outputs, steps, messages, results, memory."""
     if (tenant is None) == (conversation is None):
         raise typer.BadParameter("give either --tenant or --conversation")
     what = f"tenant {tenant}" if conversation is None else f"conversation {conversation}"
@@ -35,6 +35,8 @@ def erase(
         return
     verb = "would be" if dry_run else "are"
     console.print(f"{erased['tasks']} tasks ({erased['trees']} with what is below them) {verb} deleted.")
+    if memories := erased["memories"]:
+        console.print(f"{memories} stores of memory {verb} deleted.")
     if left := erased["left"]:
         console.print(
             f"{len(left)} tasks have not ended and are left, such as {left[0]}. Cancel them (`minion cancel TASK`) "

@@ -12,6 +12,7 @@ from orchestrator.capabilities import parse_capabilities
 from orchestrator.commands.client import connect
 from orchestrator.commands.definitions import store, tell
 from orchestrator.commands.output import AS_JSON, console, on_a_terminal
+from shared.imports import without_collector
 from shared.settings import get_settings
 
 
@@ -23,8 +24,9 @@ def register(app: typer.Typer) -> None:
 
 def orchestrator() -> None:
     """Run an orchestrator: it serves the API, dispatches, rescues and schedules tasks. More than one may run."""
-    from orchestrator.service import serve
-    from shared.telemetry import configure
+    with without_collector():
+        from orchestrator.service import serve
+        from shared.telemetry import configure
 
     settings = get_settings()
     configure(settings, component="orchestrator")
@@ -40,8 +42,9 @@ def worker(
     pool: str = typer.Option("prefork", "--pool", "-P", help="Celery's pool. Time limits apply to prefork only."),
 ) -> None:
     """Run a pool of minions for some capabilities."""
-    from shared.database.schema import wait_for_database
-    from shared.telemetry import configure
+    with without_collector():
+        from shared.database.schema import wait_for_database
+        from shared.telemetry import configure
 
     settings = get_settings()
     settings.require_redis_url()
@@ -72,8 +75,9 @@ def flower(
 ) -> None:
     """Run Flower, which shows Celery's workers and tasks. Its user is `minions`; MINION_FLOWER_PASSWORD is its
     password."""
-    from orchestrator.flower import serve
-    from shared.telemetry import configure
+    with without_collector():
+        from orchestrator.flower import serve
+        from shared.telemetry import configure
 
     settings = get_settings()
     configure(settings, component="flower")
@@ -144,9 +148,10 @@ def _say_nothing(*_: object) -> None:
 
 def _celery(*arguments: str) -> None:
     """Run Celery's own command line in this process."""
-    from celery.__main__ import main
+    with without_collector():
+        from celery.__main__ import main
 
-    # Imported by name: the orchestrator must not import the workers. Celery would search the current folder first.
-    import_module("workers.app")
+        # Imported by name: the orchestrator must not import the workers. Celery would search the current folder first.
+        import_module("workers.app")
     sys.argv = ["celery", "-A", "workers.app", *arguments]
     main()

@@ -21,6 +21,7 @@ def prune(
     """Delete tasks that are older than the retention of their state, as the orchestrator does by itself."""
     # Imported on use: other commands start faster without the database layer.
     from orchestrator.retention.audit import prune_audit
+    from orchestrator.retention.memories import prune_memories
     from orchestrator.retention.retention import prune as batches
     from orchestrator.retention.retention import retentions
     from shared.access.actors import local_actor
@@ -35,17 +36,20 @@ def prune(
             counts[batch.state]["trees"] += batch.trees
             counts[batch.state]["tasks"] += batch.tasks
         audit_rows = 0 if dry_run else prune_audit(get_engine(), settings)
+        memories = 0 if dry_run else prune_memories(get_engine(), settings)
     except OSError as error:
         raise FileFault(
             f"The export in {settings.retention_export} cannot be written: {error}. Tasks that are not exported are "
             "not deleted: make room there, and prune again."
         ) from None
     if as_json:
-        print_json({"dry_run": dry_run, "deleted": counts, "audit_rows": audit_rows})
+        print_json({"dry_run": dry_run, "deleted": counts, "audit_rows": audit_rows, "memories": memories})
         return
     rows = ((state, count["trees"], count["tasks"]) for state, count in counts.items())
     print_table(("ended as", "trees", "tasks"), rows, empty="Nothing is deleted: no retention is set.")
     if audit_rows:
         console.print(f"{audit_rows} rows of the audit log are deleted.")
+    if memories:
+        console.print(f"{memories} stores of memory are deleted.")
     if dry_run:
         console.print("Nothing was deleted (--dry-run).")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 
 from minions import Client, Task, TaskSummary
 from minions.wire import PAGE
+from orchestrator import server_tools
 from orchestrator.commands.client import ACTOR, connect
 from orchestrator.commands.following import print_lines, show_events
 from orchestrator.commands.output import (
@@ -28,6 +30,7 @@ from orchestrator.commands.output import (
     zoned,
 )
 from orchestrator.commands.task_ids import TASK, TASKS, named, remember
+from orchestrator.turn_notes import notes_of
 from shared.contracts.strict_json import parse
 from shared.contracts.visible_text import one_line
 from shared.errors import FileFault
@@ -120,7 +123,7 @@ def follow(
 
 
 def tasks(
-    query: list[str] | None = typer.Argument(None, help="Filters, such as: agent:triage state:failed since:1d"),
+    query: list[str] | None = typer.Argument(None, help="Filters, such as: agent:triage since:1d 'cost:>0.5'"),
     state: list[State] = typer.Option(
         [], "--state", "-s", metavar="STATE", help="Only tasks in this state; may be repeated."
     ),
@@ -174,7 +177,7 @@ def show(task_id: str = TASK, as_json: bool = AS_JSON) -> None:
     if as_json:
         print_json({**plain(task), "steps": steps, "executions": executions})
         return
-    for name, value in plain(task).items():
+    for name, value in {**plain(task), "messages": _outlined(task.messages)}.items():
         if value not in (None, {}, 0, False) or name in ("input", "output"):
             console.print(styled((f"{name:18}", "bold"), indent(_shorten(value), 18)))
     console.print()
@@ -186,6 +189,10 @@ def show(task_id: str = TASK, as_json: bool = AS_JSON) -> None:
     for step in steps:
         if step["name"] == "router" and isinstance(step.get("output"), dict):
             console.print(f"Step {step['number']} chose {_decision(step['output'])}")
+        for note in notes_of(step):
+            console.print(f"Step {step['number']}: {note}")
+        for line in _server_tool_uses(step.get("output")):
+            console.print(f"Step {step['number']}: {line}")
     console.print()
     print_table(
         ("claim", "outcome", "worker", "started", "finished", "cpu s", "error"),
@@ -203,6 +210,16 @@ def show(task_id: str = TASK, as_json: bool = AS_JSON) -> None:
         ),
         empty="No executions.",
     )
+
+
+def _outlined(messages: list[Any] | None) -> list[Any] | None:
+    """Return messages with a short line for each image, document and other block."""
+    from shared.contracts.content import outline
+
+    return messages and [
+        {**each, "content": outline(each["content"])} if isinstance(each, dict) and "content" in each else each
+        for each in messages
+    ]
 
 
 def cancel(
@@ -358,6 +375,13 @@ def _approvals(approvals: dict[str, Any]) -> str:
 def _row(task: TaskSummary, *, outputs: bool) -> tuple[Any, ...]:
     row = (task.id, task.agent, task.state, task.capability, task.attempts, task.created_at, task.finished_at)
     return (*row, _shorten(task.output, 60)) if outputs else row
+
+
+def _server_tool_uses(output: Any) -> Iterator[str]:
+    """Yield what the API did by itself in a model call, one line each."""
+    for use in server_tools.uses_in(output.get("content") if isinstance(output, dict) else None):
+        answer = "" if use.answer is None else f" → {_shorten(use.answer, 200)}"
+        yield one_line(f"{use.act}: {_shorten(use.asked, 300)}{' failed' if use.failed else ''}{answer}")
 
 
 def _decision(chosen: dict[str, Any]) -> str:

@@ -42,8 +42,9 @@ STOP_SECONDS = 12.0
 LOOK_SECONDS = 1.0
 DEFAULT_CONCURRENCY = 2
 FLOWER_PORT = 5555
-OF_MODELS = ("ANTHROPIC_",)
-"""Prefixes of the model providers' variables, which minions need, and the orchestrator for the batch lane."""
+OF_MODELS = ("ANTHROPIC_", "OPENAI_", "AWS_", "GOOGLE_", "MINION_PROVIDER_KEYS")
+"""Prefixes of the variables of models' providers, which minions need. The orchestrator needs the first, for batches."""
+OF_MINIONS = OF_MODELS[1:]
 OF_API = (
     "MINION_OIDC_", "MINION_METRICS_TOKEN", "MINION_ALERT_URLS",
     "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
@@ -175,7 +176,7 @@ class LocalSystem:
         self._start_servers()
         self._choose_places()
         self._prepare_database()
-        self._start_child("orchestrator", ["orchestrator"], signal.SIGTERM, withheld=OF_FLOWER)
+        self._start_child("orchestrator", ["orchestrator"], signal.SIGTERM, withheld=(*OF_FLOWER, *OF_MINIONS))
         self._wait_for_api()
         self._write_facts()
         for pool in self.pools:

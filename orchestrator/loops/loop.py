@@ -6,7 +6,6 @@ import threading
 from abc import ABC, abstractmethod
 
 import psycopg
-import sentry_sdk
 import structlog
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -14,6 +13,7 @@ from minions.backoff import exponential, jittered
 from shared.broker import BROKER_AWAY
 from shared.database.connections import is_transient, reason
 from shared.settings import Settings
+from shared.telemetry import report
 
 log = structlog.get_logger(__name__)
 
@@ -79,4 +79,4 @@ class Loop(ABC):
             log.warning("round_failed", loop=self.name, reason=reason(error))
             return
         log.warning("round_failed", loop=self.name, reason=reason(error), kind=type(error).__name__, exc_info=True)
-        sentry_sdk.capture_exception(error)
+        report(error)

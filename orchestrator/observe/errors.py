@@ -6,7 +6,7 @@ index. A resolved kind is open again when a task fails with it later.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, get_args
 
@@ -22,6 +22,8 @@ Decision = Literal["open", "resolved", "ignored"]
 STATES: tuple[State, ...] = get_args(State)
 
 MOST_KINDS = 200
+MOST_JUDGED = 1000
+"""Kinds that were resolved, of which a list finds out whether they have been seen again."""
 MOST_VERSIONS = 20
 MOST_LOOKED_AT = 200
 """Failures of a kind among which the first or the last one within a key's reach is looked for."""
@@ -39,17 +41,23 @@ KINDS = text(
             FROM statistics WHERE {FILTERS} GROUP BY name, agent, version
     ), kinds AS (
         SELECT name AS fingerprint, min(type) AS type, min(first) AS first, max(last) AS last,
-               sum(tasks)::bigint AS tasks, sum(sum(tasks)) OVER ()::bigint AS all_tasks,
+               sum(tasks)::bigint AS tasks,
                jsonb_agg(jsonb_build_object('agent', agent, 'version', version, 'tasks', tasks)
                          ORDER BY tasks DESC, agent, version DESC) AS versions
             FROM counted GROUP BY name
+    ), totals AS (
+        SELECT COALESCE(sum(tasks), 0)::bigint AS all_tasks, count(*) FILTER (WHERE fingerprint <> '') AS all_kinds,
+               COALESCE(sum(tasks) FILTER (WHERE fingerprint = ''), 0)::bigint AS other_tasks FROM kinds
+    ), chosen AS (
+        SELECT k.*, d.state AS decision, d.reason, d.changed_at, d.changed_by, count(*) OVER () AS matching
+            FROM kinds k LEFT JOIN error_states d ON d.namespace = :namespace AND d.fingerprint = k.fingerprint
+            WHERE k.fingerprint <> '' AND (CAST(:fingerprint AS text) IS NULL OR k.fingerprint = :fingerprint)
+              AND COALESCE(d.state, 'open') = ANY (:decisions)
+            ORDER BY k.tasks DESC, k.fingerprint LIMIT :most
     )
-    SELECT k.*, d.state AS decision, d.reason, d.changed_at, d.changed_by
-        FROM kinds k LEFT JOIN error_states d ON d.namespace = :namespace AND d.fingerprint = k.fingerprint
-        WHERE CAST(:fingerprint AS text) IS NULL OR k.fingerprint = :fingerprint
-        ORDER BY k.fingerprint = '' DESC, k.tasks DESC, k.fingerprint LIMIT :most
+    SELECT * FROM totals LEFT JOIN chosen ON true ORDER BY tasks DESC, fingerprint
     """  # noqa: S608 - constants
-).bindparams(*LISTS)
+).bindparams(*LISTS, bindparam("decisions", type_=ARRAY(TEXT)))
 TREND = text(
     f"SELECT bucket AS at, sum(count)::bigint AS tasks FROM statistics WHERE {FILTERS} AND name = :fingerprint "  # noqa: S608
     "GROUP BY bucket ORDER BY bucket"
@@ -97,23 +105,26 @@ REMOVE = text("DELETE FROM error_states WHERE namespace = :namespace AND fingerp
 Item = dict[str, Any]
 
 
-def list_errors(connection: Connection, question: Question, *, state: State | None = None, limit: int) -> Item:
+def list_errors(connection: Connection, question: Question, *, states: Collection[State] = STATES, limit: int) -> Item:
     """Return the most frequent kinds of errors of a namespace in a time range.
 
     Args:
         question: its filters must have a namespace.
-        state: only kinds in this state.
+        states: only kinds in one of these states.
     """
-    kinds = _kinds(connection, question)
-    items = _items(connection, question, [kind for kind in kinds if kind["fingerprint"]])
+    totals, kinds = _kinds(connection, question, states)
+    again = _seen_again(connection, question, kinds)
+    found = [kind for kind in kinds if _state(kind, again.get(kind["fingerprint"])) in states]
     return {
         "since": question.range[0],
         "until": question.range[1],
         "grain": question.grain,
         "age_seconds": connection.scalar(stats.AGE),
-        "tasks": kinds[0]["all_tasks"] if kinds else 0,
-        "other_tasks": sum(kind["tasks"] for kind in kinds if not kind["fingerprint"]),
-        "items": [item for item in items if state in (None, item["state"])][:limit],
+        "tasks": totals["all_tasks"],
+        "other_tasks": totals["other_tasks"],
+        "kinds": (totals["matching"] or 0) - (len(kinds) - len(found)),
+        "all_kinds": totals["all_kinds"],
+        "items": _items(connection, question, found[:limit], again),
     }
 
 
@@ -123,7 +134,8 @@ def get_error(connection: Connection, question: Question, fingerprint: str) -> I
     Raises:
         NotFound: no failure of it is known.
     """
-    [item] = _items(connection, question, [_find(connection, question, fingerprint)])
+    kind = _find(connection, question, fingerprint)
+    [item] = _items(connection, question, [kind], _seen_again(connection, question, [kind]))
     values = _values(question) | {"fingerprint": fingerprint}
     trend = [dict(row) for row in connection.execute(TREND, values).mappings()]
     return {**item, "since": question.range[0], "until": question.range[1], "grain": question.grain, "trend": trend}
@@ -161,14 +173,19 @@ def decide(
     }
 
 
-def _kinds(connection: Connection, question: Question, fingerprint: str | None = None) -> list[Item]:
-    values = _values(question) | {"fingerprint": fingerprint, "most": MOST_KINDS}
-    return [dict(row) for row in connection.execute(KINDS, values).mappings()]
+def _kinds(
+    connection: Connection, question: Question, states: Collection[State] = STATES, fingerprint: str | None = None
+) -> tuple[Item, list[Item]]:
+    """Return the totals, and the most frequent kinds that may be in one of the states."""
+    decisions = {"resolved" if state == "reopened" else state for state in states}
+    values = _values(question) | {"fingerprint": fingerprint, "decisions": sorted(decisions), "most": MOST_JUDGED}
+    rows = [dict(row) for row in connection.execute(KINDS, values).mappings()]
+    return rows[0], [row for row in rows if row["fingerprint"] is not None]
 
 
 def _find(connection: Connection, question: Question, fingerprint: str) -> Item:
     """Return a kind of error as `_kinds` does, also if its failures are not in the time range, or not counted yet."""
-    if found := _kinds(connection, question, fingerprint):
+    if found := _kinds(connection, question, fingerprint=fingerprint)[1]:
         return found[0]
     since = {fingerprint: BEGINNING}
     first, last = (_seen(connection, statement, question, since).get(fingerprint) for statement in (FIRST, LAST))
@@ -185,11 +202,15 @@ def _values(question: Question) -> dict[str, Any]:
     return stats.values_of(question) | {"kinds": ["failure"]}
 
 
-def _items(connection: Connection, question: Question, kinds: Sequence[Item]) -> list[Item]:
-    every = {kind["fingerprint"]: BEGINNING for kind in kinds}
+def _seen_again(connection: Connection, question: Question, kinds: Sequence[Item]) -> dict[str, Item]:
+    """Return the first failure of each kind since it was resolved."""
     resolved = {kind["fingerprint"]: kind["changed_at"] for kind in kinds if kind["decision"] == "resolved"}
+    return _seen(connection, FIRST, question, resolved)
+
+
+def _items(connection: Connection, question: Question, kinds: Sequence[Item], again: Mapping[str, Item]) -> list[Item]:
+    every = {kind["fingerprint"]: BEGINNING for kind in kinds}
     first, last = (_seen(connection, statement, question, every) for statement in (FIRST, LAST))
-    again = _seen(connection, FIRST, question, resolved)
     names = [kind["fingerprint"] for kind in kinds]
     return [
         _item(kind, first.get(name), last.get(name), again.get(name), WIDTHS[question.grain])

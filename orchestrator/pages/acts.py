@@ -115,11 +115,9 @@ def _decide(task_id: TaskId, form: dict[str, str], database: Database, actor: Ac
         asked["proposal"] = form["proposal"]
     if form.get("reason", "").strip():
         asked["reason"] = form["reason"].strip()
-    if verdict == "edit":
+    if verdict in ("edit", "result"):
         with database.connect() as connection:
             asked["value"] = decided_value(connection, task_id, form)
-    elif verdict == "result":
-        asked["value"] = as_json(form.get("result", ""), "The result")
     api.decide(task_id, as_body(asked), database, actor)
     return verdict
 

@@ -37,6 +37,8 @@ ACTIVATIONS = text(
     """
 )
 
+DONE = {"rollback": "This version is active now.", "status": "The status was changed."}
+
 router = APIRouter(route_class=Page, include_in_schema=False)
 
 AgentQuery = Annotated[VersionsQuery, Depends(in_namespace(VersionsQuery))]
@@ -88,7 +90,7 @@ def show_agent(name: Text, query: AgentQuery, request: Request, database: Readin
         sees_tools=TOOLS.permits(key),
         may_try=SUBMIT.permits(key),
         may_roll_back=RULES["POST /agents/{name}/rollback"].permits(key),
-        done=query.done,
+        done=DONE.get(query.done),
     )
 
 

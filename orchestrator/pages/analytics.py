@@ -21,6 +21,7 @@ from orchestrator.observe import stats
 from orchestrator.observe.stats import BY, By, Question
 from orchestrator.pages import formats
 from orchestrator.pages.access import Reading
+from orchestrator.pages.bounds import fitting
 from orchestrator.pages.charts import Bar, bar_chart, meter
 from orchestrator.pages.csv_text import csv_text
 from orchestrator.pages.rendering import RAW_HEADERS, Page, render
@@ -198,6 +199,7 @@ def show_analytics(query: Asked, request: Request, database: Reading, key: Calle
     items = _sorted(answered["items"], query)
     points = _points(series["items"], chosen, now, measure, anomalies)
     values = [measure.of(item) or 0.0 for item in items]
+    shown = fitting(items, lambda item: (item[name] for name in query.groups), MOST_SHOWN)
     return render(
         request,
         "analytics.html",
@@ -209,8 +211,8 @@ def show_analytics(query: Asked, request: Request, database: Reading, key: Calle
         filters=FILTERS,
         about=answered["about"],
         age=answered["age_seconds"],
-        items=items[:MOST_SHOWN],
-        left_out=len(items) - MOST_SHOWN,
+        items=shown,
+        left_out=len(items) - len(shown),
         most=max([*values, 1e-9]),
         odd_ones=lambda item: [each for each in anomalies if each.is_about(item)],
         meter=meter,

@@ -87,10 +87,10 @@ def _shown(request: Request, typed: Typed, **values: Any) -> Response:
 
 
 def _search(connection: Connection, chosen: AuditFilter, cursor: int | None) -> tuple[list[dict[str, Any]], int | None]:
-    """Return a page of rows, and the cursor of the next one. Most filters have no index, so few rows are searched."""
+    """Return a page of rows and the cursor of the next. An index finds a target; without one, few rows are searched."""
     first, last = connection.execute(ENDS).one()
     before = (last or 0) + 1 if cursor is None else cursor
-    after = before - 1 - MOST_SEARCHED
+    after = before - 1 - MOST_SEARCHED if chosen.target is None else 0
     rows = log.list_rows(connection, chosen, limit=ROWS, before=before, after=after)
     if len(rows) > ROWS:
         return rows[:ROWS], rows[ROWS - 1]["id"]

@@ -25,6 +25,11 @@ from shared.tasks.task_query import LONGEST
 ROWS = 50
 FLAGS = ("pinned", "new_keys", "again")
 
+DONE = {
+    "start": "Started. The orchestrator works it off; this page need not stay open.",
+    "stop": "Stopped. What was done stays.",
+}
+
 router = APIRouter(route_class=Page, include_in_schema=False)
 
 
@@ -78,7 +83,7 @@ async def start_bulk_act(
         if error.status not in (409, 422):
             raise
         return await run_in_threadpool(_planned, request, reading, actor, form, error)
-    return done(f"/bulk-acts/{started['id']}", "bulk_start")
+    return done(f"/bulk-acts/{started['id']}", "start")
 
 
 @router.get("/bulk-acts/{bulk_act_id}")
@@ -94,7 +99,7 @@ def show_bulk_act(
         "bulk_act.html",
         act=act,
         can_stop=running and key.may(store.NEEDED[act["act"]]),
-        done=query.done,
+        done=DONE.get(query.done),
         live="/bulk-acts/live" if running else None,
     )
 
@@ -103,7 +108,7 @@ def show_bulk_act(
 def stop_bulk_act(bulk_act_id: BulkActId, form: Form, database: Database, actor: Actor) -> Response:
     """Stops a bulk act."""
     api.stop_bulk_act(bulk_act_id, database, actor)
-    return done(f"/bulk-acts/{bulk_act_id}", "bulk_stop")
+    return done(f"/bulk-acts/{bulk_act_id}", "stop")
 
 
 def permitted_acts(key: Key) -> list[str]:

@@ -19,6 +19,7 @@ from orchestrator.api.problems import STATEMENT_TIMEOUT
 from orchestrator.observe import scale
 from orchestrator.observe.scale import Wanted
 from orchestrator.pages.access import Form, Reading
+from orchestrator.pages.bounds import fitting
 from orchestrator.pages.forms import as_body, done, given, namespace_of
 from orchestrator.pages.rendering import Page, render
 from orchestrator.pages.rights import PAUSES, RULES, SCALE
@@ -26,6 +27,9 @@ from shared.access.actors import Key
 from shared.access.scope import LONGEST_NAME
 from shared.errors import InvalidInput
 
+MOST_SHOWN = 200
+MOST_PAUSED = 50
+"""Paused capabilities that are shown beside those."""
 MOST_ADVISED = 50
 """Capabilities whose number of workers is computed: each takes a query. Those with the most work are first."""
 WANTED = Wanted(wait_seconds=60.0, slots_per_worker=1, least=0, most=1000)
@@ -36,6 +40,8 @@ OLDEST = text(
         FROM statistics_state, jsonb_array_elements(gauges->'minions_oldest_pending_seconds') AS g
     """
 )
+
+DONE = {"pause": "Paused. Running tasks continue, and no other starts.", "resume": "Resumed."}
 
 router = APIRouter(route_class=Page, include_in_schema=False)
 
@@ -52,23 +58,27 @@ def show_capabilities(
 ) -> Response:
     """All capabilities."""
     listed = counted_capabilities(request, database, key)
+    shown = listed and busiest(listed, MOST_SHOWN)
     paused = _pauses(database, key) if PAUSES.permits(key) else {}
-    names = set(paused) if listed is None else {it["name"] for it in listed}
+    names = set(paused) if shown is None else {it["name"] for it in shown}
+    alone = [(name, pauses) for name, pauses in paused.items() if name not in names]
     with database.connect() as connection:
         # They are about all namespaces together.
         oldest = oldest_pending(connection) if key.scope.is_whole else {}
-        advice = _advice(connection, request, listed or []) if SCALE.permits(key) else {}
+        advice = _advice(connection, request, shown or []) if SCALE.permits(key) else {}
     return render(
         request,
         "capabilities.html",
-        capabilities=listed,
+        capabilities=shown,
+        left_out=len(listed or ()) - len(shown or ()),
         oldest=oldest,
         paused=paused,
-        paused_alone={name: pauses for name, pauses in paused.items() if name not in names},
+        paused_alone=alone[:MOST_PAUSED],
+        pauses_left=len(alone) - MOST_PAUSED,
         advice=advice,
         wait_seconds=WANTED.wait_seconds,
         can_pause=RULES["POST /capabilities/pause"].permits(key),
-        done=query.done,
+        done=DONE.get(query.done),
         live="/capabilities/live",
     )
 
@@ -99,6 +109,12 @@ def counted_capabilities(request: Request, database: Engine, key: Key) -> list[A
     return listed
 
 
+def busiest(listed: list[Any], most: int) -> list[Any]:
+    """Return the capabilities with the most work and slots, by name."""
+    work = sorted(listed, key=lambda it: -(it["pending"] + it["queued"] + it["running"] + it["slots"]))[:most]
+    return sorted(fitting(work, lambda it: (it["name"], *it["agents"][:5]), most), key=lambda it: str(it["name"]))
+
+
 def oldest_pending(connection: Connection) -> dict[str, datetime]:
     """Return since when the first pending task of each capability waits."""
     return {row.name: row.since for row in connection.execute(OLDEST)}
@@ -116,12 +132,11 @@ def _pauses(database: Engine, key: Key) -> dict[str, list[Any]]:
 def _advice(connection: Connection, request: Request, listed: list[Any]) -> dict[str, int]:
     """Return the number of workers that each capability needs now; one stays, though it has nothing to do."""
     lease = request.app.state.settings.lease_seconds
-    busiest = sorted(listed, key=lambda it: -(it["pending"] + it["queued"] + it["running"] + it["slots"]))
     return {
         it["name"]: max(
             scale.desired(scale.load_of(connection, it["name"], lease=lease), WANTED), min(it["workers"], 1)
         )
-        for it in busiest[:MOST_ADVISED]
+        for it in busiest(listed, MOST_ADVISED)
     }
 
 

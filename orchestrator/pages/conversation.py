@@ -6,11 +6,18 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from orchestrator import server_tools
+from shared.contracts.content import OUR_FILE, describe
+from shared.contracts.media import IMAGE_TYPES
+
 THOUGHTS = ("thinking", "redacted_thinking")
 
 
 def turns_of(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return what was said, in order: `role`, `step`, and `blocks` of `kind` (text, thought, call, result) and `text`.
+    """Return what was said, in order: `role`, `step` and `blocks`.
+
+    Each block has a `kind` (text, thought, call, result, image, file, note), a `title` and a `value`. Texts have
+    `citations`; images and files an `address`, or the id of a `file`.
 
     Each model call has only the messages that are new in it, so nothing is repeated.
     """
@@ -37,15 +44,55 @@ def _blocks(content: Any) -> Iterator[dict[str, Any]]:
     for block in content if isinstance(content, list) else [content]:
         kind = block.get("type") if isinstance(block, dict) else None
         if kind == "text" and isinstance(block.get("text"), str):
-            yield _block("text", "", block["text"])
+            yield _block("text", "", block["text"]) | {"citations": _citations(block)}
+        elif kind in ("image", "document") and isinstance(block.get("source"), dict):
+            yield _file(block)
         elif kind in THOUGHTS:
             yield _block("thought", "Thinking", block.get("thinking") or block.get("data") or "")
+        elif kind == "compaction":
+            yield _block("thought", "Summary of the conversation", block.get("content") or "")
         elif kind == "tool_use":
             yield _block("call", f"Calls {block.get('name')}", block.get("input"))
+        elif kind == "tool_result" and isinstance(block.get("content"), list):
+            yield _block("note", "Error of the call" if block.get("is_error") else "Result", "")
+            yield from _blocks(block["content"])
         elif kind == "tool_result":
             yield _block("result", "Error of the call" if block.get("is_error") else "Result", _result(block))
+        elif kind == "server_tool_use":
+            yield _block("call", server_tools.act_of(block), server_tools.asked_of(block))
+        elif isinstance(block, dict) and server_tools.is_answer(block):
+            answer, failed = server_tools.answer_of(block)
+            yield _block("result", "Error of the API" if failed else "Result", answer)
         else:
             yield _block("text", "", block)
+
+
+def _file(block: dict[str, Any]) -> dict[str, Any]:
+    """Return an image that a browser may show, or a line about a file, with its id if it is stored here."""
+    source = block["source"]
+    if block["type"] == "image" and source.get("type") == "base64" and source.get("media_type") in IMAGE_TYPES:
+        return _block("image", "Image", "") | {"address": f"data:{source['media_type']};base64,{source.get('data')}"}
+    ours = source.get("type") == "file" and OUR_FILE.fullmatch(str(source.get("file_id")))
+    if not ours:
+        return _block("text", "", describe(block))
+    kind, name = ("image", "Image") if block["type"] == "image" else ("file", block.get("title") or "Document")
+    return _block(kind, str(name), "") | {"file": source["file_id"]}
+
+
+def _citations(block: dict[str, Any]) -> list[dict[str, str]]:
+    """Return what a text cites: the `title` of the document, the `place` in it, and the `text`."""
+    found = block.get("citations")
+    return [_citation(each) for each in (found if isinstance(found, list) else ()) if isinstance(each, dict)]
+
+
+def _citation(cited: dict[str, Any]) -> dict[str, str]:
+    title = cited.get("document_title") or cited.get("title") or f"Document {cited.get('document_index', 0)}"
+    pages = (cited.get("start_page_number"), cited.get("end_page_number"))
+    # The end is the page after the last one.
+    place = f"page {pages[0]}" if pages[0] is not None else str(cited.get("url") or cited.get("source") or "")
+    if pages[0] is not None and isinstance(pages[1], int) and pages[1] - 1 > pages[0]:
+        place = f"pages {pages[0]} to {pages[1] - 1}"
+    return {"title": str(title), "place": place, "text": str(cited.get("cited_text") or "")}
 
 
 def _result(block: dict[str, Any]) -> Any:
@@ -64,4 +111,4 @@ def _turn(step: dict[str, Any], role: str, blocks: list[dict[str, Any]]) -> dict
 
 
 def _block(kind: str, title: str, value: Any) -> dict[str, Any]:
-    return {"kind": kind, "title": title, "value": value}
+    return {"kind": kind, "title": title, "value": value, "citations": [], "address": None, "file": None}

@@ -1,4 +1,4 @@
-"""The form of a decision: a field for each proposed argument if their schema is simple enough, else their JSON."""
+"""The form of a decision: a field for each argument or part of a result if their schema is simple, else their JSON."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Engine
 
+from orchestrator.pages.forms import as_json
 from orchestrator.pages.schema_form import Field, fields_of, values_of
 from shared.access.actors import Key
 from shared.access.roles import Permission
 from shared.contracts.strict_json import JsonValue, parse
-from shared.tasks.approvals import arguments_schema
+from shared.tasks.approvals import arguments_schema, result_schema
 
 LONGEST_VALUE = 20_000
 """Characters of arguments that a form shows; longer ones are edited from the command line."""
@@ -27,7 +28,7 @@ class Decision:
     Attributes:
         kind: `approval` or `answer`.
         address: the step and the proposal that the reader sees, which the decision names.
-        fields: of the arguments, if their schema is simple; else empty, and `text` has their JSON.
+        fields: of the arguments, or of the result, if their schema is simple; else empty, and `text` has their JSON.
         editable: the reader sees the arguments, and they are not too large.
     """
 
@@ -54,7 +55,12 @@ def decision_of(
     typed = typed or {}
     address = {"step": facts["step"], "proposal": facts["proposal"]}
     if why["reason"] == "answer":
-        return Decision("answer", address, facts["request"], [], typed.get("result", ""), False, typed)
+        schema = None
+        if key.may(Permission.PAYLOADS_READ):
+            with database.connect() as connection:
+                schema = result_schema(connection, task, facts["step"])
+        fields = fields_of(schema, {}, typed)
+        return Decision("answer", address, facts["request"], fields, typed.get("result", ""), False, typed)
     proposed = facts["proposed"]
     text = json.dumps(proposed, ensure_ascii=False, indent=2)
     editable = key.may(Permission.PAYLOADS_READ) and len(text) <= LONGEST_VALUE
@@ -67,13 +73,16 @@ def decision_of(
 
 
 def decided_value(connection: Connection, task: UUID, form: Mapping[str, str]) -> JsonValue:
-    """Return the arguments that a form has.
+    """Return the arguments, or the result, that a form has.
 
     Raises:
         InvalidInput: they are not JSON, or a field does not have the type that the schema wants.
     """
     if "arguments" in form:
         return parse(form["arguments"])
+    if "result" in form:
+        return as_json(form["result"], "The result")
+    find = result_schema if form.get("verdict") == "result" else arguments_schema
     step = form.get("step", "")
-    schema = arguments_schema(connection, task, int(step)) if step.isdecimal() and len(step) < 10 else None
+    schema = find(connection, task, int(step)) if step.isdecimal() and len(step) < 10 else None
     return values_of(schema, form)

@@ -35,6 +35,12 @@ MOST_SHOWN = 100
 """Kinds of errors."""
 SHOWN = ("open", "reopened")
 
+DONE = {
+    "resolved": "Resolved. It opens again when a task fails with it.",
+    "ignored": "Ignored. The list of errors hides it.",
+    "open": "Opened again.",
+}
+
 router = APIRouter(route_class=Page, include_in_schema=False)
 
 
@@ -66,20 +72,19 @@ def list_errors(
         since=RANGES[query.last].begin(now),
         until=now,
         agent=query.agent or None,
-        limit=errors.MOST_KINDS,
+        state=list({"": SHOWN, "all": errors.STATES}.get(query.state, (query.state,))),
+        limit=MOST_SHOWN,
     )
     found = api.list_errors(asked, database, key)
     kinds = [ErrorKind.model_validate(item).model_dump() for item in found["items"]]
-    wanted = {"": SHOWN, "all": errors.STATES}.get(query.state, (query.state,))
-    shown = [kind for kind in kinds if kind["state"] in wanted]
     return render(
         request,
         "errors.html",
         query=query,
         ranges=RANGES,
-        kinds=shown[:MOST_SHOWN],
-        left_out=len(shown) - MOST_SHOWN,
-        hidden=len(kinds) - len(shown),
+        kinds=kinds,
+        left_out=found["kinds"] - len(kinds),
+        hidden=found["all_kinds"] - found["kinds"],
         total=found["tasks"],
         others=found["other_tasks"],
         age=found["age_seconds"],
@@ -116,10 +121,12 @@ def show_error(
         trend=[(at, counted.get(at, 0)) for at in moments],
         picture=_picture(moments, counted, chosen.unit),
         unit=chosen.unit,
+        done=DONE.get(query.done),
         examples=_examples(database, key, query.namespace, fingerprint),
         can_decide=RULES["POST /errors/{fingerprint}/decide"].permits(key),
         replay_query=written_query({"error": fingerprint, "namespace": query.namespace}),
         can_replay="replay" in permitted_acts(key),
+        live="/errors/live",
     )
 
 

@@ -21,7 +21,7 @@ from shared.access.actors import Key
 from shared.access.scope import LONGEST_NAME
 from shared.contracts.strict_json import parse
 from shared.contracts.strict_model import faults_of
-from shared.errors import InvalidInput, MinionError
+from shared.errors import InvalidInput, MinionError, UnknownAgent
 
 CORRECTABLE = (409, 422)
 AMOUNT = re.compile(r"[0-9]{1,15}(\.[0-9]{1,6})?")
@@ -86,7 +86,7 @@ def corrected(
     try:
         return act()
     except MinionError as error:
-        if error.status not in CORRECTABLE:
+        if error.status not in CORRECTABLE and not isinstance(error, UnknownAgent):
             raise
         return show(Typed(form, fields, error.message, error.status))
 
@@ -100,6 +100,11 @@ def given(fields: Mapping[str, str], *names: str) -> dict[str, Any]:
     """Return the fields of these names that are not empty."""
     stripped = {name: fields.get(name, "").strip() for name in names}
     return {name: value for name, value in stripped.items() if value}
+
+
+def lines_of(fields: Mapping[str, str], name: str) -> list[str]:
+    """Return the lines of a field that are not empty."""
+    return [line.strip() for line in fields.get(name, "").splitlines() if line.strip()]
 
 
 def as_body(asked: Mapping[str, Any]) -> bytes:

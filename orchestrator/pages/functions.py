@@ -39,6 +39,8 @@ AGENTS = text(
     """
 )
 
+DONE = {"status": "The status was changed."}
+
 router = APIRouter(route_class=Page, include_in_schema=False)
 
 FunctionQuery = Annotated[VersionsQuery, Depends(in_namespace(VersionsQuery))]
@@ -88,7 +90,7 @@ def show_function(name: Text, query: FunctionQuery, request: Request, database: 
         agents=agents,
         may_try=SUBMIT.permits(key),
         may_change=RULES["POST /functions/{name}/status"].permits(key),
-        done=query.done,
+        done=DONE.get(query.done),
     )
 
 

@@ -20,7 +20,7 @@ from orchestrator.api.task_models import TaskSummary
 from orchestrator.pages.access import Reading
 from orchestrator.pages.decision_form import decision_of
 from orchestrator.pages.formats import as_text
-from orchestrator.pages.moves import permitted
+from orchestrator.pages.moves import DONE, permitted
 from orchestrator.pages.rendering import Page, raw, render
 from shared.access.scope import Scope
 from shared.contracts.key_order import ordered
@@ -73,7 +73,7 @@ def show_inbox(query: Annotated[InboxQuery, Query()], request: Request, database
         count=count,
         most_counted=MOST_COUNTED,
         can=permitted(key),
-        done=query.done,
+        done=DONE.get(query.done),
         live="/inbox/live",
     )
 

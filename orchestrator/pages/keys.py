@@ -16,7 +16,18 @@ from orchestrator.api.auth import Caller
 from orchestrator.api.keys import MOST_REQUESTS, KeyPage, KeyRef
 from orchestrator.api.parameters import Database, StrictQuery
 from orchestrator.pages.access import Form, Reading
-from orchestrator.pages.forms import NOTHING, DoneQuery, Typed, as_body, as_number, corrected, done, given, show
+from orchestrator.pages.forms import (
+    NOTHING,
+    DoneQuery,
+    Typed,
+    as_body,
+    as_number,
+    corrected,
+    done,
+    given,
+    lines_of,
+    show,
+)
 from orchestrator.pages.rendering import Page
 from shared.access.actors import Key
 from shared.access.roles import Role, permissions_of
@@ -122,7 +133,7 @@ def _asked(form: dict[str, str]) -> dict[str, Any]:
     """Return the new key that a form describes."""
     asked = given(form, "name", "role", "namespace", "tenant")
     for name in ("agents", "capabilities"):
-        if lines := [line.strip() for line in form.get(name, "").splitlines() if line.strip()]:
+        if lines := lines_of(form, name):
             asked[name] = lines
     if form.get("payloads") in ("yes", "no"):
         asked["payloads"] = form["payloads"] == "yes"

@@ -1,59 +1,74 @@
-"""The overview: what the installation does now, what it did in the last day, and what waits for a person."""
+"""The overview: what the installation does now, what it did in a time range, and what waits for a person."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, get_args
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from markupsafe import Markup
 from sqlalchemy import Connection
 
 from orchestrator.api import alerts
 from orchestrator.api.auth import Caller
+from orchestrator.api.parameters import StrictQuery
 from orchestrator.observe import stats
 from orchestrator.observe.stats import Question
 from orchestrator.pages.access import Reading
-from orchestrator.pages.capabilities import counted_capabilities, oldest_pending
+from orchestrator.pages.capabilities import busiest, counted_capabilities, oldest_pending
 from orchestrator.pages.inbox import MOST_COUNTED, waiting_for_people
 from orchestrator.pages.rendering import Page, render
 from orchestrator.pages.rights import ALERTS, CAPABILITIES
+from orchestrator.pages.time_ranges import RANGES
 from shared.access.actors import Key
 from shared.tasks import queries
 
-HOURS = 24
+Recent = Literal["24h", "7d", "30d"]
+MOST_CAPABILITIES = 50
 FIRING = alerts.AlertPage(state="firing", limit=20)
 ENDED_BADLY = ("failed", "expired")
 PICTURE = (240, 40)
 router = APIRouter(route_class=Page, include_in_schema=False)
 
 
+class OverviewQuery(StrictQuery):
+    """The time range of the figures. Summing up three months takes too long for a page that renews itself."""
+
+    last: Recent = "24h"
+
+
 @router.get("/overview")
-def show_overview(request: Request, database: Reading, key: Caller) -> Response:
+def show_overview(
+    query: Annotated[OverviewQuery, Query()], request: Request, database: Reading, key: Caller
+) -> Response:
     """The overview."""
     listed = counted_capabilities(request, database, key) if CAPABILITIES.permits(key) else []
+    shown = listed and busiest(listed, MOST_CAPABILITIES)
     firing = alerts.list_alerts(FIRING, request, database, key) if ALERTS.permits(key) else None
     with database.connect() as connection:
-        past = _past(connection, key)
+        past = _past(connection, key, query.last)
         decisions = queries.count_up_to(connection, waiting_for_people(key.scope), MOST_COUNTED + 1)
         # They are about all namespaces together.
         oldest = oldest_pending(connection) if key.scope.is_whole else {}
     return render(
         request,
         "overview.html",
-        capabilities=listed,
+        capabilities=shown,
+        capabilities_left=len(listed or ()) - len(shown or ()),
         oldest=oldest,
         alerts=firing,
         decisions=decisions,
         most_counted=MOST_COUNTED,
+        last=query.last,
+        ranges={name: RANGES[name] for name in get_args(Recent)},
         live="/overview/live",
         **past,
     )
 
 
 def sparkline(values: Sequence[float], label: str) -> Markup:
-    """Return a small bar chart of one value an hour."""
+    """Return a small bar chart."""
     width, height = PICTURE
     most, step = max([*values, 1e-9]), width / max(len(values), 1)
     bars = [
@@ -67,30 +82,33 @@ def sparkline(values: Sequence[float], label: str) -> Markup:
     )
 
 
-def _past(connection: Connection, key: Key) -> dict[str, Any]:
-    """Return what ended in the last day by the hour, and what today has cost."""
-    now = datetime.now(UTC)
-    filters = {"namespace": key.scope.namespace, **key.scope.conditions}
-    first = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=HOURS - 1)
-    by_hours = Question(since=first, until=now, by=("hour",), kinds=("task", "step"), filters=filters)
-    hourly = stats.answer(connection, by_hours, limit=HOURS, times=(), failures=False)
-    day = stats.answer(connection, Question(since=first, until=now, by=(), filters=filters), limit=1)
-    by_hour = {item["hour"]: item for item in hourly["items"]}
-    hours = [by_hour.get(first + timedelta(hours=hour)) for hour in range(HOURS)]
-    ended = [item["count"] if item else 0 for item in hours]
-    failed = [sum(item["outcomes"].get(each, 0) for each in ENDED_BADLY) if item else 0 for item in hours]
-    dollars = [item["dollars"] if item else 0.0 for item in hours]
-    today = [item["dollars"] for at, item in by_hour.items() if at >= now.replace(hour=0, minute=0)]
-    whole = day["items"][0] if day["items"] else None
+def _past(connection: Connection, key: Key, last: Recent) -> dict[str, Any]:
+    """Return what ended in a time range, by the hour or the day, and what today has cost."""
+    now, chosen = datetime.now(UTC), RANGES[last]
+    unit = chosen.begins_with  # a small picture has no room for the hours of a week
+    since, filters = chosen.begin(now), {"namespace": key.scope.namespace, **key.scope.conditions}
+    moments = chosen.moments(now, unit)
+    over_time = Question(since=since, until=now, by=(unit,), kinds=("task", "step"), filters=filters)
+    series = stats.answer(connection, over_time, limit=len(moments), times=(), failures=False)
+    every = Question(since=since, until=now, by=(), filters=filters, coarse=unit == "day")
+    all_of_it = stats.answer(connection, every, limit=1)["items"]
+    by_moment = {item[unit]: item for item in series["items"]}
+    points = [by_moment.get(at) for at in moments]
+    ended = [item["count"] if item else 0 for item in points]
+    failed = [sum(item["outcomes"].get(each, 0) for each in ENDED_BADLY) if item else 0 for item in points]
+    dollars = [item["dollars"] if item else 0.0 for item in points]
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    whole = all_of_it[0] if all_of_it else None
     return {
         "ended": sum(ended),
         "failed": sum(failed),
-        "microdollars_today": sum(today) * 1e6,
+        "microdollars": sum(dollars) * 1e6,
+        "microdollars_today": sum(each for at, each in zip(moments, dollars, strict=True) if at >= midnight) * 1e6,
         "run": whole and whole["run"],
         "wait": whole and whole["wait"],
         "failures": whole["failures"] if whole else [],
-        "age": hourly["age_seconds"],
-        "ended_picture": sparkline(ended, f"Ended tasks by the hour: {', '.join(map(str, ended))}"),
-        "failed_picture": sparkline(failed, f"Failed and expired tasks by the hour: {', '.join(map(str, failed))}"),
-        "cost_picture": sparkline(dollars, f"Dollars by the hour: {', '.join(f'{each:.4f}' for each in dollars)}"),
+        "age": series["age_seconds"],
+        "ended_picture": sparkline(ended, f"Ended tasks by the {unit}: {', '.join(map(str, ended))}"),
+        "failed_picture": sparkline(failed, f"Failed and expired tasks by the {unit}: {', '.join(map(str, failed))}"),
+        "cost_picture": sparkline(dollars, f"Dollars by the {unit}: {', '.join(f'{each:.4f}' for each in dollars)}"),
     }

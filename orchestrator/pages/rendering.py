@@ -16,15 +16,24 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from jinja2 import ChoiceLoader, Environment, PackageLoader
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, PlainTextResponse
 
 from orchestrator.api import auth
 from orchestrator.api.base_path import link
 from orchestrator.api.login import pages as login_pages
-from orchestrator.api.problems import RETRY_AFTER_SECONDS, STATEMENT_TIMEOUT, count_refusal, is_unavailable
+from orchestrator.api.problems import (
+    RETRY_AFTER_SECONDS,
+    STATEMENT_TIMEOUT,
+    count_refusal,
+    is_unavailable,
+    log_unexpected,
+)
 from orchestrator.pages import formats
 from orchestrator.pages.access import LoggedOut, own_address, reader_of, to_login
 from orchestrator.pages.navigation import MAIN, MORE, reachable
+from orchestrator.turn_notes import notes_of
 from shared.access.roles import Permission
 from shared.access.scope import DEFAULT_NAMESPACE
 from shared.errors import InvalidInput, MinionError, NotFound, Unauthorized, Unavailable, requirement
@@ -71,8 +80,14 @@ class Page(APIRoute):
                 return of_error(request, error)
             except RequestValidationError as error:
                 return of_error(request, _wrong_parameters(error))
+            except (HTTPException, ClientDisconnect):
+                raise
             except SQLAlchemyError as error:
+                if not is_unavailable(request, error):
+                    return of_unexpected(request, error)
                 return of_error(request, _of_database(request, error))
+            except Exception as error:
+                return of_unexpected(request, error)
 
         return handled
 
@@ -103,17 +118,28 @@ def of_error(request: Request, error: MinionError) -> Response:
     """Return an error as a page in the frame."""
     if isinstance(error, Unauthorized):
         count_refusal(request, error)
-    page = render(
-        request,
-        "problem.html",
-        error.status,
-        title=HTTPStatus(error.status).phrase,
-        message=error.message,
-        back=own_address(request) if request.method == "POST" and "route" in request.scope else None,
-    )
+    page = _problem(request, error.status, error.message)
     if isinstance(error, Unavailable):
         page.headers["Retry-After"] = str(error.detail.get("retry_after", RETRY_AFTER_SECONDS))
     return page
+
+
+def of_unexpected(request: Request, error: Exception) -> Response:
+    """Return the page of an unexpected error, with the id that the log has it under."""
+    advice = "Try again" if request.method != "POST" else "Check whether your change was made before you send it again"
+    error_id = log_unexpected(request, error)
+    return _problem(
+        request,
+        500,
+        f"This page failed unexpectedly. {advice}. If it fails again, report it with what the log of the orchestrator "
+        f"has under error_id={error_id}.",
+    )
+
+
+def _problem(request: Request, status: int, message: str) -> HTMLResponse:
+    back = own_address(request) if request.method == "POST" and "route" in request.scope else None
+    title = HTTPStatus(status).phrase
+    return render(request, "problem.html", status, title=title, message=message, back=back)
 
 
 @router.get("/assets/{name}")
@@ -161,6 +187,7 @@ def _environment() -> Environment:
     made = login_pages.environment(loader)
     made.filters |= formats.FILTERS
     made.filters["quoted"] = lambda value: quote(str(value), safe="")
+    made.filters["notes"] = notes_of
     made.globals["between"] = formats.between
     made.globals["tasks_where"] = tasks_where
     made.globals["address_in"] = address_in
@@ -173,8 +200,6 @@ def _wrong_parameters(error: RequestValidationError) -> MinionError:
 
 
 def _of_database(request: Request, error: SQLAlchemyError) -> MinionError:
-    if not is_unavailable(request, error):
-        raise error
     if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == STATEMENT_TIMEOUT:
         advice = LESS.get(request.url.path, "Try again in a minute.")
         return Unavailable(f"The database took too long for this page, which was given up to spare it. {advice}")

@@ -58,6 +58,8 @@ RULES: Mapping[str, Rule] = {
     # What operators set and look after.
     "GET /schedules": API["GET /v1/schedules"],
     "GET /schedules/{name}": API["GET /v1/schedules/{name}"],
+    "POST /schedules/create": API["POST /v1/schedules"],
+    "POST /schedules/{name}/change": API["PATCH /v1/schedules/{name}"],
     "POST /schedules/{name}/run": API["POST /v1/schedules/{name}/run"],
     "POST /schedules/{name}/pause": API["PATCH /v1/schedules/{name}"],
     "POST /schedules/{name}/resume": API["PATCH /v1/schedules/{name}"],
@@ -77,6 +79,9 @@ RULES: Mapping[str, Rule] = {
     "POST /budgets/remove": API["DELETE /v1/budgets"],
     "GET /webhooks": API["GET /v1/webhooks"],
     "GET /webhooks/{name}": API["GET /v1/webhooks/{name}/deliveries"],
+    "POST /webhooks/create": API["POST /v1/webhooks"],
+    "POST /webhooks/{name}/change": API["PATCH /v1/webhooks/{name}"],
+    "POST /webhooks/{name}/remove": API["DELETE /v1/webhooks/{name}"],
     "POST /webhooks/{name}/enable": API["PATCH /v1/webhooks/{name}"],
     "POST /webhooks/{name}/disable": API["PATCH /v1/webhooks/{name}"],
     "POST /webhooks/{name}/test": API["POST /v1/webhooks/{name}/test"],

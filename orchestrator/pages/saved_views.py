@@ -41,6 +41,8 @@ DELETE = text(
     "RETURNING name, query, owner IS NULL AS shared"
 )
 
+DONE = {"save": "The view was saved.", "delete": "The view was deleted."}
+
 router = APIRouter(route_class=Page, include_in_schema=False)
 
 
@@ -61,7 +63,7 @@ def save_view(form: Form, database: Database, actor: Actor) -> Response:
             raise Conflict(f"There is a view {name!r} already. Choose another name, or delete that one.")
         facts = {"name": name, "query": query, "shared": shared}
         log.record(connection, actor, "view.save", id, namespace=values["namespace"], after=facts)
-    return done("/tasks", "view_save", q=query)
+    return done("/tasks", "save", q=query)
 
 
 @router.post("/tasks/delete-view")
@@ -77,7 +79,7 @@ def delete_view(form: Form, database: Database, actor: Actor) -> Response:
         if gone is None:
             raise NotFound(f"There is no view {view_id} that this login may delete.")
         log.record(connection, actor, "view.delete", view_id, namespace=values["namespace"], before=dict(gone))
-    return done("/tasks", "view_delete")
+    return done("/tasks", "delete")
 
 
 def views_of(connection: Connection, key: Key) -> list[dict[str, Any]]:

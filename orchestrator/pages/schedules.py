@@ -1,7 +1,9 @@
-"""Schedules: their times, the next runs, and running, pausing and removing one."""
+"""Schedules: their times and the next runs; creating, changing, running, pausing and removing one."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from datetime import datetime
 from itertools import islice
 from typing import Annotated, Any
@@ -14,12 +16,27 @@ from orchestrator.api.actors import Actor
 from orchestrator.api.parameters import Database, NamedPageQuery, Namespace, Text, in_namespace
 from orchestrator.api.schedules import Schedule
 from orchestrator.pages.access import Form, Reading
-from orchestrator.pages.forms import NOTHING, DoneQuery, NamespaceDoneQuery, Typed, as_body, corrected, done, show
+from orchestrator.pages.forms import (
+    NOTHING,
+    DoneQuery,
+    NamespaceDoneQuery,
+    Typed,
+    as_amount,
+    as_body,
+    as_json,
+    corrected,
+    done,
+    given,
+    show,
+)
 from orchestrator.pages.rendering import Page
 from orchestrator.schedules import store
+from shared.errors import InvalidInput
 
 NEXT_RUNS = 5
 DONE = {
+    "create": "Stored. It runs at the times below.",
+    "change": "Changed.",
     "pause": "Paused. Runs that it misses are not made up for.",
     "resume": "Resumed.",
     "remove": "Removed. Its tasks stay.",
@@ -37,11 +54,31 @@ def list_schedules(
     query: Annotated[SchedulesQuery, Depends(in_namespace(SchedulesQuery))], request: Request, database: Reading
 ) -> Response:
     """The schedules of a namespace, by name."""
+    return _list(request, database, query)
+
+
+@router.post("/schedules/create")
+def create(
+    query: Namespace, form: Form, request: Request, database: Database, reading: Reading, actor: Actor
+) -> Response:
+    """Stores a new schedule."""
+
+    def act() -> Response:
+        asked = {"name": form.get("name", "").strip(), **_times(form), "request": _request(form)}
+        created = api.create_schedule(as_body(asked), query, database, Response(), actor)
+        return _back(created["name"], query, "create")
+
+    again = SchedulesQuery(namespace=query.namespace)
+    return corrected("create", form, act, lambda typed: _list(request, reading, again, typed))
+
+
+def _list(request: Request, database: Reading, query: SchedulesQuery, typed: Typed = NOTHING) -> Response:
     page = api.list_schedules(query, database)
     return show(
         request,
         "schedules.html",
         "Schedules",
+        typed,
         schedules=[_shown(row) for row in page.items],
         namespace=query.namespace,
         done=DONE.get(query.done),
@@ -58,6 +95,22 @@ def show_schedule(
 ) -> Response:
     """One schedule."""
     return _page(request, database, name, query, done=query.done)
+
+
+@router.post("/schedules/{name}/change")
+def change(
+    name: Text, query: Namespace, form: Form, request: Request, database: Database, reading: Reading, actor: Actor
+) -> Response:
+    """Changes the times of the schedule, and its task if the form has it."""
+
+    def act() -> Response:
+        asked = _times(form)
+        if "others" in form and (changed := _request(form)) != api.get_schedule(name, query, reading)["request"]:
+            asked["request"] = changed
+        api.change_schedule(name, as_body(asked), query, database, actor)
+        return _back(name, query, "change")
+
+    return corrected("change", form, act, lambda typed: _page(request, reading, name, query, typed))
 
 
 @router.post("/schedules/{name}/run")
@@ -100,6 +153,25 @@ def remove(name: Text, query: Namespace, form: Form, database: Database, actor: 
     return done("/schedules", "remove", namespace=query.namespace)
 
 
+def _times(form: Mapping[str, str]) -> dict[str, Any]:
+    """Return when a form's schedule runs, as the API takes it: null for a field that it must not have."""
+    found = given(form, "cron", "timezone", "missed", "interval_seconds")
+    if "interval_seconds" in found:
+        found["interval_seconds"] = as_amount(found["interval_seconds"], "The number of seconds")
+    return {**dict.fromkeys(("cron", "timezone", "interval_seconds")), **found}
+
+
+def _request(form: Mapping[str, str]) -> dict[str, Any]:
+    """Return the task of a form's schedule."""
+    parts = given(form, "agent", "input", "others")
+    others = as_json(parts.pop("others"), "The other fields") if "others" in parts else {}
+    if not isinstance(others, dict):
+        raise InvalidInput('The other fields must be a JSON object, like {"priority": 5}.')
+    if "input" in parts:
+        parts["input"] = as_json(parts["input"], "The input")
+    return {**others, **parts}
+
+
 def _back(name: str, query: Namespace, act: str) -> Response:
     return done(f"/schedules/{quote(name, safe='')}", act, namespace=query.namespace)
 
@@ -123,5 +195,13 @@ def next_runs(schedule: dict[str, Any]) -> list[datetime]:
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a schedule as the API shows it to this reader."""
-    return Schedule.model_validate(row).model_dump()
+    """Return a schedule as the API shows it to this reader, and the fields of its form."""
+    schedule = Schedule.model_validate(row).model_dump()
+    others = dict(schedule["request"])
+    agent, has_input, sent = others.pop("agent", None), "input" in others, others.pop("input", None)
+    parts = {"agent": agent, "input": _json(sent) if has_input else "", "others": _json(others) if others else ""}
+    return {**schedule, **parts}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=2)

@@ -18,7 +18,7 @@ from orchestrator.pages.access import Reading
 from orchestrator.pages.bulk_acts import permitted_acts
 from orchestrator.pages.palette import agents_of
 from orchestrator.pages.rendering import Page, render
-from orchestrator.pages.saved_views import may_share, views_of
+from orchestrator.pages.saved_views import DONE, may_share, views_of
 from shared.access.actors import Key
 from shared.contracts.strict_model import faults_of
 from shared.errors import InvalidInput, MinionError
@@ -70,7 +70,7 @@ async def list_tasks(
         is_first=query.cursor is None,
         live="/tasks/live" if status == 200 and query.cursor is None else None,
         most_counted=MOST_COUNTED,
-        done=query.done,
+        done=DONE.get(query.done),
         **beside,
         **{"problem": None, "next": None, "searched": None, "count": None, "usages": {}, **shown},
     )

@@ -25,14 +25,14 @@ from orchestrator.pages.comparing import MOST_STEPS, comparison_of
 from orchestrator.pages.conversation import turns_of
 from orchestrator.pages.decision_form import decision_of
 from orchestrator.pages.graph import graph, nodes_of
-from orchestrator.pages.moves import permitted
+from orchestrator.pages.moves import DONE, permitted
 from orchestrator.pages.rendering import Page, render
 from orchestrator.pages.snippets import snippets_of
 from orchestrator.pages.timeline import Window, timeline
 from orchestrator.task_events import last_event
 from shared.contracts.strict_model import Moment
 from shared.errors import InvalidInput
-from shared.tasks import queries
+from shared.tasks import files, queries
 from shared.tasks.states import FINAL
 
 STEPS = 100
@@ -97,7 +97,7 @@ def show_task(
         can=permitted(key),
         decision=decision_of(database, task_id, why, key),
         snippets=snippets_of(request, task),
-        done=query.done,
+        done=DONE.get(query.done),
         live=None if ended else f"/tasks/{task_id}/live?after={seen[0] if seen else 0}",
         after=query.after,
         zoomed=query.window is not None,
@@ -207,6 +207,7 @@ def _facts(connection: Connection, row: dict[str, Any], query: TaskPageQuery) ->
         "usage": usages.get(task_id, {"input_tokens": 0, "output_tokens": 0, "cost_microdollars": 0}),
         "picture": timeline(task, executions, steps.items, partial(_zoom, task_id, query.after), query.window),
         "talks": any(step["kind"] == "model_call" for step in steps.items),
+        "files": files.of_task(connection, task_id),
         "has_subtasks": any(step["kind"] == "subtask" for step in steps.items),
     }
 

@@ -30,9 +30,9 @@ class TimeRange(NamedTuple):
         latest = until.astimezone(UTC).replace(**whole)  # type: ignore[arg-type]
         return latest - (self.length - 1) * WIDTHS[self.begins_with]
 
-    def moments(self, until: datetime) -> list[datetime]:
-        """Return the hours or days of the chart of the range that ends then."""
-        first, width = self.begin(until), WIDTHS[self.unit]
+    def moments(self, until: datetime, unit: Unit | None = None) -> list[datetime]:
+        """Return the hours or days, by default those of its chart, of the range that ends then."""
+        first, width = self.begin(until), WIDTHS[unit or self.unit]
         return [first + number * width for number in range((until - first) // width + 1)]
 
     @property

@@ -15,11 +15,13 @@ from orchestrator.api import workers as api
 from orchestrator.api.parameters import StrictQuery
 from orchestrator.api.workers import WorkerPageQuery
 from orchestrator.pages.access import Reading
+from orchestrator.pages.bounds import fitting
 from orchestrator.pages.rendering import Page, render
 
 ROWS = 50
-MOST_RUNNING = 20
+MOST_RUNNING = 10
 """Tasks that are shown of one worker."""
+MOST_CAPABILITIES = 20
 RUNNING = text(
     """
     SELECT r.* FROM unnest(:workers) AS w (id) CROSS JOIN LATERAL (
@@ -46,17 +48,24 @@ def show_workers(query: Annotated[ListQuery, Query()], request: Request, databas
     page = api.list_workers(WorkerPageQuery(status=status, cursor=query.cursor, limit=ROWS), request, database)
     with database.connect() as connection:
         running = _running(connection, [worker["id"] for worker in page.items])
+    shown = fitting(page.items, lambda worker: _names(worker, running), ROWS)
     return render(
         request,
         "workers.html",
-        workers=page.items,
+        workers=shown,
+        most_capabilities=MOST_CAPABILITIES,
         running=running,
-        most_running=MOST_RUNNING,
         chosen=query.status,
-        next=page.next,
+        next=page.next if len(shown) == len(page.items) else shown[-1]["id"],
         flower=request.app.state.settings.flower_url,
         live="/workers/live" if query.cursor is None else None,
     )
+
+
+def _names(worker: dict[str, Any], running: dict[UUID, list[Any]]) -> list[str]:
+    """Return the names that a row shows."""
+    agents = [task["agent"] for task in running.get(worker["id"], ())]
+    return [worker["name"], worker["host"], worker["version"], *worker["capabilities"][:MOST_CAPABILITIES], *agents]
 
 
 def _running(connection: Connection, workers: list[UUID]) -> dict[UUID, list[Any]]:

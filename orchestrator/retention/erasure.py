@@ -1,7 +1,8 @@
 """Erasure: the contents of a tenant or a conversation are deleted on request, and the audit log keeps that it was done.
 
 Ended trees are deleted as retention deletes them, but with their messages, with the summaries of their conversations,
-and without an export. Trees that have not ended are left and counted.
+with the files that nothing else refers to, with what models remember of the subject, and without an export. Trees that
+have not ended are left and counted.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, TEXT
 from sqlalchemy.dialects.postgresql import UUID as PgUUID
 
+from orchestrator.retention.files import delete_unused, files_of
 from orchestrator.retention.retention import FIRST, LIMITS, delete_trees, first_trees
 from shared.access.actors import Actor
 from shared.audit import log
 from shared.errors import Unavailable
+from shared.memories import store as memories
 from shared.tasks.states import FINAL
 
 WINDOW = 50_000
@@ -49,6 +52,15 @@ DELETE_MESSAGES = text(
         USING (SELECT DISTINCT namespace, conversation_id FROM tasks WHERE root_id = ANY (:roots)) c
         WHERE m.namespace = c.namespace AND m.conversation_id = c.conversation_id
           AND (m.task_id IS NULL OR m.task_id IN (SELECT id FROM tasks WHERE root_id = ANY (:roots)))
+    """
+).bindparams(ROOTS)
+RELEASE_FILES = text(
+    """
+    DELETE FROM conversation_files f
+        USING (SELECT DISTINCT namespace, conversation_id FROM tasks WHERE root_id = ANY (:roots)) c
+        WHERE f.namespace = c.namespace AND f.conversation_id = c.conversation_id AND NOT EXISTS (
+            SELECT FROM messages m WHERE m.namespace = f.namespace AND m.conversation_id = f.conversation_id
+                AND strpos(m.content::text, f.file_id) > 0)
     """
 ).bindparams(ROOTS)
 DELETE_EARLIER_MESSAGES = text(
@@ -93,6 +105,7 @@ class Erased:
     Attributes:
         trees: root tasks that were deleted with everything below them.
         tasks: all of these tasks.
+        memories: stores of memory of the subject. That of an agent is no tenant's, and is left.
         left: root tasks that have not ended, or that reserve something in a standing budget.
         schedules: schedules whose stored requests are about the subject.
         next: where the next stretch begins; None: this was the last one.
@@ -100,6 +113,7 @@ class Erased:
 
     trees: int
     tasks: int
+    memories: int
     left: list[UUID]
     schedules: list[str]
     next: UUID | None
@@ -124,14 +138,15 @@ def erase(connection: Connection, subject: Subject, actor: Actor, *, after: UUID
     whole = len(found) < MAX_TREES and len(ended) == sum(not row.living for row in found)
     reached = until if whole else (ended[-1] if ended else found[-1].id)
     left = [row.id for row in found if row.living and row.id <= reached]
+    remembered = memories.erase(connection, **subject.as_values(), dry_run=dry_run) if after is None else 0
     if not dry_run:
         _delete(connection, ended)
         connection.execute(DELETE_EARLIER_MESSAGES, subject.as_values())
     if not dry_run and (after is None or ended):
-        facts = {"trees": len(ended), "tasks": tasks, "left": len(left)}
+        facts = {"trees": len(ended), "tasks": tasks, "memories": remembered, "left": len(left)}
         log.record(connection, actor, "task.erase", str(subject), namespace=subject.namespace, after=facts)
     schedules = list(connection.scalars(SCHEDULES, subject.as_values()))
-    return Erased(len(ended), tasks, left, schedules, None if reached == LAST else reached)
+    return Erased(len(ended), tasks, remembered, left, schedules, None if reached == LAST else reached)
 
 
 def _end_of_stretch(connection: Connection, subject: Subject, after: UUID) -> UUID:
@@ -145,7 +160,9 @@ def _end_of_stretch(connection: Connection, subject: Subject, after: UUID) -> UU
 def _delete(connection: Connection, roots: list[UUID]) -> None:
     if not roots:
         return
-    for statement in (DELETE_MESSAGES, DELETE_SUMMARIES, EMPTY_EVENTS):
+    attached = files_of(connection, roots)
+    for statement in (DELETE_MESSAGES, RELEASE_FILES, DELETE_SUMMARIES, EMPTY_EVENTS):
         connection.execute(statement, {"roots": roots})
     if not delete_trees(connection, roots, None):
         raise Unavailable("Another transaction holds tasks that are to be erased. Nothing was erased. Try again.")
+    delete_unused(connection, attached)

@@ -1,4 +1,4 @@
-"""The pruner: periodically deletes tasks and rows of the audit log that are older than their retention."""
+"""The pruner: periodically deletes what is older than its retention: tasks, files, memory, audit rows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from sqlalchemy import Engine
 from orchestrator.loops.loop import Loop
 from orchestrator.retention.audit import prune_audit
 from orchestrator.retention.export import TaskExport
+from orchestrator.retention.files import prune_files
+from orchestrator.retention.memories import prune_memories
 from orchestrator.retention.retention import prune
 from shared.settings import Settings
 
@@ -41,5 +43,8 @@ class Pruner(Loop):
                 break
         if tasks:
             log.info("pruned", trees=trees, tasks=tasks)
+        if deleted := prune_files(self.engine, self.settings):
+            log.info("files_pruned", files=deleted)
         prune_audit(self.engine, self.settings)
+        prune_memories(self.engine, self.settings)
         return EVERY_SECONDS

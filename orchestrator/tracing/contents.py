@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 from orchestrator.tracing.ended import Row
+from shared.contracts.content import describe, outline
 from shared.contracts.strict_json import parse
 from shared.contracts.visible_text import one_line
 from shared.errors import InvalidInput
@@ -107,8 +108,11 @@ def _part(block: dict[str, Any]) -> Part:
             return {"type": "tool_call", "id": block.get("id"), "name": block.get("name"), "arguments": arguments}
         case "tool_result":
             result = block.get("content")
-            response = _short(result if isinstance(result, str) else _dump(result))
+            response = _short(result if isinstance(result, str) else outline(result) if result else "")
             return {"type": "tool_call_response", "id": block.get("tool_use_id"), "response": response}
+        case "image" | "document" | "search_result":
+            # Files themselves are not exported.
+            return {"type": "text", "content": _short(describe(block))}
     return {"type": str(block.get("type"))[:100]}
 
 

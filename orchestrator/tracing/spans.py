@@ -17,6 +17,8 @@ from orchestrator.tracing.ended import Row
 from shared.access.scope import own_name
 from shared.contracts.sampling import OFFLINE
 from shared.contracts.visible_text import one_line
+from shared.providers import split
+from shared.settings import get_settings
 from shared.trace_context import SAMPLED, Trace, claim_span, step_span, task_span
 
 LONGEST_NAME = 200
@@ -164,12 +166,21 @@ def _model_call(row: Row) -> Attributes:
     counted = {name: usage.get(field) for field, name in TOKENS.items()}
     return {
         **_agent(row, "chat"),
-        "gen_ai.provider.name": "minions" if row["name"] == OFFLINE else "anthropic",
-        "gen_ai.request.model": row["name"],
+        "gen_ai.provider.name": _provider(row["name"]),
+        "gen_ai.request.model": split(row["name"])[1],
         "gen_ai.response.model": _text_or_none(row["answered_by"]),
         "gen_ai.response.finish_reasons": None if reason is None else [reason],
         **{name: count for name, count in counted.items() if isinstance(count, int) and not isinstance(count, bool)},
     }
+
+
+def _provider(model: str) -> str:
+    """Return the conventions' name of a model's provider; the operator's name for it, if they have none."""
+    if model == OFFLINE:
+        return "minions"
+    name, _ = split(model)
+    provider = get_settings().known_providers().get(name)
+    return provider.telemetry_name if provider else name
 
 
 def _tool_call(row: Row) -> Attributes:
@@ -194,7 +205,7 @@ def _wait(row: Row) -> Attributes:
 
 
 STEPS = {
-    "model_call": lambda row: (f"chat {row['name']}", Span.SPAN_KIND_CLIENT),
+    "model_call": lambda row: (f"chat {split(row['name'])[1]}", Span.SPAN_KIND_CLIENT),
     "tool_call": lambda row: (f"execute_tool {row['name']}", Span.SPAN_KIND_INTERNAL),
     "function_call": lambda row: (f"execute_tool {row['name']}", Span.SPAN_KIND_INTERNAL),
     "subtask": lambda row: (f"send {row['child_capability'] or row['name']}", Span.SPAN_KIND_PRODUCER),

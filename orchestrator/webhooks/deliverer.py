@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-import sentry_sdk
 import structlog
 from sqlalchemy import Engine, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, INTEGER
@@ -31,6 +30,7 @@ from orchestrator.webhooks import messages
 from orchestrator.webhooks.messages import Answer
 from shared.database.connections import reason
 from shared.settings import Settings
+from shared.telemetry import report
 
 log = structlog.get_logger(__name__)
 
@@ -193,7 +193,7 @@ class Webhooks(Loop):
             return messages.post(self.settings, delivery.url, delivery.secrets, str(delivery.id), body)
         except Exception as error:
             log.error("delivery_broke", delivery=str(delivery.id), webhook=delivery.name, exc_info=True)
-            sentry_sdk.capture_exception(error)
+            report(error)
             return Answer(
                 None, "Sending the message failed because of a bug in Minions. The orchestrator's log has the details."
             )

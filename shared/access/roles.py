@@ -18,6 +18,7 @@ class Permission(StrEnum):
     TASKS_LABEL = "tasks:label"
     TASKS_DECIDE = "tasks:decide"
     TASKS_ERASE = "tasks:erase"
+    FILES_WRITE = "files:write"
     BUDGETS_RAISE = "budgets:raise"
     PAYLOADS_READ = "payloads:read"
     AGENTS_READ = "agents:read"
@@ -54,7 +55,7 @@ _VIEW = frozenset({P.TASKS_READ, P.AGENTS_READ, P.DEFINITIONS_READ, P.OPERATIONS
 PERMISSIONS: Final[Mapping[Role, frozenset[Permission]]] = {
     Role.VIEWER: _VIEW,
     Role.SUBMITTER: frozenset(
-        {P.TASKS_READ, P.AGENTS_READ, P.TASKS_SUBMIT, P.TASKS_CANCEL, P.TASKS_SIGNAL, P.PAYLOADS_READ}
+        {P.TASKS_READ, P.AGENTS_READ, P.TASKS_SUBMIT, P.TASKS_CANCEL, P.TASKS_SIGNAL, P.FILES_WRITE, P.PAYLOADS_READ}
     ),
     Role.OPERATOR: _VIEW
     | {
@@ -79,6 +80,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Permission]]] = {
         P.ERRORS_WRITE,
         P.TASKS_LABEL,
         P.SCHEDULES_WRITE,
+        P.FILES_WRITE,
         P.PAYLOADS_READ,
     },
     Role.ADMIN: frozenset(Permission),

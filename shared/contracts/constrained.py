@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from shared.providers import claude_name
+
 Schema = dict[str, Any]
 
 FIRST_CONSTRAINED = {"opus": (4, 5), "sonnet": (4, 5), "haiku": (4, 5)}
@@ -34,7 +36,7 @@ KNOWN = STRUCTURE | NOTES | BOUNDS | {*ALONE}
 
 def can_be_constrained(model: str) -> bool:
     """Return whether a model is known to write in the form of a schema. Unknown ones are not."""
-    match = MODEL.fullmatch(model)
+    match = MODEL.fullmatch(claude_name(model))
     return match is not None and (int(match[2]), int(match[3] or 0)) >= FIRST_CONSTRAINED[match[1]]
 
 
@@ -55,6 +57,18 @@ def unconstrainable(schema: Schema) -> str | None:
     if fault is None and walk.unions > MOST_UNIONS:
         return f"it has {walk.unions} choices by anyOf or oneOf, and at most {MOST_UNIONS} are possible"
     return fault
+
+
+def requires_all(schema: Any) -> bool:
+    """Return whether every object in a schema requires all of its properties."""
+    if isinstance(schema, list):
+        return all(map(requires_all, schema))
+    if not isinstance(schema, dict):
+        return True
+    properties = schema.get("properties")
+    if isinstance(properties, dict) and properties.keys() != {*schema.get("required", ())}:
+        return False
+    return all(requires_all(each) for name, each in schema.items() if name not in ("enum", "const", "default"))
 
 
 @dataclass

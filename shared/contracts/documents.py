@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     Field,
     SerializerFunctionWrapHandler,
@@ -18,17 +19,40 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from shared.contracts import sampling, turn_settings
+from shared.contracts import model_misfits, sampling, turn_settings
 from shared.contracts.approval_policy import Approval, ApprovalPolicy
+from shared.contracts.context_edits import ContextManagement
 from shared.contracts.durations import Duration
 from shared.contracts.json_schema import check_dialect, check_keywords, check_schema
 from shared.contracts.key_order import KeyOrder, order_of, ordered
 from shared.contracts.requests import Budget, Lane
+from shared.contracts.server_tools import (
+    API_TOOLS,
+    RUN_BY_API,
+    ApiTool,
+    CodeExecution,
+    Memory,
+    ToolSearch,
+    WebFetch,
+    WebSearch,
+    tool_search_misfit,
+)
 from shared.contracts.strict_json import check, digest
 from shared.contracts.strict_model import Strict, faults_of
-from shared.contracts.turn_settings import Beta, ServiceTier, StopSequence, ToolChoice, UserId
+from shared.contracts.turn_settings import (
+    FALLBACK_REASONS,
+    Beta,
+    FallbackReason,
+    ServiceTier,
+    Speed,
+    StopSequence,
+    ToolChoice,
+    UserId,
+)
 from shared.errors import InvalidDefinition, InvalidInput, MinionError
 from shared.outbound import checked_url
+from shared.providers import ANTHROPIC, OWN_KEY, normal_name, split
+from shared.secret_store import references
 
 NAME = r"^[A-Za-z][A-Za-z0-9_.-]{0,99}$"
 HEADER_VALUE = r"^([\x21-\x7e]([\x20-\x7e\t]*[\x21-\x7e])?)?$"
@@ -39,6 +63,7 @@ DEFAULT_CAPABILITY = "default"
 DEFAULT_ALLOWED_IMPORTS = ["json", "datetime", "math", "re", "collections", "itertools", "functools"]
 
 Name = Annotated[str, StringConstraints(pattern=NAME)]
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Capability = Annotated[str, StringConstraints(pattern=CAPABILITY)]
 ToolReference = Annotated[str, StringConstraints(pattern=NAME[:-1] + r"(@[1-9][0-9]{0,8})?$")]
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}$")]
@@ -86,14 +111,17 @@ class AgentConfig(Strict):
         "history_tokens",
         "top_k",
         *turn_settings.NAMES,
+        "fallback_on",
+        "fallback_after",
+        "tool_search",
         "lane",
     )
-    OF_MODELS: ClassVar[tuple[str, ...]] = ("thinking", "effort", *turn_settings.NAMES)
+    OF_MODELS: ClassVar[tuple[str, ...]] = ("thinking", "effort", *turn_settings.NAMES, "tool_search")
 
     capabilities: list[Capability] = Field(default_factory=lambda: [DEFAULT_CAPABILITY], min_length=1, max_length=20)
     max_chain_depth: int = Field(5, ge=1, le=50)
     chain_strategy: Literal["sequential", "parallel", "fallback", "router"] = "sequential"
-    router_model: str | None = Field(None, min_length=1, max_length=200)
+    router_model: Annotated[str, AfterValidator(normal_name)] | None = Field(None, min_length=1, max_length=200)
     on_child_failure: Literal["fail", "collect"] = "fail"
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
@@ -120,6 +148,14 @@ class AgentConfig(Strict):
     service_tier: ServiceTier | None = None
     user_id: UserId | None = None
     betas: list[Beta] = Field(default_factory=list, max_length=20)
+    fallback_models: list[ModelName] = Field(default_factory=list, max_length=5)
+    fallback_on: list[FallbackReason] = Field(default_factory=lambda: [*FALLBACK_REASONS], min_length=1)
+    fallback_after: Duration = "5m"
+    speed: Speed | None = None
+    context_management: ContextManagement | None = None
+    task_budget: bool = False
+    citations: bool = False
+    tool_search: ToolSearch | None = None
     budget: Budget | None = None
     history_tokens: int = Field(50_000, ge=500, le=1_000_000)
     lane: Lane = "direct"
@@ -158,6 +194,15 @@ class AgentConfig(Strict):
     def _only_a_router_asks(self) -> Self:
         if self.router_model is not None and self.chain_strategy != "router":
             raise ValueError("router_model must come with chain_strategy: router")
+        return self
+
+    @model_validator(mode="after")
+    def _fallback_has_models(self) -> Self:
+        chosen = [name for name in ("fallback_on", "fallback_after") if name in self.model_fields_set]
+        if chosen and not self.fallback_models:
+            raise ValueError(f"{chosen[0]} must come with `fallback_models`")
+        if len({*self.fallback_on}) != len(self.fallback_on):
+            raise ValueError("fallback_on must name each reason once")
         return self
 
     @model_validator(mode="after")
@@ -288,25 +333,44 @@ class AgentDefinition(Definition):
         return self.model_copy(update=schemas)
 
     def _check_model_agent(self) -> None:
-        self.model = self.model or sampling.AUTO
+        self.model = normal_name(self.model or sampling.AUTO)
         if self.function or self.tool:
             raise ValueError(
                 "an agent with a model must list what it may call under `tools`; "
                 "`function` and `tool` are for type: function"
             )
-        sampling.check(self.model, self.config.sampling(), where=f"agent {self.name!r}")
-        set_here = [name for name in turn_settings.NAMES if getattr(self.config, name)]
+        if split(self.model)[0] == ANTHROPIC:  # `definitions.provider_rules` knows the others.
+            sampling.check(split(self.model)[1], self.config.sampling(), where=f"agent {self.name!r}")
+        set_here = [name for name in (*turn_settings.NAMES, "tool_search") if getattr(self.config, name)]
         if self.model == sampling.OFFLINE and set_here:
             raise ValueError(f"the model 'offline' cannot honour {', '.join(set_here)}")
         if self.model == sampling.OFFLINE and self.config.lane == "batch":
             raise ValueError("the offline planner answers at once: `lane: batch` must come with a language model")
-        if self.config.betas and self.config.lane != "direct":
-            raise ValueError("betas are not sent in batches: remove `betas` or `lane`")
+        model_misfits.check(self.model, self.config)
+        if self.config.citations and self.output_schema is not None:
+            raise ValueError("an answer with an `output_schema` has no citations: remove it, or `citations`")
         if (choice := self.config.tool_choice) is not None:
             self._check_tool_choice(choice)
+        if self.config.tool_search is not None:
+            self._check_tool_search()
+
+    def _check_tool_search(self) -> None:
+        if not self.tools:
+            raise ValueError("tool_search must come with `tools`")
+        for model in (str(self.model), *self.config.fallback_models):
+            if fault := tool_search_misfit(model):
+                raise ValueError(f"tool_search: {fault}")
+
+        if (edits := self.config.context_management) is not None:
+            for name in edits.tool_names():
+                if name not in self._tool_names():
+                    raise ValueError(f"context_management names {name!r}, which is not one of the agent's tools")
+
+    def _tool_names(self) -> list[str]:
+        return [reference.partition("@")[0] for reference in self.tools]
 
     def _check_tool_choice(self, choice: ToolChoice) -> None:
-        names = [reference.partition("@")[0] for reference in self.tools]
+        names = self._tool_names()
         if not names:
             raise ValueError("tool_choice must come with `tools`")
         if choice.name is not None and choice.name not in names:
@@ -382,6 +446,17 @@ class HttpCall(Strict):
             raise ValueError(error.message) from None
         return url
 
+    @field_validator("headers")
+    @classmethod
+    def _has_no_key_of_a_model(cls, headers: dict[str, str]) -> dict[str, str]:
+        for name in references(headers.values()):
+            if name.startswith(OWN_KEY):
+                raise ValueError(
+                    f"a header must not contain the secret {name!r}: it is a key for a provider of models, and sent to "
+                    "that provider alone"
+                )
+        return headers
+
     @property
     def placeholders(self) -> list[str]:
         """Return the arguments that the URL names."""
@@ -406,8 +481,18 @@ class HttpCall(Strict):
 class ToolDefinition(Definition):
     """A tool that a model may call, or that a `type: function` agent runs."""
 
+    LATER: ClassVar[tuple[str, ...]] = (
+        "http",
+        "approval",
+        "approval_timeout",
+        "cache",
+        "strict",
+        "defer_loading",
+        *API_TOOLS,
+    )
+
     kind: Literal["tool"] = "tool"
-    type: Literal["function", "agent", "builtin", "http"]
+    type: Literal["function", "agent", "builtin", "http", "web_search", "web_fetch", "code_execution", "memory"]
     effect: Literal["pure", "idempotent", "unsafe"] | None = None
     input_schema: JsonSchema | None = None
     output_schema: JsonSchema | None = None
@@ -415,14 +500,25 @@ class ToolDefinition(Definition):
     agent: Name | None = None
     builtin: str | None = Field(None, max_length=200)
     http: HttpCall | None = None
+    web_search: WebSearch | None = None
+    web_fetch: WebFetch | None = None
+    code_execution: CodeExecution | None = None
+    memory: Memory | None = None
     approval: Approval = False
     approval_timeout: float | None = Field(None, gt=0, le=31_622_400)
     cache: Duration | None = None
     strict: bool = False
+    defer_loading: bool = False
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_defaults(self, serialize(self), ("http", "approval", "approval_timeout", "cache", "strict"))
+        return _without_defaults(self, serialize(self), self.LATER)
+
+    @property
+    def api_tool(self) -> ApiTool | None:
+        """The settings of a tool that the API defines; None for all others."""
+        tool: ApiTool | None = getattr(self, self.type) if self.type in API_TOOLS else None
+        return tool
 
     @property
     def approval_policy(self) -> ApprovalPolicy | None:
@@ -440,13 +536,36 @@ class ToolDefinition(Definition):
             )
         return name
 
+    @model_validator(mode="before")
+    @classmethod
+    def _settings_may_be_left_out(cls, data: Any) -> Any:
+        """Fill in the settings of a tool that the API runs: all of them have defaults."""
+        kind = data.get("type") if isinstance(data, dict) else None
+        if isinstance(kind, str) and kind in RUN_BY_API and data.get(kind) is None:
+            return {**data, kind: {}}
+        return data
+
+    @model_validator(mode="after")
+    def _api_defines_it(self) -> Self:
+        """Refuse settings that would be ignored, because the API defines the tool."""
+        if self.type not in API_TOOLS:
+            return self
+        refused = ["description", "effect", "input_schema", "output_schema", "cache", "strict", "defer_loading"]
+        if self.type in RUN_BY_API:
+            refused += ["approval", "approval_timeout"]
+        # A stored definition has the effect that follows from the type.
+        given = [name for name in refused if getattr(self, name) and (name, self.effect) != ("effect", "idempotent")]
+        if given:
+            raise ValueError(f"a tool of type {self.type} must not have {', '.join(given)}: the API defines it")
+        self.effect = "idempotent"
+        return self
+
     @model_validator(mode="after")
     def _target_fits(self) -> Self:
-        targets = [name for name in ("function", "agent", "builtin", "http") if getattr(self, name)]
+        targets = [name for name in ("function", "agent", "builtin", "http", *API_TOOLS) if getattr(self, name)]
         if targets != [self.type]:
-            raise ValueError(
-                f"type: {self.type} needs `{self.type}:` with the name of what it calls, and no other target"
-            )
+            what = "its settings" if self.type in API_TOOLS else "the name of what it calls"
+            raise ValueError(f"type: {self.type} needs `{self.type}:` with {what}, and no other target")
         if self.type == "function":
             if self.effect not in (None, "pure"):
                 raise ValueError("a sandboxed function has no effect on the world: effect must be pure")

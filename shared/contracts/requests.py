@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from shared.contracts.content import text_of
 from shared.contracts.strict_model import Moment, Strict, faults_of
 from shared.errors import InvalidInput
 
@@ -52,12 +53,25 @@ class BudgetChange(Strict):
 
 
 class Message(BaseModel):
-    """One message of a conversation: a role and text."""
+    """One message of a conversation: a role, and text or blocks as the Messages API takes them.
+
+    `shared.contracts.content` describes and checks the blocks.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     role: Literal["user", "assistant", "system", "tool"]
-    content: str
+    content: str | list[dict[str, Any]]
+
+    @property
+    def text(self) -> str:
+        """The text; other blocks are not in it."""
+        return text_of(self.content)
+
+    @property
+    def is_blank(self) -> bool:
+        """True if it is nothing but blank text."""
+        return isinstance(self.content, str) and not self.content.strip()
 
 
 class HumanMessage(Message):

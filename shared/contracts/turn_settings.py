@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, StringConstraints, model_validator
 
 from shared.contracts.strict_model import Strict
 
-NAMES = ("tool_choice", "stop_sequences", "service_tier", "user_id", "betas")
+NAMES = (
+    *("tool_choice", "stop_sequences", "service_tier", "user_id", "betas", "citations"),
+    *("fallback_models", "speed", "context_management", "task_budget"),
+)
 """Of the settings, in an agent's config."""
 
 StopSequence = Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=r"\S")]
@@ -16,6 +19,10 @@ Beta = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{0,99}$")]
 ServiceTier = Literal["auto", "standard_only"]
 UserId = Literal["tenant_hash", "tenant"]
 """The tenant key as `metadata.user_id`: its hash, or the key itself if that identifies no person."""
+Speed = Literal["fast", "standard"]
+FallbackReason = Literal["refusal", "unavailable"]
+"""Why another model is asked: the model refused to answer, or its API did not answer for too long."""
+FALLBACK_REASONS: tuple[FallbackReason, ...] = get_args(FallbackReason)
 
 
 class ToolChoice(Strict):

@@ -5,6 +5,7 @@ Migrations are idempotent, and safe when two processes run them at once.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,12 +13,8 @@ from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from psycopg.errors import DeadlockDetected, LockNotAvailable
 from sqlalchemy import Connection, Engine, Row, text
 from sqlalchemy.exc import OperationalError
@@ -30,6 +27,11 @@ from shared.errors import Conflict, NotConfigured
 from shared.settings import Settings
 from shared.tasks import sql
 
+# Only migrations load Alembic: it takes a tenth of a second, and every process checks the schema at its start.
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
 # Seconds. Longer than `deadlock_timeout` (1 s by default), after which an autovacuum yields to us.
 LOCK_TIMEOUT = 2.0
 LOCK_PATIENCE = 60.0
@@ -39,6 +41,8 @@ INDEX_LOCK = SCHEMA_LOCK + 1
 @contextmanager
 def alembic_config() -> Iterator[Config]:
     """Yield Alembic's configuration for the migrations of this installation, wherever it is installed."""
+    from alembic.config import Config
+
     with as_file(files("migrations")) as folder:
         config = Config()
         # configparser treats % as the start of a variable.
@@ -72,9 +76,9 @@ def migrate(engine: Engine, *, after: bool = False) -> tuple[str | None, str | N
         connection.commit()
         try:
             before = _revision(connection)
-            if before is not None and before not in _known_revisions(config):
+            if before is not None and before not in _known_revisions():
                 return before, before
-            target = "head" if after or before is None else _last_before(config, before)
+            target = "head" if after or before is None else _last_before(before)
             if before is not None:
                 _refuse_old_workers(connection, _first_release(config, before, target))
             config.attributes["connection"] = connection
@@ -88,9 +92,9 @@ def migrate(engine: Engine, *, after: bool = False) -> tuple[str | None, str | N
 
 def _pending(config: Config, current: str | None) -> list[ModuleType]:
     """Return the revisions that have yet to run, the oldest first; none on an empty or a later schema."""
-    if current is None or current not in _known_revisions(config):
+    if current is None or current not in _known_revisions():
         return []
-    pending = ScriptDirectory.from_config(config).iterate_revisions("head", current)
+    pending = _scripts(config).iterate_revisions("head", current)
     return [revision.module for revision in pending][::-1]
 
 
@@ -172,6 +176,8 @@ def _is_long(holder: Row[Any]) -> bool:
 
 
 def _upgrade_now(connection: Connection, config: Config, target: str, *, locked: bool) -> None:
+    from alembic import command
+
     with connection.begin():
         be_patient(connection)
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}s'")
@@ -208,6 +214,8 @@ OUR_TABLES = text(
     "AND tablename = ANY(:tables) ORDER BY 1"
 )
 EXISTS = text("SELECT to_regclass(:table) IS NOT NULL")
+REVISION = text("SELECT version_num FROM alembic_version")
+NAME_AND_PHASE = re.compile(r'^revision = "(\w+)".*?^PHASE = "(\w+)"', re.MULTILINE | re.DOTALL)
 IS_VALID = text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)")
 HOLDERS = text(
     """
@@ -230,14 +238,26 @@ def _refuse_other_encodings(connection: Connection) -> None:
 
 
 def _revision(connection: Connection) -> str | None:
-    revision = MigrationContext.configure(connection).get_current_revision()
+    revision = _revision_within(connection)
     connection.rollback()
     return revision
 
 
+def _revision_within(connection: Connection) -> str | None:
+    """Return the schema's revision, in the caller's transaction."""
+    known = connection.scalar(EXISTS, {"table": "alembic_version"})
+    return connection.scalar(REVISION) if known else None
+
+
+def _scripts(config: Config) -> ScriptDirectory:
+    from alembic.script import ScriptDirectory
+
+    return ScriptDirectory.from_config(config)
+
+
 def _first_release(config: Config, current: str, target: str) -> str | None:
     """Return the first release whose workers can run on the target, if a revision on the path removes something."""
-    pending = ScriptDirectory.from_config(config).iterate_revisions(target, current)
+    pending = _scripts(config).iterate_revisions(target, current)
     return next((r.module.FIRST_RELEASE for r in pending if r.module.PHASE == "after"), None)
 
 
@@ -259,23 +279,22 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
 
 
-def _known_revisions(config: Config) -> list[str]:
-    """Return the revisions from the newest to the oldest."""
-    return [revision.revision for revision in ScriptDirectory.from_config(config).walk_revisions()]
+def _known_revisions() -> dict[str, str]:
+    """Return the phase of each revision, from the newest to the oldest."""
+    sources = [file for file in files("migrations").joinpath("versions").iterdir() if file.name.endswith(".py")]
+    sources.sort(key=lambda file: file.name, reverse=True)
+    return dict(NAME_AND_PHASE.findall("".join(file.read_text(encoding="utf-8") for file in sources)))
 
 
-def _last_before(config: Config, current: str | None = None) -> str:
+def _last_before(current: str | None = None) -> str:
     """Return the last revision of phase "before", or the current one if the schema is already further."""
-    revisions = list(ScriptDirectory.from_config(config).walk_revisions())
-    return next(r.revision for r in revisions if r.module.PHASE == "before" or r.revision == current)
+    return next(name for name, phase in _known_revisions().items() if phase == "before" or name == current)
 
 
 def check_schema_is_current(connection: Connection) -> None:
     """Raise NotConfigured if the schema is missing or older than this release; a newer one is fine."""
-    current = MigrationContext.configure(connection).get_current_revision()
-    with alembic_config() as config:
-        known = _known_revisions(config)
-        needed = _last_before(config)
+    current = _revision_within(connection)
+    known, needed = list(_known_revisions()), _last_before()
     if current is None:
         raise NotConfigured("The database has no schema yet. Run `minion migrate`.")
     if current in known and known.index(current) > known.index(needed):

@@ -8,10 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 
 from shared.contracts.approval_policy import ApprovalPolicy
-from shared.contracts.constrained import can_be_constrained, unconstrainable
+from shared.contracts.constrained import unconstrainable
 from shared.contracts.documents import AgentDefinition
 from shared.contracts.json_schema import Pair, Schema, misfits
 from shared.contracts.sampling import AUTO
+from shared.definitions.provider_rules import strictness_fault
+from shared.providers import Providers
 
 # The rules of the Messages API for the input schema of a tool.
 NOT_AT_THE_TOP = ("$ref", "oneOf", "anyOf", "allOf")
@@ -45,7 +47,7 @@ def model_misfit(wanted: Schema | bool | None) -> str | None:
     return None
 
 
-def strict_misfit(wanted: Schema | bool | None, model: str) -> str | None:
+def strict_misfit(wanted: Schema | bool | None, model: str, providers: Providers) -> str | None:
     """Return the reason why a model cannot be constrained to a tool's input schema, or None if it can.
 
     The model that `auto` selects is not known yet. If that cannot be constrained, the tool is sent without `strict`.
@@ -54,9 +56,7 @@ def strict_misfit(wanted: Schema | bool | None, model: str) -> str | None:
         return "it has no input schema"
     if fault := unconstrainable({"type": "object", **wanted}):
         return f"a model cannot be constrained to its input schema: {fault}"
-    if model != AUTO and not can_be_constrained(model):
-        return f"the model {model!r} is not known to support that"
-    return None
+    return None if model == AUTO else strictness_fault(wanted, model, providers)
 
 
 def condition_misfits(policy: ApprovalPolicy, inputs: Schema | None) -> Iterator[str]:

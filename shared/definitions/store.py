@@ -39,10 +39,14 @@ from shared.database.tables import (
     Tool,
     ToolVersion,
 )
+from shared.definitions.api_tools import api_tool_misfits, unrunnable
 from shared.definitions.fit import chain_misfits, condition_misfits, model_misfit, strict_misfit
 from shared.definitions.known_models import unknown_models
+from shared.definitions.provider_rules import check_models
 from shared.errors import InvalidDefinition
 from shared.functions.worker_packages import WorkerPackages
+from shared.providers import Providers
+from shared.settings import get_settings
 
 # Every agent, first alone and then with each agent that its active version may call.
 CALLS = text(
@@ -90,12 +94,14 @@ class DefinitionStore:
     Attributes:
         validate_code: checks a function's source before it is stored, and raises InvalidDefinition.
         packages: the packages that live workers let functions import.
+        providers: of models, as they are configured.
     """
 
     session: Session
     validate_code: Callable[[FunctionDefinition], None]
     namespace: str = "default"
     packages: WorkerPackages = field(default_factory=lambda: WorkerPackages({}))
+    providers: Providers = field(default_factory=lambda: get_settings().known_providers())
     changes: list[Change] = field(default_factory=list)
     activated: list[tuple[Version, UUID | None]] = field(default_factory=list)
     """Versions that became the active one of their definition, each with the id of the one before."""
@@ -118,6 +124,8 @@ class DefinitionStore:
         for tool, because in self._with_followers(given_tools, "tool", self._changed("function")):
             self._store_tool(tool, because)
         given_agents = _of(definitions, AgentDefinition)
+        for agent in given_agents:
+            check_models(agent, self.providers)
         moved = self._changed("function") | self._changed("tool")
         for agent, because in self._with_followers(given_agents, "agent", moved):
             self._store_agent(agent, because)
@@ -171,6 +179,8 @@ class DefinitionStore:
         for kind in ("function", "tool"):
             if reference := getattr(definition, kind):
                 pinned = self._resolve(kind, reference, where=f"{place}, {kind}")
+                if fault := unrunnable(pinned.definition):
+                    raise InvalidDefinition(f"{place}, {kind}: {fault}.")
                 values[f"{kind}_version_id"] = pinned.id
                 inputs = inputs or pinned.definition.get("input_schema")
         _check_conditions(definition, inputs)
@@ -185,11 +195,14 @@ class DefinitionStore:
         version = self._store(definition, definition.checksum(**resolved), because, values)
         if version is not None:
             if definition.type == "agent":
-                self._check_tool_schemas(place, str(definition.model), tools)
+                models = (str(definition.model), *definition.config.fallback_models)
+                self._check_tool_schemas(place, models, tools)
+                for fault in api_tool_misfits(definition, [(tool.name, tool.definition) for tool in tools]):
+                    raise InvalidDefinition(f"{place}, {fault}.")
             self._check_preloaded_packages(place, version, tools)
             self._link(version, definition, [tool.id for tool in tools])
 
-    def _check_tool_schemas(self, place: str, model: str, tools: Sequence[ToolVersion]) -> None:
+    def _check_tool_schemas(self, place: str, models: Sequence[str], tools: Sequence[ToolVersion]) -> None:
         for position, tool in enumerate(tools):
             schema = tool.definition.get("input_schema")
             if not schema and tool.function_version_id:
@@ -199,7 +212,9 @@ class DefinitionStore:
                     f"{place}, tools.{position}: models do not accept the input schema of the tool {tool.name!r}: "
                     f"{fault}."
                 )
-            if tool.definition.get("strict") and (fault := strict_misfit(schema, model)):
+            if not tool.definition.get("strict"):
+                continue
+            if fault := next(filter(None, (strict_misfit(schema, model, self.providers) for model in models)), None):
                 raise InvalidDefinition(f"{place}, tools.{position}: the tool {tool.name!r} cannot be strict: {fault}.")
 
     def _check_preloaded_packages(self, place: str, agent: AgentVersion, tools: Sequence[ToolVersion]) -> None:

@@ -23,7 +23,7 @@ from shared.functions import security_events
 from shared.sandbox import Outcome, Sandbox, SandboxFault, levels
 from shared.sandbox.keeper import Keeper
 from shared.settings import get_settings
-from shared.tasks.directives import directive_in
+from shared.tasks.directives import is_result
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def run_function(
         raise _error_of(function, outcome.error, engine, task_id)
     what = f"The output of function {function.label}"
     check(outcome.value, what=what, limit=get_settings().max_output_bytes)
-    if directive_in(outcome.value) is None:
+    if is_result(outcome.value):
         validate(definition.output_schema, outcome.value, what=what, error=InvalidOutput)
     return outcome.value, outcome
 

@@ -40,9 +40,9 @@ REQUIRED = text(
     "SELECT r.required->'people' AS people, r.required->'approvers' AS named, "
     "minion_approvers(r.required) AS approvers FROM (SELECT minion_required(:policy, :rules) AS required) AS r"
 ).bindparams(bindparam("policy", type_=JSONB), bindparam("rules", type_=ARRAY(INTEGER)))
-# The first step of an agent that requires approval concerns the agent's own input.
-PROPOSED = text(
-    """
+# What a step calls, in the versions that its task has pinned. The first step of an agent that requires approval
+# concerns the agent's own input.
+CALLED = """
     SELECT s.name, s.number = 1 AND v.definition->'config'->'approval' <> 'false' AS of_agent,
            t.messages = s.input->'approval' AS of_messages,
            v.name AS agent_name, v.definition AS agent, v.key_order AS agent_order,
@@ -52,9 +52,10 @@ PROPOSED = text(
             SELECT k.id FROM agent_version_tools l JOIN tool_versions k ON k.id = l.tool_version_id
                 WHERE l.agent_version_id = v.id AND k.name = s.name))
         LEFT JOIN function_versions code ON code.id = COALESCE(v.function_version_id, tool.function_version_id)
-        WHERE s.task_id = :task AND s.number = :step AND s.kind = 'wait' AND s.input ? 'approval'
-    """
-)
+        WHERE s.task_id = :task AND s.number = :step
+"""
+PROPOSED = text(f"{CALLED} AND s.kind = 'wait' AND s.input ? 'approval'")
+INTERRUPTED = text(f"{CALLED} AND s.kind <> 'wait'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +173,19 @@ def arguments_schema(connection: Connection, task: UUID, step: int) -> Schema | 
         return None
     schemas = _agent_schemas(proposed) if proposed.of_agent else _tool_schemas(proposed)
     return next((schema for schema in schemas if schema is not None), None)
+
+
+def result_schema(connection: Connection, task: UUID, step: int) -> Schema | None:
+    """Return the schema of the result of a call, as its tool or the function behind it has it; None without one."""
+    called = connection.execute(INTERRUPTED, {"task": task, "step": step}).one_or_none()
+    if called is None:
+        return None
+    tool: ToolDefinition | None = called.tool and stored_definition(
+        "tool", called.tool_name, called.tool, called.tool_order
+    )
+    if tool is not None and tool.output_schema is not None:
+        return tool.output_schema
+    return called.code.get("output_schema") if called.code is not None else None
 
 
 def _agent_schemas(proposed: Row[Any]) -> Iterator[Schema | None]:

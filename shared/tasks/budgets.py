@@ -19,6 +19,7 @@ SPEND = text("SELECT minion_spend(:task, :claim, :steps, :reserve, :used)").bind
 )
 CHANGE = text("SELECT minion_change_budget(:task, :extra, :stop)").bindparams(bindparam("extra", type_=PLAIN))
 WAKE = text("SELECT minion_wake_funded(:most)")
+REMAINING = text("SELECT min(tokens - spent_tokens) FROM budgets WHERE task_id = ANY (CAST(:ids AS uuid[]))")
 OVERTIME = text("SELECT task_id, breach FROM minion_overtime(:most)")
 FAIL_OVERTIME = text("SELECT minion_fail_overtime(:task, :error)").bindparams(bindparam("error", type_=PLAIN))
 
@@ -45,6 +46,12 @@ def spend(
     values = {"task": task, "claim": claim, "steps": steps_with_order(steps), "reserve": reserve, "used": used}
     flags: Flags | None = connection.scalar(SPEND, values)
     return flags
+
+
+def remaining_tokens(connection: Connection, ids: list[str]) -> int | None:
+    """Return the tokens that are left in the tightest of these budgets; None if none of them limits tokens."""
+    left: int | None = connection.scalar(REMAINING, {"ids": ids})
+    return left
 
 
 def change(connection: Connection, task: UUID, asked: BudgetChange) -> UUID:

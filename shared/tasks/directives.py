@@ -6,13 +6,15 @@
     {"$wait": {"signal": "paid", "seconds": 86400}}
                                            a named signal; the result is {"signal", "payload", "sent_at"}
 
-Such a value is not checked against the output schema.
+Such a value is not checked against the output schema. Neither is `{"$content": [block, …]}`: content for the model, see
+`shared.contracts.content`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shared.contracts.content import CONTENT
 from shared.contracts.strict_json import JsonValue
 from shared.errors import InvalidOutput
 
@@ -61,6 +63,11 @@ def directive_in(value: JsonValue) -> Directive | None:
     if set(value) == {"$wait"}:
         return _wait(value["$wait"])
     return None
+
+
+def is_result(value: JsonValue) -> bool:
+    """Return whether a returned value is a result in the form of the output schema."""
+    return directive_in(value) is None and not (isinstance(value, dict) and value.keys() == {CONTENT})
 
 
 def _wait(asked: JsonValue) -> Wait:

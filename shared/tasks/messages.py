@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from shared.contracts import content
 from shared.contracts.json_schema import Schema, validate, violations
 from shared.contracts.requests import Message
 from shared.contracts.strict_json import JsonValue, parse
@@ -21,10 +22,6 @@ ROLES = {
     "system": "system",
     "tool": "tool",
 }
-# OpenAI's Responses API has two other names for a block of text.
-TEXTS = ("text", "input_text", "output_text")
-KEYS = ("type", "text")
-"""Members of a block of text. Blocks with a type may have others, such as citations."""
 # Attributes in which OpenAI, LangChain and Ollama keep content outside `content`.
 BESIDE_CONTENT = ("tool_calls", "function_call", "audio", "images", "files", "attachments")
 # The one in which LangChain keeps those that it does not know.
@@ -41,19 +38,22 @@ def coerce_all(messages: Sequence[Any], *, tools: bool = False) -> list[Message]
     Raises:
         InvalidInput: the first message that cannot be converted, by its place: `messages[2].content[1]`.
     """
-    return [coerce(message, where=f"messages[{index}]", tools=tools) for index, message in enumerate(messages)]
+    read = [coerce(message, where=f"messages[{index}]", tools=tools) for index, message in enumerate(messages)]
+    content.check_pairs([(message.role, message.content) for message in read])
+    return read
 
 
 def coerce(message: Any, *, where: str = "messages[0]", tools: bool = False) -> Message:
     """Convert one of our messages, a `{"role" | "type", "content"}` mapping, or an object of LangChain's shape.
 
-    Only text is accepted. Other content is refused, never left out: the model would answer without it.
+    Content that cannot be sent to a model is refused, never left out: the model would answer without it.
 
     Args:
         where: the message's place, for errors.
 
     Raises:
-        InvalidInput: the message has no known role or no text, or contains something other than text.
+        InvalidInput: the message has no known role or no content, or contains something that is not supported.
+        TooLarge: a file exceeds a limit of the API.
     """
     if isinstance(message, str):
         return Message(role="user", content=message)
@@ -65,15 +65,16 @@ def coerce(message: Any, *, where: str = "messages[0]", tools: bool = False) -> 
         if given:
             said = "Leave the message out, or describe it as text."
             raise _unsupported(f"{where}.{name}", f"messages with {name.rpartition('.')[2]}", said)
-    role, content = ROLES.get(called), _text(fields.get("content"), f"{where}.content")
-    if role is None or content is None:
-        has = f"has the role {called[:50]!r}" if role is None else "has no text content"
+    role = ROLES.get(called)
+    given = None if role is None else content.read(fields.get("content"), role, where=f"{where}.content")
+    if given is None:
+        has = f"has the role {called[:50]!r}" if role is None else "has no content"
         raise InvalidInput(
-            f"A message must have a role ({', '.join(sorted(ROLES.keys() - {'tool'}))}) and text content; "
+            f"A message must have a role ({', '.join(sorted(ROLES.keys() - {'tool'}))}) and content, text or blocks; "
             f"{where}, of type {type(message).__name__}, {has}.",
             path=where,
         )
-    return Message.model_validate({"role": role, "content": content})
+    return Message.model_validate({"role": role, "content": given})
 
 
 def input_for(schema: Schema | None, messages: Sequence[Message], *, agent: str) -> JsonValue:
@@ -85,9 +86,15 @@ def input_for(schema: Schema | None, messages: Sequence[Message], *, agent: str)
     Raises:
         InvalidInput: none fits; the message explains the schema's requirements.
     """
-    whole = {"messages": [{"role": message.role, "content": message.content} for message in messages]}
+    said = [(message.role, content.as_text_if_plain(message.content)) for message in messages]
+    whole = {"messages": [{"role": role, "content": each} for role, each in said]}
     if schema is None or not violations(schema, whole):
         return whole
+    if any(role == "user" and not isinstance(each, str) for role, each in said):
+        raise InvalidInput(
+            f"The messages contain blocks, which cannot be turned into the input of {agent!r}. Submit a task with "
+            '`input` instead; a file in it is {"$file": "file_…"}.'
+        )
     text = last_text(messages)
     for candidate in _candidates(schema, text):
         if not violations(schema, candidate):
@@ -117,7 +124,7 @@ def approved_messages(approved: JsonValue) -> list[Message]:
     """Return the messages that a person approved, and perhaps edited.
 
     Raises:
-        InvalidInput: there are none, or one contains something other than text.
+        InvalidInput: there are none, or one contains something that is not supported.
     """
     if not isinstance(approved, list) or not approved:
         raise InvalidInput("What is approved in place of the task's messages must be a list of at least one message.")
@@ -126,7 +133,7 @@ def approved_messages(approved: JsonValue) -> list[Message]:
 
 def last_text(messages: Sequence[Message]) -> str:
     """Return the last text from the user."""
-    said = [message.content for message in messages if message.role == "user"]
+    said = [message.text for message in messages if message.role == "user"]
     return said[-1] if said else ""
 
 
@@ -163,30 +170,6 @@ def _beside_content(fields: Mapping[str, Any] | _Attributes) -> Iterator[tuple[s
         yield name, fields.get(name)
         if isinstance(more, Mapping):
             yield f"{MORE_ATTRIBUTES}.{name}", more.get(name)
-
-
-def _text(content: Any, where: str) -> str | None:
-    """Return text content; text blocks of a list become paragraphs."""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, Sequence):
-        texts = [_block_text(block, f"{where}[{index}]") for index, block in enumerate(content)]
-        found = [text for text in texts if text is not None]
-        return "\n\n".join(filter(str.strip, found)) or None if len(found) == len(texts) else None
-    return None
-
-
-def _block_text(block: Any, where: str) -> str | None:
-    if isinstance(block, str):
-        return block
-    kind, text = (_fields(block).get(name) for name in ("type", "text"))
-    if kind is not None and kind not in TEXTS:
-        said = "Send its text, or a link to it, as a block of type 'text'."
-        raise _unsupported(where, f"blocks of type {str(kind)[:50]!r}", said)
-    if kind is None and isinstance(block, Mapping) and (others := [name for name in block if name not in KEYS]):
-        said = "Send text as a block of type 'text'."
-        raise _unsupported(where, f"blocks without a type that have {str(others[0])[:50]!r}", said)
-    return text if isinstance(text, str) else None
 
 
 def _unsupported(where: str, what: str, instead: str) -> InvalidInput:

@@ -40,6 +40,8 @@ SUMMARIES = (
 # A task whose input has not been checked yet has no queue; it will be the queue of its agent version.
 CAPABILITY = "COALESCE(s.capability, t.capability, v.capability)"
 JOINED = "tasks t JOIN task_status s ON s.task_id = t.id LEFT JOIN agent_versions v ON v.id = t.agent_version_id "
+# As lists show it: without the tasks below it.
+OWN_COST = "(SELECT COALESCE(sum(e.cost_microdollars), 0) FROM executions e WHERE e.task_id = t.id)"
 # One condition for each field of TaskFilter. Times are compared with the time inside the id, which is indexed; both
 # tables' ids are bounded, because the planner does not infer one bound from the other.
 CONDITIONS = {
@@ -61,6 +63,8 @@ CONDITIONS = {
     "WHERE p.function_version_id = :function_version_id OR pt.function_version_id = :function_version_id "
     "UNION SELECT at.agent_version_id FROM agent_version_tools at JOIN tool_versions tv ON tv.id = at.tool_version_id "
     "WHERE tv.function_version_id = :function_version_id)",
+    "costs_over": f"{OWN_COST} > :costs_over",
+    "costs_under": f"{OWN_COST} < :costs_under",
     "unreplayed": "NOT EXISTS (SELECT 1 FROM tasks r WHERE r.replay_of = t.id)",
     "own_failure": "NOT EXISTS (SELECT 1 FROM task_outcomes o WHERE o.task_id = t.id "
     "AND o.error->>'type' = 'subtask_failed')",
@@ -190,7 +194,8 @@ class TaskFilter:
     """Criteria for tasks; a field that is not set allows all. All `labels` must match; `created_before` is exclusive.
 
     `for_people`: they wait for a person. `unreplayed`: no other task is their replay. `own_failure`: they did not fail
-    because of a task below them. The fields from `only_agents` on are the bounds of a key.
+    because of a task below them. `costs_over` and `costs_under`: in microdollars, exclusive. The fields from
+    `only_agents` on are the bounds of a key.
     """
 
     namespace: str | None = "default"
@@ -208,6 +213,8 @@ class TaskFilter:
     error_fingerprint: str | None = None
     function_version_id: UUID | None = None
     for_people: bool | None = None
+    costs_over: int | None = None
+    costs_under: int | None = None
     unreplayed: bool | None = None
     own_failure: bool | None = None
     only_agents: tuple[str, ...] = ()
@@ -327,11 +334,14 @@ def list_tasks(
     Args:
         limit: the largest number of tasks.
         before: the `next` of the previous page.
+        chosen: with a bound of the cost, a page may be short, as one of `search_tasks`.
         with_outputs: include the outputs. A page then ends after `MAX_OUTPUTS` tasks, or before their outputs would
             exceed `MAX_OUTPUT_BYTES`, but it has at least one task.
     """
     if with_outputs:
         return _with_outputs(connection, list_tasks(connection, chosen, limit=min(limit, MAX_OUTPUTS), before=before))
+    if chosen.costs_over is not None or chosen.costs_under is not None:
+        return search_tasks(connection, chosen, limit=limit, before=before)
     conditions, values = _conditions(chosen)
     if before is not None:
         conditions, values = [*conditions, CONDITIONS["before"]], {**values, "before": before}
@@ -372,18 +382,25 @@ class Found(Page):
 def search_tasks(connection: Connection, chosen: TaskFilter, *, limit: int, before: UUID | None = None) -> Found:
     """Return the newest tasks first, as `list_tasks` does, but look at no more than `MOST_SEARCHED`."""
     searched, values = _searched(chosen, "DESC", before)
+    # The first query reads `looked` until the page is full; the second reads the rest, if it is not.
     statement = _bind_types(
-        f"WITH page AS MATERIALIZED (SELECT id FROM ({searched}) AS looked WHERE matches LIMIT :most) "  # noqa: S608
-        f"{SUMMARIES} ORDER BY id DESC",
+        f"WITH looked AS MATERIALIZED ({searched}), "  # noqa: S608
+        "page AS MATERIALIZED (SELECT id FROM looked WHERE matches LIMIT :most), "
+        "rest AS (SELECT CASE WHEN (SELECT count(*) FROM page) < :most "
+        "THEN (SELECT id FROM looked OFFSET :searched - 1) END AS until) "
+        f"SELECT found.*, rest.until FROM rest LEFT JOIN ({SUMMARIES}) AS found ON true ORDER BY found.id DESC",
         values,
     )
     given = {**values, "searched": MOST_SEARCHED, "most": limit + 1}
-    page = page_of(connection.execute(statement, given).mappings().all(), limit, "id")
-    if page.next is not None:
+    rows = connection.execute(statement, given).mappings().all()
+    until = rows[0]["until"]
+    page = page_of([row for row in rows if row["id"] is not None], limit, "id")
+    for task in page.items:
+        del task["until"]
+    if until is None:
         return Found(page.items, page.next)
-    last = _bind_types(f"SELECT id FROM ({searched}) AS looked OFFSET :searched - 1", values)  # noqa: S608
-    until = connection.scalar(last, {**values, "searched": MOST_SEARCHED})
-    return Found(page.items, until and str(_after(until)), is_cut=until is not None)
+    is_shown = bool(page.items) and page.items[-1]["id"] == until
+    return Found(page.items, str(until if is_shown else _after(until)), is_cut=True)
 
 
 @dataclass(frozen=True, slots=True)

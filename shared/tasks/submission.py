@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 from uuid import UUID
 
 from sqlalchemy import Connection, Engine, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
+from shared.access.scope import Scope
+from shared.contracts.content import files_in
 from shared.contracts.json_schema import Schema
 from shared.contracts.requests import TaskRequest
 from shared.contracts.strict_json import are_sound, check, check_size
 from shared.errors import InvalidInput, MinionError, UnknownAgent
+from shared.providers import split
 from shared.settings import get_settings
 from shared.suggestions import similar_agents
-from shared.tasks import lifecycle
+from shared.tasks import attachments, files, lifecycle
+from shared.tasks.files import NewFile
 from shared.tasks.lifecycle import Accepted
 from shared.tasks.messages import checked_input, coerce_all
 from shared.tasks.records import NewTask
@@ -39,7 +44,8 @@ RESOLVE = text(
             WHERE NOT :of_messages AND f.depth < 100
     )
     SELECT t.version_id, t.agent_name AS agent, NOT EXISTS (
-            SELECT FROM relations r WHERE r.agent_version_id = t.version_id) AS lasting, COALESCE(
+            SELECT FROM relations r WHERE r.agent_version_id = t.version_id) AS lasting,
+            CASE WHEN v.id = t.version_id THEN v.definition->>'model' END AS model, COALESCE(
             NULLIF(v.input_schema, 'null'), NULLIF(tool.definition->'input_schema', 'null'),
             NULLIF(code.definition->'input_schema', 'null')) AS input_schema
         FROM target t CROSS JOIN (SELECT version_id FROM first ORDER BY depth DESC LIMIT 1) f
@@ -65,12 +71,14 @@ class Target:
 
     Attributes:
         lasting: the schema depends on this version alone. A chain may have that of its first agent.
+        model: of an agent that has one.
     """
 
     version_id: UUID | None
     agent: str | None
     lasting: bool | None
     input_schema: Schema | None
+    model: str | None = None
 
 
 Targets = dict[tuple[str | None, str | None, str, bool, bool], Target | MinionError]
@@ -91,7 +99,7 @@ class KnownTargets:
     def prepare(self, request: TaskRequest, *, submitted_by: str, submitter_key: str) -> NewTask | None:
         """Check a request, as `submission.prepare` does. Return None if that must check it: it may be refused."""
         target = self._targets.get(_name_of(request)) if _names_only_agent(request) else None
-        if target is None:
+        if target is None or any(files_in(request.input)):
             return None
         plain = _fields_of(request)
         try:
@@ -143,22 +151,25 @@ def prepare(
     submitted_by: str,
     submitter_key: str | None = None,
     known: KnownTargets | None = None,
+    scope: Scope | None = None,
 ) -> list[NewTask]:
     """Check tasks, for callers that then pass them to `lifecycle.accept` in their own transaction.
 
     Checking one large input against its schema may take longer than PostgreSQL lets a transaction idle (a lease), so
-    no transaction is open during that time.
+    no transaction is open during that time. Large files in messages are stored before the tasks are: retention deletes
+    those of tasks that are then not accepted.
 
     Args:
         submitter_key: the id of the API key that submits them, or `bootstrap` for the administrator's.
         known: remembers the agents.
+        scope: that of the key, which bounds the files that it may use.
 
     Raises:
         MinionError: the first refusal; `detail["index"]` is the position if there are several requests.
     """
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         try:
-            prepared = _prepare_all(connection, requests, submitted_by, known)
+            prepared = _prepare_all(connection, requests, submitted_by, known, scope)
         except UnknownAgent as error:
             asked = requests[error.detail.get("index", 0)]
             similar = similar_agents(connection, asked.namespace, asked.agent or "")
@@ -167,18 +178,22 @@ def prepare(
 
 
 def prepare_each(
-    engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: Sequence[str]
+    engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: Sequence[str], scope: Scope | None = None
 ) -> list[NewTask | MinionError]:
     """Check each task as `prepare` does. A refused request yields its reason and does not affect the others."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        return list(_prepared(connection, requests, submitted_by))
+        return list(_prepared(connection, requests, submitted_by, scope=scope))
 
 
 def _prepare_all(
-    connection: Connection, requests: Sequence[TaskRequest], submitted_by: str, known: KnownTargets | None = None
+    connection: Connection,
+    requests: Sequence[TaskRequest],
+    submitted_by: str,
+    known: KnownTargets | None = None,
+    scope: Scope | None = None,
 ) -> list[NewTask]:
     tasks = []
-    for index, prepared in enumerate(_prepared(connection, requests, [submitted_by] * len(requests), known)):
+    for index, prepared in enumerate(_prepared(connection, requests, [submitted_by] * len(requests), known, scope)):
         if isinstance(prepared, MinionError):
             raise refusal(prepared, index, len(requests))
         tasks.append(prepared)
@@ -209,6 +224,7 @@ def _prepared(
     requests: Sequence[TaskRequest],
     submitters: Sequence[str],
     known: KnownTargets | None = None,
+    scope: Scope | None = None,
 ) -> Iterator[NewTask | MinionError]:
     """Yield each request as the insert takes it, or the reason for refusing it."""
     targets: Targets = {}
@@ -217,11 +233,15 @@ def _prepared(
     sound = are_sound([*fields, *(request.input for request in requests), *(request.messages for request in requests)])
     for request, plain, submitter in zip(requests, fields, submitters, strict=True):
         try:
-            task = _new_task(request, plain, sound=sound)
+            store = partial(_store, connection, request.namespace, submitter, scope)
+            task = _new_task(request, plain, sound=sound, store=store)
             task["submitted_by"] = submitter
             # For a request that was accepted before, the insert returns that task, whatever has become of its agent
             # since.
             if (request.namespace, request.idempotency_key) not in in_use:
+                if attachments.has_files(task.get("messages"), request.input):
+                    said = task.get("messages") or []
+                    attachments.check(connection, request.namespace, said, request.input, scope=scope)
                 target = _check_target(connection, request, task, targets)
                 if known is not None:
                     known.remember(request, target)
@@ -243,12 +263,22 @@ def keys_in_use(connection: Connection, requests: Sequence[TaskRequest]) -> dict
     return {(row.namespace, row.key): row.task_id for row in rows}
 
 
-def _new_task(request: TaskRequest, plain: dict[str, Any], *, sound: bool) -> NewTask:
+def _store(connection: Connection, namespace: str, submitter: str, scope: Scope | None, new: NewFile) -> str:
+    """Store a file of a message, and return its id."""
+    owner = None if scope is None else files.owner_of(scope)
+    id, _ = files.store(connection, namespace, new, uploaded_by=submitter, owner=owner)
+    return id
+
+
+def _new_task(
+    request: TaskRequest, plain: dict[str, Any], *, sound: bool, store: Callable[[NewFile], str] | None = None
+) -> NewTask:
     """Return the request as the insert takes it: strict JSON within the limits.
 
     Args:
         plain: its fields but `input` and `messages`.
         sound: whether all its values are known to be strict JSON.
+        store: stores large files of messages.
     """
     if not sound:
         check(plain, what="The request")
@@ -256,7 +286,10 @@ def _new_task(request: TaskRequest, plain: dict[str, Any], *, sound: bool) -> Ne
     if "input" in request.model_fields_set:
         task["input"] = request.input
     if request.messages is not None:
-        task["messages"] = [message.model_dump() for message in coerce_all(request.messages)]
+        said = coerce_all(request.messages)
+        if store is not None:
+            said = [each.model_copy(update={"content": attachments.stored(each.content, store)}) for each in said]
+        task["messages"] = [message.model_dump() for message in said]
         if not task["messages"]:
             raise InvalidInput("`messages` is an empty list; send at least one message.")
     limit = get_settings().max_input_bytes
@@ -302,6 +335,22 @@ def _check_against(target: Target, task: NewTask) -> None:
         said = coerce_all(task["messages"]) if "messages" in task else None
         checked_input(target.input_schema, task.get("input"), said, agent=str(target.agent))
         task["validated"] = str(target.version_id)
+    if task.get("lane") == "batch" and target.model is not None:
+        _check_batches(target.model, str(target.agent))
+
+
+def _check_batches(model: str, agent: str) -> None:
+    """Refuse the batch lane for a model whose provider has no batches.
+
+    Raises:
+        InvalidInput: names the provider.
+    """
+    provider = get_settings().known_providers().get(split(model)[0])
+    if provider is not None and not provider.has_batches:
+        raise InvalidInput(
+            f"{agent!r} cannot work in the lane `batch`: the provider {provider.name!r} of its model has no batches. "
+            "Leave the lane out."
+        )
 
 
 def resolve(connection: Connection, task: NewTask) -> Target:

@@ -20,11 +20,12 @@ PRIVATE = "private."
 """How the names of private labels begin."""
 TERM = re.compile(r'\s*(?:([A-Za-z_]+):("(?:[^"\\]|\\.)*"|[^\s"]+)|(\S+))')
 PLAIN = re.compile(r'[^\s"]+')
+COST = re.compile(r"[<>][0-9]{1,9}(\.[0-9]{1,6})?")
+"""A bound of a task's own cost in dollars, without those of the tasks below it."""
 DURATION = re.compile(r"([0-9]{1,6})([smhd])")
 TASK_ID = re.compile(r"[0-9a-f]{8}[0-9a-f-]{0,28}", re.IGNORECASE)
 MOST_DAYS = 36_500
 NOT_CARRIED = {
-    "cost": "no index carries it. `minion stats --by agent` lists what costs most",
     "tokens": "no index carries it. `minion stats --by agent` lists what costs most",
     "text": "contents are not searched",
     "output": "contents are not searched",
@@ -73,10 +74,10 @@ def _add(fields: Fields, name: str, value: str, now: datetime) -> None:
     if name not in TERMS:
         raise InvalidInput(_about_unknown(name))
     field, read = TERMS[name]
-    if field in ("state", "label"):
+    if field in REPEATED:
         fields.setdefault(field, []).append(read(value, now))
     elif field in fields:
-        raise InvalidInput(f"`{name}:` must be in a query once. Only `state:` and `label:` may be repeated.")
+        raise InvalidInput(f"`{name}:` must be in a query once. Only `{':`, `'.join(REPEATED)}:` may be repeated.")
     else:
         fields[field] = read(value, now)
 
@@ -98,6 +99,15 @@ def _label(value: str, now: datetime) -> str:
     if ":" in label:
         raise InvalidInput(f"The label {label[:50]!r} has a colon, which a query cannot name.")
     return f"{label}:{wanted}"
+
+
+def _cost(value: str, now: datetime) -> str:
+    if not COST.fullmatch(value):
+        raise InvalidInput(
+            f"`cost:{value[:50]}` must be `cost:>0.5` or `cost:<0.5`: more or less than an amount in dollars. Give "
+            "both for a range: `cost:>0.5 cost:<2`."
+        )
+    return value
 
 
 def _moment(value: str, now: datetime) -> datetime:
@@ -129,6 +139,7 @@ TERMS: dict[str, tuple[str, Callable[[str, datetime], Any]]] = {
     "capability": ("capability", _text),
     "key": ("key", _text),
     "label": ("label", _label),
+    "cost": ("cost", _cost),
     "namespace": ("namespace", _text),
     "conversation": ("conversation_id", _text),
     "error": ("error_fingerprint", _text),
@@ -138,6 +149,7 @@ TERMS: dict[str, tuple[str, Callable[[str, datetime], Any]]] = {
     "is": ("unreplayed", _unreplayed),
 }
 """The terms: the filter that each sets, and how its value is read."""
+REPEATED = ("state", "label", "cost")
 
 
 def _quoted(value: str) -> str:
@@ -155,6 +167,9 @@ def _about_bare(bare: str) -> str:
         return f"{bare[:50]!r} must have a name before it: `state:{bare.lower()}`. {example}"
     if '"' in bare:
         return f'{bare[:50]!r}: a value in quotes must end with a quote, like `agent:"my agent"`.'
+    if bare.endswith(":") and (name := bare[:-1].lower()) in TERMS:
+        quoted = " A shell takes `>` and `<` for itself: quote the term, like `'cost:>0.5'`." if name == "cost" else ""
+        return f"`{name}:` must have a value.{quoted} {example}"
     return f"{bare[:50]!r} must have a name before it, like `agent:{bare[:50].strip(':') or 'triage'}`. {example}"
 
 

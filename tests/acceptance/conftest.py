@@ -50,7 +50,11 @@ class System:
 
     def processes(self) -> set[int]:
         """Return the processes with this data folder in their environment or on their command line (Linux)."""
-        return {pid for pid in all_pids() if str(self.folder).encode() in describe(pid)}
+        return {pid for pid in all_pids() if self.owns(pid)}
+
+    def owns(self, pid: int) -> bool:
+        """Return whether a process is one of them."""
+        return str(self.folder).encode() in describe(pid)
 
 
 @pytest.fixture(scope="module")

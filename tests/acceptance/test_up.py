@@ -11,6 +11,7 @@ import urllib.request
 
 import pytest
 
+from minions import Client
 from orchestrator.local.embedded import scratch_dir
 from tests.acceptance.conftest import clean_environment, run_minion, start_up, stop, wait_until
 
@@ -193,14 +194,16 @@ def test_second_system_runs_beside_the_first(up):
 
 
 def test_killed_worker_is_restarted(up):
-    def workers() -> set[int]:
-        listed = up.json("workers")
-        return {w["pid"] for w in listed if w["status"] == "online" and w["capabilities"] == ["default"]}
+    url, key = json.loads((up.folder / "run.json").read_text())["api_url"], (up.folder / "api_key").read_text()
+    with Client(url, key.strip()) as client:
 
-    [killed] = workers()
-    os.kill(killed, signal.SIGKILL)
+        def workers() -> set[int]:
+            listed = client.workers()
+            return {w["pid"] for w in listed if w["status"] == "online" and w["capabilities"] == ["default"]}
 
-    wait_until(lambda: bool(workers() - {killed}), seconds=120, what="a new worker")
+        [killed] = workers()
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: bool(workers() - {killed}), seconds=120, what="a new worker")
     assert up.run("submit", "echo", '{"again": 1}', "-w", "--timeout", "100").returncode == 0
 
 
@@ -209,11 +212,14 @@ def test_kill_9_stops_every_process_and_loses_no_task():
     with scratch_dir() as folder:
         system = start_up(clean_environment(folder / "data"), "--no-flower")
         task = system.json("submit", "echo", '{"kept": true}', "--wait")
+        started = system.processes()
         system.process.kill()
         system.process.wait()
         system.process.stdout.close()
 
-        wait_until(lambda: not system.processes(), seconds=40, what="every process ended")
+        # Those that it started are looked at often, and all processes of the machine once.
+        wait_until(lambda: not any(map(system.owns, started)), seconds=40, what="every process ended")
+        wait_until(lambda: not system.processes(), seconds=10, what="every process ended")
         again = start_up(system.environment, "--no-flower")
         try:
             assert again.json("show", task["id"])["output"] == {"kept": True}

@@ -87,13 +87,19 @@ def recovery(trace: Sequence[Hit], strike: Strike) -> list[Hit]:
 
 
 def share_of(cells: Sequence[Cell], share: float, seed: int) -> list[Cell]:
-    """Return some of the cells, evenly distributed over the run and over the victims."""
+    """Return some of the cells, evenly spread over the run and the victims; each progress of a step occurs."""
     chooser = random.Random(seed)
     ordered = sorted(range(len(cells)), key=lambda place: (cells[place].strikes[-1].victim, place))
     wanted = max(1, round(len(cells) * share))
     width = len(cells) / wanted
     chosen = {ordered[int(number * width + chooser.random() * width)] for number in range(wanted)}
+    for progress in sorted({_progress(cell) for cell in cells} - {_progress(cells[place]) for place in chosen}):
+        chosen.add(chooser.choice([place for place, cell in enumerate(cells) if _progress(cell) == progress]))
     return [cells[place] for place in sorted(chosen)]
+
+
+def _progress(cell: Cell) -> str:
+    return cell.strikes[-1].point.where
 
 
 def _makes_sense(hit: Hit, victim: Victim) -> bool:

@@ -38,9 +38,9 @@ from shared.trace_context import claim_span, step_span, task_span
 from tests.chaos import audit
 from tests.crash_matrix import points, tools
 from tests.crash_matrix.cells import Cell, Hit, Point, Strike
-from tests.crash_matrix.lanes import is_alive, lanes_of
 from tests.crash_matrix.process import Nursery, ProductProcess, freeze, thaw
 from tests.crash_matrix.world import AGENTS, BUILTIN, RESULTS, Model, definitions, web_service
+from tests.support.lanes import is_alive, lanes_of
 from tests.support.otlp_receiver import collecting
 from tests.support.processes import ONLINE, wait_until
 

@@ -17,7 +17,7 @@ import sys
 from importlib import import_module
 from typing import Any
 
-from tests.crash_matrix.lanes import Lanes
+from tests.support.lanes import fork_lanes
 
 PR_SET_PDEATHSIG = 1
 # Without `workers.app` and `workers.heartbeat`, which create a worker's own objects at import.
@@ -100,9 +100,8 @@ def _begin(role: str) -> None:
         from celery.bin.celery import main as celery
 
         from workers import pack, pack_request
-        from workers.lane import host
 
-        host.subprocess = Lanes  # type: ignore[assignment]
+        fork_lanes()
         # A task that waits at a point is not long, and the ends of a pack are one group.
         pack_request.STUCK_SECONDS = pack_request.LONG_SECONDS = pack.GROUP_SECONDS = math.inf
         celery()

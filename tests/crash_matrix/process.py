@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.chaos.system import descendants
-from tests.crash_matrix.lanes import NURSERY, lanes_of
+from tests.support.lanes import NURSERY, lanes_of
 from tests.support.processes import ROOT, wait_until
 
 LISTENING = re.compile(r'"address": "(http://[^"]+)"')
@@ -98,7 +98,7 @@ class Nursery:
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        command = [sys.executable, "-m", "tests.crash_matrix.lane_nursery", self.lanes]
+        command = [sys.executable, "-m", "tests.support.lane_nursery", self.lanes, "tests.crash_matrix.points"]
         self._of_lanes = subprocess.Popen(command, cwd=ROOT, env=env)
         return self
 

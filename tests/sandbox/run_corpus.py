@@ -54,7 +54,7 @@ def attack_all(sandbox: Sandbox, attacks: list[dict[str, Any]], check: bool) -> 
     """Return names and outcomes of the attacks that succeeded."""
 
     def attack_one(attack: dict[str, Any]) -> str | None:
-        memory, timeout = attack.get("mem", 128), 0.7 if attack["expect"] == "terminated" else 5.0
+        memory, timeout = attack.get("mem", 128), 0.3 if attack["expect"] == "terminated" else 5.0
         outcomes = [
             sandbox.call(attack["code"], "f", {}, memory_limit=memory, timeout=timeout, check=check)
             # The second call without the policy runs code that was compiled separately.

@@ -76,7 +76,12 @@ def _of_operation(where: str, old: Document, new: Document, was: Document, now: 
         if key not in parameters:
             yield f"{name} is removed."
             continue
-        yield from sent.schemas(name, parameter["schema"], parameters[key]["schema"])
+        before, after = parameter["schema"], parameters[key]["schema"]
+        if parameter["in"] == "query":
+            if _is_list(before) and not _is_list(after):
+                yield f"{name} must not be repeated any more."
+            before, after = _in_query(before), _in_query(after)
+        yield from sent.schemas(name, before, after)
     for key, parameter in parameters.items():
         if parameter.get("required") and not known.get(key, {}).get("required"):
             yield f"{where}: parameter {parameter['name']} is required."
@@ -90,6 +95,16 @@ def _of_operation(where: str, old: Document, new: Document, was: Document, now: 
             yield f"{where}: the answer {status} is removed."
             continue
         yield from received.contents(f"{where}: answer {status}", answer, now["responses"][status])
+
+
+def _is_list(schema: Document) -> bool:
+    return any(option.get("type") == "array" for option in schema.get("anyOf", [schema]))
+
+
+def _in_query(schema: Document) -> Document:
+    """Return the schema of one value of a query parameter: no value is null, and a list is a repeated parameter."""
+    options = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
+    return {"anyOf": [option["items"] if option.get("type") == "array" else option for option in options]}
 
 
 def _parameters(operation: Document) -> dict[tuple[str, str], Document]:

@@ -7,10 +7,12 @@ import ctypes
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -121,6 +123,30 @@ class Nursery:
 
 
 nursery_of = cache(Nursery)
+
+
+@cache
+def nursery_of_lanes() -> str:
+    """Start the process that forks the lanes of forked workers; return the address of its socket."""
+    folder = tempfile.mkdtemp(prefix="lanes-")
+    address = f"{folder}/socket"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.lane_nursery", address],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=end_with_parent,
+    )
+
+    def end() -> None:
+        process.kill()
+        process.wait()
+        shutil.rmtree(folder)
+
+    atexit.register(end)
+    return address
 
 
 def end_with_parent() -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from minions.testing import KEY, MessagesApi, messages_api
 from shared.settings import get_settings
-from workers.llm import anthropic
+from workers.llm import accounts, anthropic
+from workers.llm.chat import client
 
 
 @contextmanager
@@ -33,6 +34,7 @@ def use_model_url(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def forget_model_client() -> None:
     """Close the clients, and forget the settings that they read from the environment."""
-    anthropic._clients().close()
-    for cached in (get_settings, anthropic._clients, anthropic._limits):
-        cached.cache_clear()
+    anthropic._lines.close()
+    client._lines.close()
+    accounts.forget()
+    get_settings.cache_clear()

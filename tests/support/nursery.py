@@ -21,6 +21,7 @@ from importlib import import_module
 from typing import Any
 
 from tests.support.forks import end_with_parent
+from tests.support.lanes import NURSERY, fork_lanes
 
 MESSAGE = 1 << 20
 
@@ -84,6 +85,8 @@ def _become(birth: dict[str, Any], log: int) -> None:
     # The first is the current folder.
     sys.path[1:1] = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     sys.argv = birth["argv"]
+    if NURSERY in os.environ:
+        fork_lanes()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from tests.support.forks import ROOT, Fork, end_with_parent, nursery_of
+from tests.support.forks import ROOT, Fork, end_with_parent, nursery_of, nursery_of_lanes
+from tests.support.lanes import NURSERY
 
 # Short leases, so that nobody waits ten seconds for a lost worker.
 SHORT_LEASES = {
@@ -130,12 +131,14 @@ def start_worker(
     number = len(list(folder.glob("worker-*.log")))
     command = [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-Q", capabilities, "-c", str(slots)]
     name = f"test{os.getpid()}.{number}@%h"
+    forked = _may_fork(cwd, fresh)
+    lanes = {NURSERY: nursery_of_lanes()} if forked else {}
     return Process(
         [*command, "-n", name, "--without-mingle", *options],
         folder / f"worker-{number}.log",
-        {**SHORT_LEASES, **(env or {})},
+        {**SHORT_LEASES, **lanes, **(env or {})},
         cwd=cwd,
-        forked=_may_fork(cwd, fresh),
+        forked=forked,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,19 @@ DOCUMENTED = (
     ("task", "dark", 440),
     ("graph", "light", 420),
     ("inbox", "phone", 620),
+    ("chain", "light", 560),
+    ("decision", "light", 560),
+    ("errors", "light", 400),
+    ("error", "light", 560),
+    ("bulk-new", "light", 460),
+    ("agents", "light", 400),
+    ("agent", "light", 560),
+    ("function", "light", 560),
+    ("workers", "light", 400),
+    ("capabilities", "light", 460),
+    ("analytics", "light", 560),
+    ("webhooks", "light", 400),
+    ("audit", "light", 460),
 )
 """The pictures in the documentation: page, look, and height in pixels, so that each is small."""
 
@@ -58,17 +71,29 @@ def main(folder: Path | None) -> None:
     """Write the pictures to a folder; None: those of the documentation."""
     with demonstrated() as (system, pages), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=ARGUMENTS)
-        wanted = DOCUMENTED if folder is None else [(name, look, None) for look in LOOKS for name in pages]
-        for look, options in LOOKS.items():
-            page = opened(browser, options, system)
-            for name, _, height in (each for each in wanted if each[1] == look):
-                page.goto(f"{system.facts['api_url']}{pages[name]}")
-                if height is not None:
-                    page.set_viewport_size({**options["viewport"], "height": height})
-                target = IMAGES / f"{name}.png" if folder is None else folder / f"{name}-{look}.png"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                page.screenshot(path=target, full_page=height is None)
+        take(browser, system.facts["api_url"], system.login_link, pages, folder)
         browser.close()
+
+
+def take(browser: Browser, url: str, login_link: Callable[[], str], pages: dict[str, str], folder: Path | None) -> None:
+    """Write the pictures of pages.
+
+    Args:
+        url: of the system.
+        login_link: makes a link that logs in once.
+        pages: addresses by name.
+        folder: None: `DOCUMENTED` in the folder of the documentation; else all pages in all looks there.
+    """
+    wanted = DOCUMENTED if folder is None else [(name, look, None) for look in LOOKS for name in pages]
+    for look, options in LOOKS.items():
+        page = opened(browser, options, login_link())
+        for name, _, height in (each for each in wanted if each[1] == look):
+            page.goto(f"{url}{pages[name]}")
+            if height is not None:
+                page.set_viewport_size({**options["viewport"], "height": height})
+            target = IMAGES / f"{name}.png" if folder is None else folder / f"{name}-{look}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            page.screenshot(path=target, full_page=height is None)
 
 
 @contextmanager
@@ -116,10 +141,10 @@ def pages_of(client: Client) -> dict[str, str]:
     }
 
 
-def opened(browser: Browser, options: dict[str, Any], system: LocalSystem) -> Page:
+def opened(browser: Browser, options: dict[str, Any], login_link: str) -> Page:
     """Return a page that is logged in by a link."""
     page = browser.new_context(**options).new_page()
-    page.goto(system.login_link())
+    page.goto(login_link)
     page.wait_for_url("**/overview")
     return page
 

@@ -374,7 +374,7 @@ def test_compose_gives_a_secret_of_the_orchestrator_to_it_alone(secret: str):
         assert set(given.values()) == {""}
 
 
-@pytest.mark.parametrize("secret", ["ANTHROPIC_API_KEY", "MINION_SECRET_KEY"])
+@pytest.mark.parametrize("secret", ["ANTHROPIC_API_KEY", "MINION_PROVIDER_KEYS", "MINION_SECRET_KEY"])
 def test_processes_that_do_not_need_a_secret_receive_neither_it_nor_its_file(secret: str):
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     without = {name for name, one in services.items() if one.get("environment", {}).get(secret) == ""}

@@ -16,6 +16,9 @@ if __name__ == "__main__":
 
     monkey.patch_all()
 
-    from workers.lane.process import main
+    from shared.imports import without_collector
+
+    with without_collector():
+        from workers.lane.process import main
 
     main()

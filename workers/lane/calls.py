@@ -10,7 +10,6 @@ from dataclasses import asdict, fields
 from typing import Any, cast
 from uuid import UUID
 
-import sentry_sdk
 import structlog
 from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy.exc import DBAPIError
@@ -19,6 +18,7 @@ from shared.contracts.strict_json import JsonValue
 from shared.database.connections import behind_time_limit, close_engine, persist, reason
 from shared.errors import MinionError, ToolError, from_record
 from shared.tasks.records import Claimed
+from shared.telemetry import report
 from workers.factory import load_blueprint
 from workers.journal import StepResult
 from workers.outcomes import Interrupted, Postponed
@@ -87,7 +87,7 @@ def _make(asked: dict[str, Any]) -> str:
             log.exception("failed_unexpectedly")
             if isinstance(error, DBAPIError):
                 return _unexpected(f"The database failed during the task: {reason(error)}.")
-            sentry_sdk.capture_exception(error)
+            report(error)
             return _unexpected(f"{type(error).__name__} in the minion; its log has the details.")
         return json.dumps({"result": asdict(result)}, default=_as_text)
 

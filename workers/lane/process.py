@@ -27,6 +27,7 @@ from sqlalchemy.orm import configure_mappers
 
 from shared.contracts.strict_json import JsonValue
 from shared.database.connections import share_connections
+from shared.imports import without_collector
 from shared.notifications import share_redis_connections
 from shared.settings import get_settings
 from shared.telemetry import configure
@@ -68,7 +69,8 @@ def main() -> None:
     share_redis_connections()
     # Not in the first task: it would keep all others waiting, and a soft limit in the middle leaves mappers unusable.
     configure_mappers()
-    llm.load()
+    with without_collector():
+        llm.load()
     minion.warm_up()
     LaneProcess(socket.socket(fileno=descriptor), Pulse(pulse), worker_id).run()
 

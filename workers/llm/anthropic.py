@@ -1,37 +1,49 @@
-"""Claude, through the installed Anthropic SDK. Every call is streamed, whether it has followers or not."""
+"""Claude, through the installed Anthropic SDK: from the Anthropic API, or from a platform that speaks its language.
+
+Every call is streamed, whether it has followers or not.
+"""
 
 from __future__ import annotations
 
 import json
-import re
-import ssl
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
+from functools import partial
 from typing import Any
 
 import anthropic
 import httpx2
 import structlog
 from celery.exceptions import SoftTimeLimitExceeded
+from genai_prices import Usage
 from genai_prices.data_snapshot import get_snapshot
 
+from shared.contracts.model_features import can_be_fast
 from shared.contracts.strict_json import check
 from shared.contracts.turn_settings import ToolChoice
 from shared.errors import InvalidInput, ModelError, ModelUnavailable
+from shared.model_prices import price_of
 from shared.model_usage import spent
+from shared.providers import ANTHROPIC, Provider, claude_name, own_name
 from shared.retry_after import retry_after
-from shared.secret_store import HIDDEN
 from shared.settings import get_settings
 from shared.storable import storable
+from workers.llm import platforms
+from workers.llm.accounts import Account, account_of
 from workers.llm.base import INVALID_JSON, Block, ModelReply, ModelRequest
-from workers.llm.clients import Clients
+from workers.llm.caching import with_marks
+from workers.llm.clients import Line, Lines, certificates, without_environment
+from workers.llm.diagnostics import cache_miss_in, diagnostics_of, forget_diagnostics, may_refuse_diagnostics
+from workers.llm.failures import MAX_MESSAGE, Failures, is_worth_it
+from workers.llm.features import betas_of, body_of, edits_in
 from workers.llm.limits import ModelLimits
+from workers.llm.server_tools import has_lost_container, tools_of
 from workers.llm.stream import StreamError, Unreadable, assemble, error_in
-from workers.llm.structured import forget_format, format_of, tool_of
-from workers.llm.wire import CACHED, messages_of
+from workers.llm.structured import forget_format, format_of
+from workers.llm.wire import messages_of
 from workers.outcomes import Postponed
 
 log = structlog.get_logger(__name__)
@@ -58,73 +70,58 @@ PART_OF_STREAM = 0.5
 WAITED = 0.001
 """Seconds after which an event was not there yet when it was asked for."""
 UNREADABLE = (Unreadable, InvalidInput, ValueError, TypeError, AttributeError, RecursionError)
-WORTH_ASKING_AGAIN = frozenset({408, 409, 429})
-KEY = re.compile(r"[\x21-\x7e]+")
-MAX_MESSAGE = 1_100
-API = "https://api.anthropic.com"
-"""Named here, because the library takes an empty ANTHROPIC_BASE_URL for an address."""
+COUNTING = ("count_tokens", "count-tokens:rawPredict")
+"""Ends of the addresses at which tokens are counted, with separate limits."""
 NO_REASON = "none"
 """Stop reason of an answer without one."""
 
 
-@lru_cache(maxsize=1)
-def _clients() -> Clients:
-    return Clients(_new_client)
-
-
-def _new_client() -> anthropic.Anthropic:
+def _new_client(account: Account, limits: ModelLimits) -> Any:
+    """Create a client for an account, which passes each response to its limits."""
+    options: dict[str, Any] = {
+        # `workers.llm.patience` makes the retries: it frees the worker's slot in the meantime.
+        "max_retries": 0,
+        "timeout": TIMEOUT,
+        # The key belongs to the address: no redirect is followed.
+        "http_client": anthropic.DefaultHttpxClient(verify=certificates(), follow_redirects=False),
+        "middleware": [_pass_on_soft_limit, _read_refusal, partial(_learn, limits)],
+    }
+    if account.provider.is_platform:
+        return without_environment(platforms.create(account, options))
     try:
-        return anthropic.Anthropic(
-            api_key=_key(),
-            base_url=get_settings().anthropic_base_url or API,
-            # `workers.llm.patience` makes the retries: it frees the worker's slot in the meantime.
-            max_retries=0,
-            timeout=TIMEOUT,
-            http_client=anthropic.DefaultHttpxClient(verify=_certificates()),
-            middleware=[_pass_on_soft_limit, _read_refusal, _learn],
-        )
+        client = anthropic.Anthropic(api_key=_key(account), base_url=account.provider.address, **options)
+        return client if account.provider.name == ANTHROPIC else without_environment(client)
     except httpx2.InvalidURL as error:
-        raise ModelError(f"ANTHROPIC_BASE_URL cannot be used: {error}.") from None
+        raise ModelError(f"{Failures(account).address_setting} cannot be used: {error}.") from None
 
 
-@lru_cache(maxsize=1)
-def _certificates() -> ssl.SSLContext:
-    """Return the trusted certificates: reading them takes longer than all else that a new client needs."""
-    return httpx2.create_ssl_context()
+_lines: Lines[Any] = Lines(_new_client)
 
 
-def _key() -> str:
-    """Return the key if a header can hold it. The library's own error would quote it."""
-    given = get_settings().anthropic_api_key
-    if not given:
+def _key(account: Account) -> str:
+    if account.key is None:
         raise ModelError(
             "There is no key for Claude: set ANTHROPIC_API_KEY for the workers, or give the agent `model: offline`."
+            if account.provider.name == ANTHROPIC
+            else f"There is no key for the provider {account.provider.name!r}: set it in MINION_PROVIDER_KEYS for the "
+            "workers."
         )
-    if not KEY.fullmatch(given.get_secret_value()):
-        raise ModelError(
-            "ANTHROPIC_API_KEY cannot be sent: a key must be printable ASCII without spaces and line breaks. Set a "
-            "valid one for the workers."
-        )
-    return given.get_secret_value()
+    return account.key
 
 
-@lru_cache(maxsize=1)
-def _limits() -> ModelLimits:
-    return ModelLimits(_key(), get_settings().anthropic_base_url)
-
-
-def _learn(request: Any, call_next: Any) -> Any:
+def _learn(limits: ModelLimits, request: Any, call_next: Any) -> Any:
     """Learn the limits from every response. (Counting tokens has separate limits.)"""
     response = call_next(request)
-    if request.url == "/v1/messages":
-        _limits().learn(request.json["model"], response.headers, response.status_code)
+    model = limits.calling()
+    if model is not None and not request.url.endswith(COUNTING):
+        limits.learn(model, response.headers, response.status_code)
     return response
 
 
 def _read_refusal(request: Any, call_next: Any) -> Any:
     """Keep the status of a refusal even if its body is lost: the SDK would read the body unguarded."""
     response = call_next(request)
-    if response.status_code >= 400:
+    if response.status_code >= 300:
         refused = response.http_response
         try:
             refused.read()
@@ -147,7 +144,9 @@ def _pass_on_soft_limit(request: Any, call_next: Any) -> Any:
 
 def load() -> None:
     """Create what the first call would create: the client, and the list of prices."""
-    with suppress(ModelError), _clients().lend():  # The first call reports the error.
+    settings = get_settings()
+    account = Account(settings.known_providers()[ANTHROPIC], settings.key_of(ANTHROPIC), "ANTHROPIC_API_KEY")
+    with suppress(ModelError), _lines.of(account).clients.lend():  # The first call reports the error.
         pass
     get_snapshot()
 
@@ -155,82 +154,173 @@ def load() -> None:
 class AnthropicClient:
     """Client that makes model turns with `messages.create`."""
 
+    def __init__(self, provider: Provider) -> None:
+        self.provider = provider
+
     def complete(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
         """Make one turn. See `ModelClient`."""
+        # Of the addresses, only that of the Anthropic API, or a gateway to it, is asked for diagnostics.
+        request = replace(request, diagnosed=request.diagnosed and self.provider.name == ANTHROPIC)
+        try:
+            return self._in_format(request, on_text)
+        except ModelError as error:
+            if not has_lost_container(request, error):
+                raise
+            # It was free.
+            log.warning("container_lost", container=request.container, why=error.message)
+            reply = self._in_format(replace(request, container=None), on_text)
+            return replace(reply, container=reply.container or {"id": None})
+
+    def _in_format(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
         try:
             return self._complete(request, on_text)
         except ModelError as error:
-            if not forget_format(request, error):
+            # What was refused was free.
+            if may_refuse_diagnostics(request, error):
+                reply = self.complete(replace(request, diagnosed=False), on_text)
+                forget_diagnostics()
+                log.warning("cache_not_diagnosed", model=request.model, why=error.message)
+                return reply
+            if not forget_format(_own(request), error):
                 raise
-            # It was free. The answer is checked against the schema in any case.
+            # The answer is checked against the schema in any case.
             log.warning("answer_not_constrained", model=request.model, why=error.message)
             return self._complete(request, on_text)
 
     def _complete(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
+        line = self._line(request)
+        sent = self._sent(request)
         tokens = request.estimated_tokens()
-        _limits().admit(request.model, tokens, request.max_tokens, request.namespace, request.rates())
-        _ask_for_leave(request)
+        line.limits.admit(request.model, tokens, request.max_tokens, request.namespace, request.rates())
+        _ask_for_leave(request, line.limits)
         try:
             with (
-                _clients().lend() as client,
+                platforms.credentials(line.account),
+                line.clients.lend() as client,
                 client.messages.with_streaming_response.create(
-                    **_arguments(request), **_of_answer(request), max_tokens=request.max_tokens, stream=True
+                    **_arguments(sent), **_of_answer(sent), max_tokens=sent.max_tokens, stream=True
                 ) as response,
             ):
-                message = _receive(response.http_response, on_text)
+                message = _receive(response.http_response, on_text, line.failures)
         except anthropic.APIError as error:
-            raise _model_error(error, request.model) from None
-        reply = _reply(message, request.model)
+            raise _model_error(error, request.model, line.failures) from None
+        reply = self._priced(_reply(message, sent.model), sent.model)
         if message.get("usage"):
             # Tokens read from the prompt cache do not count towards the limits.
-            _limits().settle(request.model, reply.input_tokens - reply.cache_read_tokens, reply.output_tokens)
+            line.limits.settle(request.model, reply.input_tokens - reply.cache_read_tokens, reply.output_tokens)
         return reply
+
+    def _sent(self, request: ModelRequest) -> ModelRequest:
+        """Return the request with the provider's own name of the model.
+
+        Raises:
+            ModelError: the provider cannot take a part of it.
+        """
+        if self.provider.is_platform:
+            platforms.refuse_files(request.messages, self.provider)
+        return _own(request)
+
+    def _priced(self, reply: ModelReply, asked: str) -> ModelReply:
+        """Return the reply with the cost at the operator's price, if there is one. A free refusal stays free.
+
+        Args:
+            asked: the provider's name of the model in the request.
+        """
+        is_free = reply.cost_microdollars == 0
+        if self.provider.price(asked) is None or is_free or not reply.input_tokens:
+            return reply
+        used = Usage(
+            input_tokens=reply.input_tokens,
+            output_tokens=reply.output_tokens,
+            cache_read_tokens=reply.cache_read_tokens,
+        )
+        price = price_of(self.provider, asked, used)
+        return replace(reply, cost_microdollars=math.ceil(price * 1_000_000))
+
+    def _line(self, request: ModelRequest) -> Line[Any]:
+        """Return the line of the request's account.
+
+        Raises:
+            ModelError: there is no key.
+        """
+        account = account_of(self.provider, request.namespace)
+        if not self.provider.is_platform:
+            _key(account)
+        return _lines.of(account)
+
+    def batch_fault(self, namespace: str) -> str | None:
+        """Return the reason why no call of this namespace can be made in a batch. See `ModelClient`."""
+        if not self.provider.has_batches:
+            return f"the provider {self.provider.name!r} has no batches"
+        if account_of(self.provider, namespace).is_own:
+            return (
+                f"the namespace {namespace!r} has its own key for {self.provider.name!r}, and batches are made with "
+                "that of the installation"
+            )
+        return None
 
     def batch_body(self, request: ModelRequest) -> str:
         """Return the parameters of a request in a batch. See `BatchClient`."""
-        # A schema that the API refuses would cost the whole task: there is no second call without it.
-        arguments = _arguments(replace(request, constrained=False))
-        sampling = arguments.pop("extra_body", {})
-        return json.dumps({**arguments, **_of_answer(request), **sampling, "max_tokens": request.max_tokens})
+        # The answer comes hours later; only a model with tools has another turn then.
+        late = 1.0 if request.tools else 0.0
+        request = replace(_own(request), in_batch=True, lateness=late, speed=None, diagnosed=False)
+        arguments = {**_arguments(request), **_of_answer(request)}
+        body = arguments.pop("extra_body", {})
+        return json.dumps({**arguments, **body, "max_tokens": request.max_tokens})
 
     def read_batched(self, answer: str, model: str) -> ModelReply:
         """Read the result of a request in a batch. See `BatchClient`."""
         result = json.loads(answer)
         if result["type"] != "succeeded":
-            raise _batch_error(result, model)
+            raise _batch_error(result, model, self._failures())
         try:
-            reply = _reply(_checked(result["message"]), model)
+            reply = _reply(_checked(result["message"]), own_name(model))
         except UNREADABLE as error:
-            raise _unreadable(error) from None
+            raise self._failures().unreadable(error) from None
         return replace(reply, used_besides={**reply.used_besides, "batch": result["batch"]})
+
+    def refuses_form(self, answer: str, request: ModelRequest) -> bool:
+        """Return whether the API refuses the output schema as a format. See `BatchClient`."""
+        result = json.loads(answer)
+        if result["type"] != "errored":
+            return False
+        return forget_format(_own(request), _batch_error(result, request.model, self._failures()))
 
     def count_tokens(self, request: ModelRequest) -> int:
         """Ask the API, which does not charge for it. See `ModelClient`."""
-        arguments = _arguments(request)
-        arguments.pop("extra_body", None)
-        with suppress(anthropic.APIError), _clients().lend() as client:
+        line = self._line(request)
+        arguments = _arguments(self._sent(request))
+        with suppress(anthropic.APIError), platforms.credentials(line.account), line.clients.lend() as client:
             counted = getattr(client.messages.count_tokens(**arguments), "input_tokens", None)
             if isinstance(counted, int):
                 return counted
         # Gateways often lack it. If the request is invalid, the call itself will report that.
         return request.estimated_tokens()
 
+    def _failures(self) -> Failures:
+        """Return the errors of the installation's own calls."""
+        return Failures(Account(self.provider, get_settings().key_of(self.provider.name), "ANTHROPIC_API_KEY"))
 
-def _ask_for_leave(request: ModelRequest) -> None:
+
+def _own(request: ModelRequest) -> ModelRequest:
+    return replace(request, model=own_name(request.model), other_models=tuple(map(own_name, request.other_models)))
+
+
+def _ask_for_leave(request: ModelRequest, limits: ModelLimits) -> None:
     try:
         request.before_sending()
     except Postponed:
-        _limits().settle(request.model, 0, 0)
+        limits.settle(request.model, 0, 0)
         raise
 
 
 def _arguments(request: ModelRequest) -> dict[str, Any]:
-    """Arguments shared by calls and counts. The prompt up to here is cached for later turns."""
+    """Arguments shared by calls and counts."""
     arguments: dict[str, Any] = {"model": request.model, "messages": messages_of(request)}
     if request.system:
-        arguments["system"] = [{"type": "text", "text": request.system, **CACHED}]
+        arguments["system"] = [{"type": "text", "text": request.system}]
     if request.tools:
-        arguments["tools"] = [tool_of(tool, request.model) for tool in request.tools]
+        arguments["tools"] = tools_of(request)
     if request.tool_choice is not None:
         arguments["tool_choice"] = _tool_choice(request.tool_choice)
     if request.thinking is not None:
@@ -239,15 +329,13 @@ def _arguments(request: ModelRequest) -> dict[str, Any]:
             if isinstance(request.thinking, int)
             else {"type": request.thinking}
         )
-    output_config = {"effort": request.effort, "format": format_of(request)}
+    budget = request.task_budget and {"type": "tokens", "total": request.task_budget}
+    output_config = {"effort": request.effort, "format": format_of(request), "task_budget": budget}
     if any(output_config.values()):
         arguments["output_config"] = {name: value for name, value in output_config.items() if value is not None}
-    if request.betas:
-        arguments["extra_headers"] = {"anthropic-beta": ",".join(request.betas)}
-    if request.sampling:
-        # No longer arguments of `create` since SDK 2; the models that still accept them read them from the body.
-        arguments["extra_body"] = request.sampling
-    return arguments
+    if betas := betas_of(request):
+        arguments["extra_headers"] = {"anthropic-beta": ",".join(betas)}
+    return with_marks(arguments, request)
 
 
 def _of_answer(request: ModelRequest) -> dict[str, Any]:
@@ -256,6 +344,10 @@ def _of_answer(request: ModelRequest) -> dict[str, Any]:
         "stop_sequences": list(request.stop_sequences),
         "service_tier": request.service_tier,
         "metadata": request.user_id and {"user_id": request.user_id},
+        "speed": request.speed if can_be_fast(request.model) else None,
+        "container": request.container,
+        "diagnostics": diagnostics_of(request),
+        "extra_body": body_of(request),
     }
     return {name: value for name, value in given.items() if value}
 
@@ -266,7 +358,7 @@ def _tool_choice(choice: ToolChoice) -> dict[str, Any]:
     return {"type": choice.type, **named, **alone}
 
 
-def _receive(response: httpx2.Response, on_text: Callable[[str], None]) -> dict[str, Any]:
+def _receive(response: httpx2.Response, on_text: Callable[[str], None], failures: Failures) -> dict[str, Any]:
     """Return the message when it is complete.
 
     Raises:
@@ -281,13 +373,14 @@ def _receive(response: httpx2.Response, on_text: Callable[[str], None]) -> dict[
     except StreamError as error:
         # The status was 200: part of the answer may be charged.
         status = STATUS_OF.get(error.kind, 500)
-        again = _is_worth_it(status)
-        raise _refusal(status, error.message, error.request_id or request_id, again=again, cost_unknown=True) from None
+        raise failures.refusal(
+            status, error.message, error.request_id or request_id, again=is_worth_it(status), cost_unknown=True
+        ) from None
     except httpx2.HTTPError as error:
-        raise _lost(error, request_id) from None
+        raise failures.lost(error, request_id) from None
     except UNREADABLE as error:
-        raise _unreadable(error, request_id) from None
-    raise _cut_off("the stream ended in the middle of the answer", request_id)
+        raise failures.unreadable(error, request_id) from None
+    raise failures.cut_off("the stream ended in the middle of the answer", request_id)
 
 
 def _checked(message: dict[str, Any]) -> dict[str, Any]:
@@ -301,16 +394,16 @@ def _checked(message: dict[str, Any]) -> dict[str, Any]:
     return {**message, "content": content}
 
 
-def _batch_error(result: dict[str, Any], model: str) -> ModelError:
+def _batch_error(result: dict[str, Any], model: str, failures: Failures) -> ModelError:
     """Describe a call that its batch has not answered."""
     error = result.get("error") or {}
     said = str(error.get("message") or "no reason was given")
     if result["type"] != "errored":
         return ModelError(
-            _without_key(said)[:MAX_MESSAGE], batch=result["batch"], cost_unknown=result["type"] == "unknown"
+            failures.without_key(said)[:MAX_MESSAGE], batch=result["batch"], cost_unknown=result["type"] == "unknown"
         )
     status = STATUS_OF.get(str(error.get("type")), 500)
-    return _refusal(status, said, result.get("request_id"), again=False, model=model)
+    return failures.refusal(status, said, result.get("request_id"), again=False, model=model)
 
 
 def _is_stream(response: httpx2.Response) -> bool:
@@ -390,92 +483,42 @@ def _reply(message: dict[str, Any], asked: str) -> ModelReply:
     if replaced := kept != content:
         log.warning("model_text_replaced", why="it has U+0000 or half a character, which PostgreSQL cannot store")
     model = storable(str(message.get("model") or asked))
+    use = spent(message, claude_name(model))
+    if miss := cache_miss_in(message):
+        use["used_besides"] = {**use.get("used_besides", {}), "cache_miss": miss}
     return ModelReply(
         content=kept,
         stop_reason=storable(str(message.get("stop_reason") or NO_REASON)),
         model=model,
         stop_details=storable(message.get("stop_details")),
         exact=json.dumps(content) if replaced else None,
-        **spent(message, model),
+        id=storable(str(message["id"])) if message.get("id") else None,
+        edits=edits_in(message),
+        container=_container(message.get("container")),
+        **use,
     )
 
 
-def _model_error(error: anthropic.APIError, model: str) -> ModelError:
+def _container(described: Any) -> dict[str, Any] | None:
+    """Return the container in which the API ran code, if it named one."""
+    return storable(described) if isinstance(described, dict) and isinstance(described.get("id"), str) else None
+
+
+def _model_error(error: anthropic.APIError, model: str, failures: Failures) -> ModelError:
     """Describe each kind of failed call in one clear sentence."""
     if isinstance(error, anthropic.APIStatusError):
         headers = error.response.headers
         said = str(error.api_message or error.message)
-        again = _is_worth_it(error.status_code, headers)
-        failure = _refusal(error.status_code, said, _request_id(error), again=again, model=model)
+        again = is_worth_it(error.status_code, headers)
+        failure = failures.refusal(error.status_code, said, _request_id(error), again=again, model=model)
         if isinstance(failure, ModelUnavailable) and (seconds := retry_after(headers)) is not None:
             failure.detail["retry_after"] = seconds
         return failure
     if isinstance(error, anthropic.APIConnectionError):
-        return _lost(error.__cause__ or error)
-    return _unreadable(error)
+        return failures.lost(error.__cause__ or error)
+    return failures.unreadable(error)
 
 
 def _request_id(error: anthropic.APIStatusError) -> str | None:
     body = error.body if isinstance(error.body, dict) else {}
     return error.request_id or body.get("request_id")
-
-
-def _is_worth_it(status: int, headers: Mapping[str, str] | None = None) -> bool:
-    """Return whether a retry is worthwhile: as the API says, else by the status."""
-    told = (headers or {}).get("x-should-retry")
-    return told == "true" if told in ("true", "false") else status in WORTH_ASKING_AGAIN or status >= 500
-
-
-def _refusal(
-    status: int, said: str, request_id: str | None, *, again: bool, model: str = "", cost_unknown: bool = False
-) -> ModelError:
-    """Describe an error status in the API's own words."""
-    detail: dict[str, Any] = {"http_status": status, **({"cost_unknown": True} if cost_unknown else {})}
-    said = f"{status}: {said}"
-    if again:
-        return _with_request_id(ModelUnavailable, f"The Anthropic API answered {said}", request_id, **detail)
-    if status in (401, 403):
-        said = f"The Anthropic API refused the key: check ANTHROPIC_API_KEY. It answered {said}"
-    elif status == 404 and model:
-        said = f"The Anthropic API does not know the model {model!r}. It answered {said}"
-    else:
-        said = f"The Anthropic API answered {said}"
-    return _with_request_id(ModelError, said, request_id, **detail)
-
-
-def _unreadable(why: object, request_id: str | None = None) -> ModelError:
-    said = f"The Anthropic API's answer cannot be read: {str(why) or type(why).__name__}"
-    return _with_request_id(ModelError, said, request_id, cost_unknown=True)
-
-
-def _with_request_id(kind: type[ModelError], said: str, request_id: str | None, **detail: Any) -> ModelError:
-    """Return an error with the request's id, for Anthropic's support. The id is quoted, because errors are grouped by
-    their words without quoted parts.
-    """
-    said = _without_key(said)[:MAX_MESSAGE]
-    if request_id:
-        return kind(f'{said} (request "{request_id}")', **detail, request_id=request_id)
-    return kind(said, **detail)
-
-
-def _without_key(said: str) -> str:
-    """Remove the key from a text: a gateway may echo the request."""
-    key = get_settings().anthropic_api_key
-    return said.replace(key.get_secret_value(), HIDDEN) if key else said
-
-
-def _lost(cause: BaseException, request_id: str | None = None) -> ModelError:
-    if isinstance(cause, httpx2.UnsupportedProtocol):
-        return ModelError("ANTHROPIC_BASE_URL cannot be used: it must begin with http:// or https://.")
-    if isinstance(cause, httpx2.LocalProtocolError):
-        # The message would quote the header, including its secrets.
-        return ModelError("The request to the Anthropic API cannot be sent: check ANTHROPIC_CUSTOM_HEADERS.")
-    said = str(cause) or type(cause).__name__
-    if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError | httpx2.PoolTimeout):
-        return _with_request_id(ModelUnavailable, f"The Anthropic API cannot be reached: {said}", request_id)
-    return _cut_off(said, request_id)
-
-
-def _cut_off(why: str, request_id: str | None) -> ModelError:
-    said = f"The connection to the Anthropic API was lost during the call: {why}"
-    return _with_request_id(ModelUnavailable, said, request_id, cost_unknown=True)

@@ -8,10 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from shared.contracts.context_edits import ContextManagement
+from shared.contracts.server_tools import ApiTool, ToolSearch
 from shared.contracts.strict_json import JsonValue, whole
-from shared.contracts.turn_settings import ServiceTier, ToolChoice
+from shared.contracts.turn_settings import ServiceTier, Speed, ToolChoice
 from shared.storable import LONE_SURROGATE, storable
 from shared.tasks.throttles import ModelRate
+from workers.llm.media_tokens import without_media
 
 Block = dict[str, Any]
 
@@ -29,12 +32,16 @@ class ToolSpec:
 
     Attributes:
         strict: the model can write only input that matches the schema.
+        api_tool: the settings of a tool that the API defines. It has no description or schema of ours.
+        deferred: the model has to find the tool by a search before it can call it.
     """
 
     name: str
     description: str
     input_schema: dict[str, Any]
     strict: bool = False
+    api_tool: ApiTool | None = None
+    deferred: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +50,7 @@ class ModelRequest:
 
     Attributes:
         messages: `{"role": "user" | "assistant" | "system", "content": text or blocks}`, oldest first. A tool's result
-            is JSON text, or the text of an error.
+            is JSON text, the text of an error, or blocks. Files are in base64, or where the provider reads them.
         input: the task's input as JSON, which the offline planner reads instead of understanding the text.
         sampling: only settings that differ from neutral.
         thinking: `adaptive`, `disabled`, or the maximum number of tokens to think with; None: the model's default.
@@ -53,6 +60,16 @@ class ModelRequest:
         service_tier: `auto` or `standard_only`; None: the provider's default.
         user_id: identifies the provider's end user; None: none is sent.
         betas: features of the provider that are not on by default.
+        other_models: models that may make other turns of the task.
+        speed: None: the provider's default.
+        context_management: edits of the conversation that the provider makes; None: none.
+        task_budget: tokens that the model learns it may use for the whole task; None: it learns none.
+        diagnosed: ask why the prompt cache could not be used.
+        previous_reply: id of the reply whose prompt the cache should contain, if there is one.
+        lateness: probability that the next turn begins after more than five minutes.
+        in_batch: the call is made in a batch.
+        tool_search: the search by which the model finds deferred tools.
+        container: the provider's container in which earlier turns ran code.
         constrained: the model can write only answers that match `output_schema`, if it and the schema permit that.
         namespace: of the task, whose limits apply.
         results_as_json: send a tool's text as JSON, as 0.2 did.
@@ -75,17 +92,33 @@ class ModelRequest:
     service_tier: ServiceTier | None = None
     user_id: str | None = None
     betas: tuple[str, ...] = ()
+    other_models: tuple[str, ...] = ()
+    speed: Speed | None = None
+    context_management: ContextManagement | None = None
+    task_budget: int | None = None
+    diagnosed: bool = False
+    previous_reply: str | None = None
+    lateness: float = 0.0
+    in_batch: bool = False
+    tool_search: ToolSearch | None = None
+    container: str | None = None
     constrained: bool = False
     namespace: str = "default"
     results_as_json: bool = False
     before_sending: Callable[[], None] = field(default=lambda: None, compare=False)
     rates: Callable[[], list[ModelRate] | None] = field(default=lambda: None, compare=False)
 
+    @property
+    def needs_headers(self) -> bool:
+        """Return whether it needs headers of its own, which a call in a batch cannot have."""
+        return bool(self.betas or self.context_management or self.task_budget)
+
     def estimated_tokens(self) -> int:
         """Estimate the tokens of the input, without a request."""
         tools = [[tool.name, tool.description, tool.input_schema] for tool in self.tools]
-        text = json.dumps([self.system, tools, self.messages], ensure_ascii=False)
-        return math.ceil(len(text.encode("utf-8", "surrogatepass")) / BYTES_A_TOKEN)
+        messages, of_media = without_media(self.messages)
+        text = json.dumps([self.system, tools, messages], ensure_ascii=False)
+        return math.ceil(len(text.encode("utf-8", "surrogatepass")) / BYTES_A_TOKEN) + of_media
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +127,15 @@ class ModelReply:
 
     Attributes:
         input_tokens: all of them, including those read from or written to the prompt cache.
-        used_besides: other usage that explains the cost, such as web searches or the service tier; no zeros.
+        used_besides: other usage that explains the cost, such as web searches, the service tier, or the reason why the
+            prompt cache could not be used; no zeros.
         cost_microdollars: None if unknown: the model has no price here, or the API did not report the usage.
         stop_details: the API's details of a refusal.
         exact: the content's original JSON text, if characters were replaced because they cannot be stored.
+        id: the provider's name of the reply.
+        edits: those that the provider has made to the conversation.
+        container: the container in which the provider ran code, as it describes it. Its `id` is None if the one of the
+            request no longer exists.
     """
 
     content: list[Block]
@@ -111,10 +149,19 @@ class ModelReply:
     cost_microdollars: int | None = 0
     stop_details: dict[str, Any] | None = None
     exact: str | None = None
+    id: str | None = None
+    edits: list[Any] | None = None
+    container: dict[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the form that the journal stores."""
-        rare = {"stop_details": self.stop_details, "exact": self.exact}
+        rare = {
+            "stop_details": self.stop_details,
+            "exact": self.exact,
+            "id": self.id,
+            "edits": self.edits,
+            "container": self.container,
+        }
         said = {name: value for name, value in rare.items() if value}
         return {"content": self.content, "stop_reason": self.stop_reason, "model": self.model, **said}
 
@@ -160,6 +207,11 @@ class ModelClient(Protocol):
     def count_tokens(self, request: ModelRequest) -> int:
         """Return the tokens of a request's input, or an estimate on the high side if the provider has no count."""
 
+    def batch_fault(self, namespace: str) -> str | None:
+        """Return the reason why no call of a namespace can be made in a batch, in the middle of a sentence; None if
+        calls can, or if a batch would make no difference.
+        """
+
 
 @runtime_checkable
 class BatchClient(Protocol):
@@ -174,3 +226,6 @@ class BatchClient(Protocol):
         Raises:
             ModelError: the call failed.
         """
+
+    def refuses_form(self, answer: str, request: ModelRequest) -> bool:
+        """Return whether an answer refuses only an optional part of the request, which `batch_body` leaves out now."""

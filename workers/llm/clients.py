@@ -1,4 +1,4 @@
-"""The SDK's clients. Each call has its own.
+"""The SDKs' clients. Each call has its own.
 
 A client's pool checks all of its connections twice for each request. With hundreds of calls at the same time, that
 takes longer than the rest of a call. A client with one connection has nothing to search.
@@ -6,30 +6,49 @@ takes longer than the rest of a call. A client with one connection has nothing t
 
 from __future__ import annotations
 
+import ssl
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Generic, Protocol, TypeVar
 
-import anthropic
+import httpx2
+
+from workers.llm.accounts import Account
+from workers.llm.failures import Failures
+from workers.llm.limits import ModelLimits, ReadReports, read_reports
 
 IDLE_SECONDS = 60.0
 """After this time without a call, a client and its connection are closed when another call ends."""
+MOST_LINES = 1000
 
 
-class Clients:
+class Closable(Protocol):
+    """A client of an SDK."""
+
+    def close(self) -> None:
+        """Close its connections."""
+
+
+Client = TypeVar("Client", bound=Closable)
+
+
+class Clients(Generic[Client]):
     """Clients that are not in use, the last used one at the right.
 
     Args:
         create: returns a new client.
     """
 
-    def __init__(self, create: Callable[[], anthropic.Anthropic]) -> None:
+    def __init__(self, create: Callable[[], Client]) -> None:
         self._create = create
-        self._idle: deque[tuple[anthropic.Anthropic, float]] = deque()
+        self._idle: deque[tuple[Client, float]] = deque()
 
     @contextmanager
-    def lend(self) -> Iterator[anthropic.Anthropic]:
+    def lend(self) -> Iterator[Client]:
         """Yield a client for one call: the last used one, whose connection is most likely still open, or a new one."""
         try:
             client, _ = self._idle.pop()
@@ -50,3 +69,59 @@ class Clients:
         with suppress(IndexError):
             while self._idle[0][1] <= before:
                 self._idle.popleft()[0].close()
+
+
+@dataclass(frozen=True, slots=True)
+class Line(Generic[Client]):
+    """What the calls with one account share: clients, limits, and the words of their errors."""
+
+    account: Account
+    clients: Clients[Client]
+    limits: ModelLimits
+    failures: Failures
+
+
+class Lines(Generic[Client]):
+    """The line of each account of one kind of provider.
+
+    Args:
+        create: returns a new client for an account, which passes each response to the limits.
+        read: returns the limits that a response's headers report.
+    """
+
+    def __init__(self, create: Callable[[Account, ModelLimits], Client], read: ReadReports = read_reports) -> None:
+        self._create = create
+        self._read = read
+        self._lines: OrderedDict[tuple[str, str, str], Line[Client]] = OrderedDict()
+
+    def of(self, account: Account) -> Line[Client]:
+        """Return the line of an account."""
+        line = self._lines.get(account.identity)
+        if line is None:
+            line = self._lines[account.identity] = self._new(account)
+            while len(self._lines) > MOST_LINES:
+                self._lines.popitem(last=False)[1].clients.close()
+        return line
+
+    def close(self) -> None:
+        """Close the clients that are not in use, and forget all accounts."""
+        while self._lines:
+            self._lines.popitem()[1].clients.close()
+
+    def _new(self, account: Account) -> Line[Client]:
+        limits = ModelLimits(account.key or "", account.provider.address, read=self._read)
+        return Line(account, Clients(lambda: self._create(account, limits)), limits, Failures(account))
+
+
+def without_environment(client: Any) -> Any:
+    """Return a new client without the headers that its SDK took from the environment, such as those of
+    ANTHROPIC_CUSTOM_HEADERS: they may be secrets, and are for another address.
+    """
+    client._custom_headers = {}
+    return client
+
+
+@lru_cache(maxsize=1)
+def certificates() -> ssl.SSLContext:
+    """Return the trusted certificates: reading them takes longer than all else that a new client needs."""
+    return httpx2.create_ssl_context()

@@ -1,8 +1,8 @@
 """Limits of requests and tokens per minute for a model: configured by people, and reported by the API.
 
 Configured limits (`minion limits set model NAME …`) are stored in PostgreSQL and apply to a namespace, whatever the
-key. Limits that the API reports in its `anthropic-ratelimit-*` headers apply to the key of the call; they are kept in
-Redis, for all processes, and forgotten after an hour without a call. Both apply together, in the one limiter.
+key. Limits that the API reports in headers, such as `anthropic-ratelimit-*`, apply to the key of the call; they are
+kept in Redis, for all processes, and forgotten after an hour without a call. Both apply together, in the one limiter.
 
 Before the first answer nothing is known about a key, and calls pass. While Redis is unavailable, the reported limits
 are unknown: calls pass, and the API refuses excess ones. Configured limits are never exceeded: no call begins then.
@@ -14,7 +14,7 @@ import hashlib
 import math
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -114,7 +114,7 @@ class _Call:
 
 
 @dataclass(frozen=True, slots=True)
-class _Report:
+class Report:
     """A response's report about one kind of limit; `full_after` is in seconds until it is fully replenished."""
 
     limit: float
@@ -131,6 +131,32 @@ class _Report:
         return self.full_after * self.limit / used
 
 
+def read_reports(headers: Mapping[str, str]) -> dict[str, Report]:
+    """Parse the limits in the headers of the Anthropic API; unreadable ones are left out."""
+    now = _moment(headers.get("date")) or datetime.now(UTC)
+    reported: dict[str, Report] = {}
+    for kind in KINDS:
+        limit, remaining, reset = (headers.get(f"anthropic-ratelimit-{kind}-{what}") for what in FACTS)
+        if limit and limit.isdecimal() and int(limit) > 0 and remaining and remaining.isdecimal():
+            full_at = _moment(reset) or now
+            reported[kind] = Report(int(limit), int(remaining), max(0.0, (full_at - now).total_seconds()))
+    return reported
+
+
+def _moment(written: str | None) -> datetime | None:
+    """Parse a timestamp in RFC 3339, as in the limits' headers, or in the format of HTTP."""
+    for parse in (datetime.fromisoformat, parsedate_to_datetime):
+        try:
+            moment = parse(written or "")
+            return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        except ValueError:
+            continue
+    return None
+
+
+ReadReports = Callable[[Mapping[str, str]], dict[str, Report]]
+
+
 class ModelLimits:
     """The limits of one API key, shared by all processes that use it. A thread makes one call at a time.
 
@@ -138,9 +164,17 @@ class ModelLimits:
         key: the API key; only its fingerprint leaves this object.
         base_url: of the API, because another API has other limits.
         client: Redis client for the limits; by default that of the settings.
+        read: returns the limits that a response's headers report, by kind.
     """
 
-    def __init__(self, key: str, base_url: str | None = None, client: redis.Redis | None = None) -> None:
+    def __init__(
+        self,
+        key: str,
+        base_url: str | None = None,
+        client: redis.Redis | None = None,
+        read: ReadReports = read_reports,
+    ) -> None:
+        self._read = read
         self._account = fingerprint(key, base_url)
         self._redis = client or make_redis()
         self._limiter = Limiter(self._redis)
@@ -206,7 +240,7 @@ class ModelLimits:
             status: after a 429 no process makes a call with this key and model until `retry-after` seconds have passed.
                 After any error the output tokens are returned, and nothing is left to settle.
         """
-        reported, call = _read_reports(headers), self._current(model)
+        reported, call = self._read(headers), self._current(model)
         learned = [self._limit(model, kind, facts.limit, facts.period) for kind, facts in reported.items()]
         call.take(learned)
         output = _costs(0, 0, call.output_tokens)
@@ -214,7 +248,7 @@ class ModelLimits:
             self._remember(model, learned)
             if status == 429:
                 self._hold(model, retry_after(headers) or 0.0)
-            if status < 400:
+            if status < 300:
                 self._correct(call, reported, flying=output)
             else:
                 self._thread.call = None
@@ -232,6 +266,11 @@ class ModelLimits:
         back = _costs(0, call.input_tokens - input_tokens, call.output_tokens - output_tokens)
         with _redis_may_be_away(model):
             self._correct(call, {}, back=back)
+
+    def calling(self) -> str | None:
+        """Return the model of the call that this thread has reserved, and that has not ended; None if it has none."""
+        call: _Call | None = getattr(self._thread, "call", None)
+        return call.model if call else None
 
     def _admit(self, call: _Call) -> _Refusal:
         """Reserve the call: in one round trip if no limit applies, which is recorded then too."""
@@ -272,7 +311,7 @@ class ModelLimits:
         return _Refusal(wait, why)
 
     def _correct(
-        self, call: _Call, reported: dict[str, _Report], *, flying: Costs | None = None, back: Costs | None = None
+        self, call: _Call, reported: dict[str, Report], *, flying: Costs | None = None, back: Costs | None = None
     ) -> None:
         """Report the outcome of a call to the limiter. Without limits, all that counts is that the call is over.
 
@@ -332,26 +371,3 @@ def _redis_may_be_away(model: str) -> Iterator[None]:
         yield
     except (Unavailable, redis.RedisError, OSError) as error:
         log.warning("limiter_away", model=model, reason=str(error))
-
-
-def _read_reports(headers: Mapping[str, str]) -> dict[str, _Report]:
-    """Parse the limits in the headers; unreadable ones are left out."""
-    now = _moment(headers.get("date")) or datetime.now(UTC)
-    reported: dict[str, _Report] = {}
-    for kind in KINDS:
-        limit, remaining, reset = (headers.get(f"anthropic-ratelimit-{kind}-{what}") for what in FACTS)
-        if limit and limit.isdecimal() and int(limit) > 0 and remaining and remaining.isdecimal():
-            full_at = _moment(reset) or now
-            reported[kind] = _Report(int(limit), int(remaining), max(0.0, (full_at - now).total_seconds()))
-    return reported
-
-
-def _moment(written: str | None) -> datetime | None:
-    """Parse a timestamp in RFC 3339, as in the limits' headers, or in the format of HTTP."""
-    for parse in (datetime.fromisoformat, parsedate_to_datetime):
-        try:
-            moment = parse(written or "")
-            return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        except ValueError:
-            continue
-    return None

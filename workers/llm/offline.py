@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from shared.contracts.content import text_of
 from shared.contracts.json_schema import violations
 from shared.contracts.sampling import OFFLINE
 from shared.contracts.strict_json import JsonValue, digest
@@ -34,6 +35,11 @@ class OfflinePlanner:
 
     def complete(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
         """Make one turn: the next tool call of the plan, or the final report. See `ModelClient`."""
+        if defined := next((tool.name for tool in request.tools if tool.api_tool), None):
+            raise ModelError(
+                f"The offline planner cannot use {defined!r}, a tool that a model's API defines: give the agent a "
+                "language model, or remove the tool."
+            )
         results = _results(request.messages)
         facts = _merge(request.input, *results.values())
         call = _next_call(request, results, facts)
@@ -46,6 +52,10 @@ class OfflinePlanner:
     def count_tokens(self, request: ModelRequest) -> int:
         """Return 0: the offline model has no cost."""
         return 0
+
+    def batch_fault(self, namespace: str) -> str | None:
+        """Return None: it answers at once, and batches would save nothing."""
+        return None
 
 
 def _next_call(
@@ -132,10 +142,8 @@ def _results(messages: list[dict[str, Any]]) -> dict[str, JsonValue]:
 
 def _last_message(messages: list[dict[str, Any]]) -> str:
     """The last message from a person."""
-    texts = [
-        message["content"] for message in messages if message["role"] == "user" and isinstance(message["content"], str)
-    ]
-    return texts[-1] if texts else ""
+    texts = [text_of(message["content"]) for message in messages if message["role"] == "user"]
+    return next(filter(None, reversed(texts)), "")
 
 
 def _report(request: ModelRequest, results: dict[str, JsonValue]) -> str:

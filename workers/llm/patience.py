@@ -8,7 +8,8 @@ header requests.
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import structlog
 
@@ -28,16 +29,32 @@ LONGEST_ASKED_SECONDS = 3600.0
 """A `retry-after` of days is a mistake; the API is asked again after an hour."""
 
 
-def complete(client: ModelClient, request: ModelRequest, earlier: KnownStep | None, stream: TextStream) -> ModelReply:
+@dataclass(frozen=True, slots=True)
+class Successor:
+    """A model that is asked instead when another one has been unavailable for this many seconds."""
+
+    model: str
+    seconds: float
+
+
+def complete(
+    client: ModelClient,
+    request: ModelRequest,
+    earlier: KnownStep | None,
+    stream: TextStream,
+    successor: Successor | None = None,
+) -> ModelReply:
     """Make one turn, with retries until it succeeds.
 
     Args:
         earlier: the step in the journal, if an earlier execution began it.
         stream: the step's stream.
+        successor: the model that is asked instead, if there is one.
 
     Raises:
         Postponed: the task must wait; the journal keeps the number of tries and the time of the first.
-        ModelError: the provider refused the request, or has been unavailable for too long.
+        ModelError: the provider refused the request, or has been unavailable for too long. In that case, with a
+            successor, `detail` has its name as `fallback`.
     """
     tries, since = _so_far(earlier)
     if earlier is not None:
@@ -49,12 +66,17 @@ def complete(client: ModelClient, request: ModelRequest, earlier: KnownStep | No
             # Postponed by the model's limits: the number of tries is kept. (After a stop they begin again.)
             if isinstance(postponed.error, ModelUnavailable) and tries:
                 postponed.error.detail |= {"tries": tries, "since": since.isoformat()}
+                if successor is not None:
+                    _give_up_if_late(postponed.error, since, successor)
             raise
         except ModelUnavailable as error:
             delay = delay_after(error, tries)
             tries += 1
             error.detail |= {"tries": tries, "since": since.isoformat()}
-            _give_up_if_late(error, since)
+            _give_up_if_late(error, since, successor)
+            if successor is not None:
+                delay = min(delay, max(FIRST_SECONDS, successor.seconds - _seconds_since(since)))
+                error.detail |= _announcement(successor, since)
             log.warning("model_unavailable", reason=error.message, tries=tries, seconds=round(delay, 2))
             # If a lost call may have been charged, its budget reservation stays, and the next try needs another.
             if delay >= IN_PLACE_SECONDS or error.detail.get("cost_unknown"):
@@ -82,9 +104,26 @@ def _so_far(earlier: KnownStep | None) -> tuple[int, datetime]:
     return error.get("tries", 0), datetime.fromisoformat(since) if since else datetime.now(UTC)
 
 
-def _give_up_if_late(error: ModelUnavailable, since: datetime) -> None:
+def _seconds_since(moment: datetime) -> float:
+    return (datetime.now(UTC) - moment).total_seconds()
+
+
+def _announcement(successor: Successor, since: datetime) -> dict[str, str]:
+    """The model that will be asked instead, and when, for people who ask why the task waits."""
+    return {"next_model": successor.model, "next_model_at": (since + timedelta(seconds=successor.seconds)).isoformat()}
+
+
+def _give_up_if_late(error: ModelUnavailable, since: datetime, successor: Successor | None) -> None:
+    waited = _seconds_since(since)
+    if successor is not None and waited >= successor.seconds:
+        raise ModelError(
+            f"{error.message.rstrip('.')}. It was tried {error.detail['tries']} times in {waited:.0f} s; "
+            f"{successor.model} is asked instead.",
+            **error.detail,
+            fallback=successor.model,
+        ) from None
     patience = get_settings().model_patience_seconds
-    if (datetime.now(UTC) - since).total_seconds() >= patience:
+    if waited >= patience:
         raise ModelError(
             f"{error.message.rstrip('.')}. It was tried {error.detail['tries']} times in {patience:g} s "
             "(MINION_MODEL_PATIENCE_SECONDS); replay the task when the API is back.",

@@ -76,6 +76,8 @@ def assemble(events: Iterable[Event], on_text: Callable[[str], None]) -> dict[st
             case "message_delta":
                 message |= _without_nulls(event.get("delta"))
                 message["usage"] = _without_nulls(message.get("usage")) | _without_nulls(event.get("usage"))
+                if event.get("context_management") is not None:
+                    message["context_management"] = event["context_management"]
                 ended, completed = bool(message.get("stop_reason")), True
             case "message_stop":
                 # Complete even without a stop reason, which the agent refuses: another call would cost the same again.

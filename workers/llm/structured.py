@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from typing import Any
 
 from anthropic import transform_schema
 
 from shared.contracts.constrained import can_be_constrained, unconstrainable
+from shared.contracts.content import cites
+from shared.contracts.server_tools import WebFetch
 from shared.contracts.strict_json import digest
 from shared.errors import ModelError
 from workers.llm.base import ModelRequest, ToolSpec
 
 BAD_REQUEST = 400
 MOST_REFUSED = 1000
+OF_TOOL = re.compile(r"\btools\.\d")
+"""In refusals of a tool's schema."""
 _refused: OrderedDict[str, None] = OrderedDict()
 """Digests of output schemas that the API has refused, the latest last."""
 
@@ -26,14 +31,21 @@ def format_of(request: ModelRequest) -> dict[str, Any] | None:
     schema = request.output_schema
     if schema is None or not request.constrained or not can_be_constrained(request.model):
         return None
+    # The API refuses a format beside citations.
+    if any(cites(message["content"]) for message in request.messages):
+        return None
     if unconstrainable(schema) is not None or _name_of(request) in _refused:
+        return None
+    if any(isinstance(tool.api_tool, WebFetch) and tool.api_tool.citations for tool in request.tools):
+        # The API refuses both: citations split the text.
         return None
     return {"type": "json_schema", "schema": transform_schema(schema)}
 
 
 def tool_of(tool: ToolSpec, model: str) -> dict[str, Any]:
     """Return a tool in the form of the API."""
-    sent = {"name": tool.name, "description": tool.description, "input_schema": tool.input_schema}
+    deferred = {"defer_loading": True} if tool.deferred else {}
+    sent = {"name": tool.name, "description": tool.description, "input_schema": tool.input_schema, **deferred}
     if not tool.strict or not can_be_constrained(model):
         return sent
     return {**sent, "input_schema": transform_schema(tool.input_schema), "strict": True}
@@ -46,7 +58,9 @@ def forget_format(request: ModelRequest, error: ModelError) -> bool:
     """
     if error.detail.get("http_status") != BAD_REQUEST or format_of(request) is None:
         return False
-    if not any(word in error.message for word in ("output_config", "schema", "grammar")):
+    if OF_TOOL.search(error.message) or not any(
+        word in error.message for word in ("output_config", "schema", "grammar")
+    ):
         return False
     _refused[_name_of(request)] = None
     while len(_refused) > MOST_REFUSED:

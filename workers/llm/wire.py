@@ -1,7 +1,7 @@
 """Converts our messages to the form of the Messages API.
 
 The journal keeps messages in a form that is stable across releases, because the hashes of steps cover it. This module
-builds the request from it: system messages in allowed positions, tools' results, prompt cache marks.
+builds the request from it: system messages in allowed positions, tools' results.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
+from shared.providers import claude_name
 from workers.llm.base import Block, ModelRequest
 
 Messages = list[dict[str, Any]]
 
-CACHED = {"cache_control": {"type": "ephemeral"}}
-MARKABLE = ("text", "tool_result", "tool_use")
 SILENT_FAILURE = "The tool failed, and did not say why."
 
 # The first model of each family that accepts `system` messages between others. Sonnet 5 does not, by its documentation.
@@ -27,19 +26,21 @@ MODEL = re.compile(r"claude-([a-z]+)-(\d+)(?:[-.](\d{1,2}))?(?:[-@]\d{8})?")
 
 def messages_of(request: ModelRequest) -> Messages:
     """Return a request's messages in the form in which they are sent."""
-    placed = _place_system_messages(request.messages, request.model)
-    return _mark_for_cache([_with_results(message, as_json=request.results_as_json) for message in placed])
+    # A model's thoughts are bound to the words before them, so the form is one that all models of the task accept.
+    as_system = all(map(takes_system_messages, (request.model, *request.other_models)))
+    placed = _place_system_messages(request.messages, as_system)
+    return [_with_results(message, as_json=request.results_as_json) for message in placed]
 
 
 def takes_system_messages(model: str) -> bool:
     """Return whether a model accepts `system` messages between those of the user and the assistant."""
-    if (match := MODEL.fullmatch(model)) is None:
+    if (match := MODEL.fullmatch(claude_name(model))) is None:
         return False
     family, major, minor = match[1], int(match[2]), int(match[3] or 0)
     return (major, minor) >= FIRST_WITH_SYSTEM_MESSAGES.get(family, (99, 0))
 
 
-def _place_system_messages(messages: Messages, model: str) -> Iterator[dict[str, Any]]:
+def _place_system_messages(messages: Messages, as_system: bool) -> Iterator[dict[str, Any]]:
     """Put each system message in its own position, so that the cached prompt before it stays cached.
 
     The API accepts one only after a user's message, before the model's. Without a user's message there, and for models
@@ -49,7 +50,7 @@ def _place_system_messages(messages: Messages, model: str) -> Iterator[dict[str,
         turn = list(group)
         said = [message for message in turn if message["role"] != "system"]
         rules = [message["content"] for message in turn if message["role"] == "system"]
-        if rules and said and takes_system_messages(model):
+        if rules and said and as_system:
             yield from [*said, {"role": "system", "content": "\n\n".join(rules)}]
         else:
             yield from turn if speaks else map(_as_reminder, turn)
@@ -72,7 +73,7 @@ def _result(block: Block, as_json: bool) -> Block:
     """Convert a tool's result: text as it is, all else as JSON. Blank text stays JSON (`""`), and a failure is never
     empty, because the API refuses both.
     """
-    if block["type"] != "tool_result":
+    if block["type"] != "tool_result" or not isinstance(block.get("content"), str):
         return block
     content: str = block["content"]
     if block.get("is_error"):
@@ -81,22 +82,3 @@ def _result(block: Block, as_json: bool) -> Block:
         return block
     text: str = json.loads(content)
     return {**block, "content": text} if text.strip() else block
-
-
-def _mark_for_cache(messages: Messages) -> Messages:
-    """Add two marks for the prompt cache: at the end, and at the end of the previous request.
-
-    The API searches its cache for up to 20 blocks before a mark, and a turn with ten calls has more.
-    """
-    replies = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
-    ends = {len(messages) - 1, *(place - 1 for place in replies[-1:] if place)}
-    return [_with_mark(message) if place in ends else message for place, message in enumerate(messages)]
-
-
-def _with_mark(message: dict[str, Any]) -> dict[str, Any]:
-    """Put a mark on the message's last block, if that kind of block may have one."""
-    content = message["content"]
-    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
-    if not blocks or blocks[-1]["type"] not in MARKABLE:
-        return message
-    return {**message, "content": [*blocks[:-1], {**blocks[-1], **CACHED}]}

@@ -24,6 +24,7 @@ class ApprovedTool:
         self.description = tool.description
         self.input_schema = tool.input_schema
         self.strict = tool.strict
+        self.deferred = tool.deferred
         self.effect = tool.effect
         self.steps = 1 + tool.steps
 

@@ -17,12 +17,14 @@ class Tool(Protocol):
         effect: `pure`, `idempotent` or `unsafe`; calls of the first two may run in parallel with others.
         steps: number of journal steps per call.
         strict: a model can write only input that matches the schema.
+        deferred: a model has to search for the tool before it can call it.
     """
 
     name: str
     description: str
     input_schema: dict[str, Any] | None
     strict: bool
+    deferred: bool
     effect: str
     steps: int
 

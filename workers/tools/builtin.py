@@ -31,12 +31,13 @@ from shared.contracts.strict_json import JsonValue, check, digest
 from shared.database.connections import behind_time_limit
 from shared.errors import InvalidInput, InvalidOutput, MinionError, ToolError
 from shared.settings import get_settings
-from shared.tasks.directives import directive_in
+from shared.tasks.directives import is_result
 from workers.journal import Journal, StepResult
 from workers.outcomes import Interrupted
 from workers.result_cache import ResultCache
 from workers.task import ClaimedTask
 from workers.tools import place
+from workers.tools.blocks import keeping_files
 from workers.tools.directives import obey
 
 GROUP = "minions.tools"
@@ -75,6 +76,7 @@ class BuiltinTool:
         self.description = definition.description
         self.input_schema: dict[str, Any] | None = definition.input_schema
         self.strict = definition.strict
+        self.deferred = definition.defer_loading
         self.effect = str(definition.effect)
         self.steps = 1
 
@@ -87,7 +89,7 @@ class BuiltinTool:
             return replace(made, output=obey(made.output, self.name))
 
         once = self.cache.around(perform, task, arguments) if self.cache else perform
-        return journal.call("tool_call", self.name, request, once, effect=self.effect)
+        return journal.call("tool_call", self.name, request, keeping_files(once, task, self.name), effect=self.effect)
 
     def perform(self, arguments: JsonValue, task: ClaimedTask, step: int) -> StepResult:
         """Make the call in this process, and check its input and output."""
@@ -97,7 +99,7 @@ class BuiltinTool:
         output = self._run(load(str(definition.builtin)), arguments, context)
         what = f"The output of tool {self.name!r}"
         check(output, what=what, limit=get_settings().max_output_bytes)
-        if directive_in(output) is None:
+        if is_result(output):
             validate(definition.output_schema, output, what=what, error=InvalidOutput)
         return StepResult(output)
 

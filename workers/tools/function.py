@@ -13,6 +13,7 @@ from workers.journal import Journal, StepResult
 from workers.result_cache import ResultCache, interpreter
 from workers.task import ClaimedTask
 from workers.tools import place
+from workers.tools.blocks import keeping_files
 from workers.tools.directives import obey
 
 
@@ -24,6 +25,7 @@ class FunctionTool:
         self.description = definition.description or function.definition.description
         self.input_schema: dict[str, Any] | None = definition.input_schema or function.definition.input_schema
         self.strict = definition.strict
+        self.deferred = definition.defer_loading
         self.effect = "pure"
         self.steps = 1
         self.function = function
@@ -43,7 +45,8 @@ class FunctionTool:
 
         request = {"function": str(self.function.version_id), "arguments": arguments}
         once = self.cache.around(perform, task, arguments) if self.cache else perform
-        return journal.call("function_call", self.function.name, request, once, effect=self.effect)
+        kept = keeping_files(once, task, self.function.name)
+        return journal.call("function_call", self.function.name, request, kept, effect=self.effect)
 
     def perform(self, arguments: JsonValue, task: ClaimedTask, step: int) -> StepResult:
         """Run the function in this process's sandbox."""

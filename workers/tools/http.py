@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from typing import Any
@@ -10,8 +11,10 @@ from uuid import UUID
 
 import httpx2
 
+from shared.contracts.content import CONTENT, Block
 from shared.contracts.documents import HEADER_VALUE, PLACEHOLDER, HttpCall, ToolDefinition
 from shared.contracts.json_schema import validate
+from shared.contracts.media import IMAGE_TYPES, PDF
 from shared.contracts.strict_json import JsonValue, digest, parse
 from shared.database.connections import get_engine, persist, persistently
 from shared.errors import ForbiddenAddress, InvalidInput, InvalidOutput, MinionError, ToolError
@@ -19,11 +22,13 @@ from shared.outbound import guarded_client
 from shared.retry_after import retry_after
 from shared.secret_store import SecretStore, fill, references, scrub, times_of
 from shared.settings import get_settings
+from shared.tasks.directives import is_result
 from shared.trace_context import HEADER, Trace, step_span
 from workers.journal import Journal, StepResult
 from workers.outcomes import Interrupted
 from workers.result_cache import ResultCache
 from workers.task import ClaimedTask
+from workers.tools.blocks import keeping_files
 
 HEADER_TEXT = re.compile(HEADER_VALUE)
 MAX_REDIRECTS = 5
@@ -47,6 +52,7 @@ class HttpTool:
         self.description = definition.description
         self.input_schema: dict[str, Any] | None = definition.input_schema
         self.strict = definition.strict
+        self.deferred = definition.defer_loading
         self.effect = str(definition.effect)
         self.steps = 1
 
@@ -59,13 +65,13 @@ class HttpTool:
             validate(self.http.closed(self.input_schema), arguments, what=what, error=InvalidInput)
             key = digest([str(task.origin_id), step, digest(request)])
             output = self._fetch(arguments, key, self._trace(task, step))
-            validate(
-                self.definition.output_schema, output, what=f"The output of tool {self.name!r}", error=InvalidOutput
-            )
+            if is_result(output):
+                what = f"The output of tool {self.name!r}"
+                validate(self.definition.output_schema, output, what=what, error=InvalidOutput)
             return StepResult(output)
 
         once = self.cache.around(perform, task, arguments) if self.cache else perform
-        return journal.call("tool_call", self.name, request, once, effect=self.effect)
+        return journal.call("tool_call", self.name, request, keeping_files(once, task, self.name), effect=self.effect)
 
     def _fetch(self, arguments: JsonValue, key: str, trace: dict[str, str]) -> JsonValue:
         secrets = self._secrets()
@@ -82,6 +88,9 @@ class HttpTool:
             raise
         except MinionError as error:
             raise self._failure(error.message, retryable=error.retryable) from None
+        media_type = answered.get("content-type", "").partition(";")[0].strip().lower()
+        if status < 400 and media_type in (*IMAGE_TYPES, PDF):
+            return {CONTENT: [_block(media_type, body)]}
         said = scrub(body.decode("utf-8", "replace"), secrets.values())
         if status >= 400:
             raise self._refusal(status, answered, said)
@@ -229,6 +238,12 @@ def _url(http: HttpCall, arguments: dict[str, JsonValue]) -> str:
 
 def _text(value: JsonValue) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _block(media_type: str, body: bytes) -> Block:
+    """Return an image or a PDF as a block."""
+    source = {"type": "base64", "media_type": media_type, "data": base64.b64encode(body).decode()}
+    return {"type": "document" if media_type == PDF else "image", "source": source}
 
 
 def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:

@@ -30,6 +30,7 @@ TEXTS: Final = {
     P.TASKS_REPLAY: "run ended tasks again",
     P.TASKS_LABEL: "set the labels of tasks",
     P.TASKS_DECIDE: "approve and reject what agents propose, and answer them",
+    P.FILES_WRITE: "upload and delete files",
     P.BUDGETS_RAISE: "raise the budgets of tasks",
     P.PAYLOADS_READ: "see inputs, outputs, prompts and errors",
     P.AGENTS_READ: "see agents and capabilities",

@@ -38,6 +38,8 @@ from shared.database.tables.definitions import (
     ToolVersion,
 )
 from shared.database.tables.events import TaskEventRow
+from shared.database.tables.files import ConversationFile, File, TaskFile
+from shared.database.tables.memories import MemoryChange, MemoryStore, MemoryVersion
 from shared.database.tables.operations import (
     ErrorState,
     LimitRow,
@@ -83,15 +85,20 @@ __all__ = [
     "CachedResult",
     "Content",
     "Conversation",
+    "ConversationFile",
     "ConversationSummary",
     "ErrorState",
     "Execution",
+    "File",
     "Function",
     "FunctionVersion",
     "IdempotencyKey",
     "KeyAddress",
     "LimitRow",
     "LoginSession",
+    "MemoryChange",
+    "MemoryStore",
+    "MemoryVersion",
     "Message",
     "MessageBatch",
     "Pause",
@@ -114,6 +121,7 @@ __all__ = [
     "Step",
     "Stop",
     "TaskEventRow",
+    "TaskFile",
     "TaskOutcome",
     "TaskRow",
     "TaskStatus",

@@ -28,6 +28,7 @@ class AuditRow(Base):
         Index("audit_log_unsealed_idx", "id", postgresql_where=text("position IS NULL")),
         Index("audit_log_act_idx", "act", "at"),
         Index("audit_log_namespace_idx", "namespace", "id"),
+        Index("audit_log_target_idx", "target", "id"),
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)

@@ -161,7 +161,11 @@ class ToolVersion(Base):
     __table_args__ = (
         UniqueConstraint("tool_id", "number"),
         content_index("tool"),
-        CheckConstraint("type IN ('function', 'http', 'mcp', 'agent', 'builtin')", name="type"),
+        CheckConstraint(
+            "type IN ('function', 'http', 'mcp', 'agent', 'builtin', 'web_search', 'web_fetch', 'code_execution', "
+            "'memory')",
+            name="type",
+        ),
         CheckConstraint("effect IN ('pure', 'idempotent', 'unsafe')", name="effect"),
     )
 

@@ -32,7 +32,7 @@ FOLDER = Path(__file__).resolve().parent
 NUMBER = 1
 
 # The tables' defaults, generated columns and triggers call these, so they are created before the tables.
-FOUNDATION = ("foundation", "invariants", "events", "conversations", "audit", "ends")
+FOUNDATION = ("foundation", "invariants", "events", "conversations", "audit", "ends", "files")
 OTHERS = (
     "accept",
     "submit",

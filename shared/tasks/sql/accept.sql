@@ -52,7 +52,9 @@ CREATE OR REPLACE FUNCTION minion_are_messages(candidates jsonb) RETURNS boolean
     SELECT CASE WHEN jsonb_typeof(candidates) = 'array' THEN
         jsonb_array_length(candidates) BETWEEN 1 AND 1000 AND NOT EXISTS (
             SELECT FROM jsonb_array_elements(candidates) AS c (message)
-                WHERE (jsonb_typeof(message) = 'object' AND jsonb_typeof(message->'content') = 'string'
+                WHERE (jsonb_typeof(message) = 'object' AND (jsonb_typeof(message->'content') = 'string'
+                            OR jsonb_typeof(message->'content') = 'array' AND message->'content' <> '[]'
+                                AND NOT jsonb_path_exists(message->'content', 'lax $[*] ? (@.type() != "object")'))
                        AND message->>'role' IN ('user', 'assistant', 'system', 'tool')) IS NOT TRUE)
         ELSE false END
 $$;
@@ -98,7 +100,7 @@ BEGIN
     END IF;
     IF messages IS NOT NULL AND NOT minion_are_messages(messages) THEN
         RAISE EXCEPTION 'messages must be a list of 1 to 1000 objects, each with `role` (user, assistant or system) '
-            'and `content` (text).' USING ERRCODE = 'MN007';
+            'and `content` (text, or a list of blocks).' USING ERRCODE = 'MN007';
     END IF;
     PERFORM minion_check_json(request->'input', 'The input');
     PERFORM minion_check_json(request->'messages', 'The list of messages');

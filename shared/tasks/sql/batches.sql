@@ -13,14 +13,20 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT concat_ws('_', replace(t::text, '-', ''), step, c, attempt)
 $$;
 
--- `minion_spend` with the call of the step that begins: {step, model, body}. A repeated call changes nothing.
+-- `minion_spend` with the call of the step that begins: {step, model, body}. A repeated call changes nothing. One that was
+-- answered before this claim, with a refusal that was free, makes room for the new one.
 CREATE OR REPLACE FUNCTION minion_begin_batched(t uuid, c integer, journal jsonb, reserve jsonb, call jsonb) RETURNS jsonb
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
-    flags jsonb := minion_spend(t, c, journal, reserve, NULL);
+    flags jsonb;
     number integer := call->>'step';
     name text := minion_custom_id(t, number, c, 1);
 BEGIN
+    PERFORM 1 FROM task_status WHERE task_id = t AND claim = c AND state = 'running' FOR NO KEY UPDATE;
+    IF FOUND THEN
+        DELETE FROM batch_calls WHERE task_id = t AND step = number AND claim < c AND result IS NOT NULL;
+    END IF;
+    flags := minion_spend(t, c, journal, reserve, NULL);
     IF flags IS NULL OR flags ?| '{breach,stopped,unreserved}' OR flags->'cancel' = 'true' THEN
         RETURN flags;
     END IF;

@@ -53,6 +53,9 @@ BEGIN
                COALESCE(s.copied_from, source), s.approvals
         FROM steps s LEFT JOIN task_outcomes o ON o.task_id = s.child_id LEFT JOIN contents c ON c.sha256 = o.output_sha256
         WHERE s.task_id = source AND s.number < first + (edited IS NOT NULL)::integer;
+    -- What tools returned in these steps may be files.
+    INSERT INTO task_files (task_id, namespace, file_id)
+        SELECT new, f.namespace, f.file_id FROM task_files f WHERE f.task_id = source ON CONFLICT DO NOTHING;
     UPDATE steps s SET status = 'finished', error = NULL, finished_at = now(),
             output = CASE WHEN s.kind = 'subtask' THEN s.output || jsonb_build_object(
                               'state', 'succeeded', 'output', edited->'output', 'error', NULL)

@@ -1,4 +1,5 @@
--- Refuses messages of tools and blocks that are not text, by their place, as `shared/tasks/messages.py` does.
+-- Refuses messages of tools and blocks of unknown types, by their place. The orchestrator checks the blocks before the task
+-- is queued, as `shared/contracts/content.py` does for the other entry points.
 CREATE OR REPLACE FUNCTION minion_refuse_content(messages jsonb) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     found record;
@@ -9,12 +10,17 @@ BEGIN
             LEFT JOIN LATERAL jsonb_array_elements(
                 CASE jsonb_typeof(m.value->'content') WHEN 'array' THEN m.value->'content' END)
                 WITH ORDINALITY AS b (value, n) ON true
-        WHERE m.value->>'role' = 'tool' OR b.value->>'type' NOT IN ('text', 'input_text', 'output_text')
+        WHERE m.value->>'role' = 'tool' OR b.value->>'type' NOT IN (
+                'text', 'image', 'document', 'search_result', 'tool_use', 'tool_result', 'thinking', 'redacted_thinking',
+                'server_tool_use', 'web_search_tool_result', 'web_fetch_tool_result', 'code_execution_tool_result',
+                'bash_code_execution_tool_result', 'text_editor_code_execution_tool_result', 'tool_search_tool_result',
+                'mcp_tool_use', 'mcp_tool_result', 'compaction', 'input_text', 'output_text', 'image_url', 'input_image',
+                'file', 'input_file', 'text-plain')
         ORDER BY m.n, b.n LIMIT 1;
     IF found.type IS NOT NULL THEN
-        RAISE EXCEPTION 'messages[%].content[%]: blocks of type % are not supported yet. Send its text, or a link to it, '
-            'as a block of type ''text''.', found.message, found.block, quote_literal(left(found.type, 50))
-            USING ERRCODE = 'MN007';
+        RAISE EXCEPTION 'messages[%].content[%]: blocks of type % are not supported here. Send one of text, image, document, '
+            'search_result, tool_result, or a text that says the same.', found.message, found.block,
+            quote_literal(left(found.type, 50)) USING ERRCODE = 'MN007';
     ELSIF found.message IS NOT NULL THEN
         RAISE EXCEPTION 'messages[%]: messages of role ''tool'' are not supported yet. Put what the tool returned into a '
             'user message.', found.message USING ERRCODE = 'MN007';

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, TextClause, text
 from sqlalchemy.orm import Session
 
 from minions import testing
-from minions.testing import MessagesApi
+from minions.testing import MessagesApi, error
 from orchestrator.batches import batcher
 from orchestrator.batches.batcher import Batcher
 from orchestrator.explain import Explanation, explain
@@ -30,12 +30,17 @@ from shared.errors import InvalidDefinition, InvalidInput
 from shared.settings import Settings
 from shared.tasks import batches, budgets, lifecycle, standing_budgets, stops, throttles
 from shared.tasks.records import Reserve
-from tests.integration.agents.conftest import DefineAgent
+from tests.conftest import Define
+from tests.integration.agents.conftest import DefineAgent, plain
 from tests.integration.conftest import InlineWorker, Tasks
+from tests.support.media_files import b64, png
 from tests.support.processes import ROOT, wait_until
+from workers.llm import structured
 
+COMPACT = {"type": "compact_20260112"}
 EXAMPLE = ROOT / "examples" / "tickets"
 MODEL = "claude-sonnet-5-5"
+ANSWER = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 FOREIGN = {"model": MODEL, "max_tokens": 10, "messages": [{"role": "user", "content": "Not ours."}]}
 HURRY = text("UPDATE batch_calls SET due_at = now()")
 CALLS = text("SELECT count(*) FROM batch_calls")
@@ -159,6 +164,37 @@ def test_calls_of_one_model_share_a_batch(site: Site, messages_api: MessagesApi)
     assert len(batch.requests) == 5
 
 
+def test_answer_is_constrained_to_the_output_schema(
+    batching: Callable[..., Site], define_agent: DefineAgent, messages_api: MessagesApi
+) -> None:
+    define_agent({"lane": "batch"}, output_schema=ANSWER)
+    messages_api.script = [testing.text('{"n": 3}')]
+    site = batching()
+    assert site.finish(site.submit())["output"] == {"n": 3}
+    [request] = messages_api.requests
+    assert request["output_config"]["format"]["type"] == "json_schema"
+
+
+def test_schema_that_the_api_refuses_takes_another_batch(
+    batching: Callable[..., Site],
+    define_agent: DefineAgent,
+    messages_api: MessagesApi,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(structured, "_refused", type(structured._refused)())
+    define_agent({"lane": "batch"}, output_schema=ANSWER)
+    refusal = error(400, "invalid_request_error", "output_config.format.schema: The compiled grammar is too large.")
+    messages_api.script = [refusal, testing.text('{"n": 3}')]
+    site = batching()
+    task = site.submit()
+    done = site.finish(task)
+    assert (done["error"], done["output"]) == (None, {"n": 3})
+    assert ["output_config" in request for request in messages_api.requests] == [True, False]
+    assert [(step["status"], step["usage"]["batch"]) for step in site.tasks.steps(task)] == [
+        ("finished", "msgbatch_0002")
+    ]
+
+
 def test_batch_is_sent_when_it_is_full(
     batching: Callable[..., Site], define_agent: DefineAgent, messages_api: MessagesApi
 ) -> None:
@@ -191,8 +227,50 @@ def test_request_in_a_batch_is_that_of_a_direct_call(
     site = batching()
     site.submit()
     site.finish(site.submit(lane="batch"))
-    direct, batched = messages_api.requests
+    direct, batched = map(_without_cache, messages_api.requests)
     assert {**batched, "stream": True} == direct
+
+
+def _without_cache(part: Any) -> Any:
+    """A part of a request without what concerns the prompt cache: the next call of a batch comes later."""
+    if isinstance(part, list):
+        return [_without_cache(each) for each in part]
+    if not isinstance(part, dict):
+        return part
+    return {name: _without_cache(value) for name, value in part.items() if name not in ("cache_control", "diagnostics")}
+
+
+def test_fallback_model_is_asked_in_a_batch_too(
+    batching: Callable[..., Site], define_agent: DefineAgent, messages_api: MessagesApi
+) -> None:
+    messages_api.script = [testing.refusal(), testing.text("Hi.")]
+    define_agent({"lane": "batch", "fallback_models": [MODEL]}, model="claude-opus-5-5")
+    site = batching()
+    assert site.finish(site.submit())["output"] == {"content": "Hi."}
+    assert [request["model"] for request in messages_api.requests] == ["claude-opus-5-5", MODEL]
+    assert len(messages_api.batches) == 2
+
+
+@pytest.mark.parametrize("setting", [{"task_budget": True}, {"context_management": {"edits": [COMPACT]}}])
+def test_call_that_needs_a_header_is_made_at_once(
+    batching: Callable[..., Site], define_agent: DefineAgent, messages_api: MessagesApi, setting: dict[str, Any]
+) -> None:
+    define_agent({"budget": {"tokens": 100_000}, **setting}, model="claude-opus-5-5")
+    site = batching()
+    assert site.finish(site.submit(lane="batch"))["output"] == {"content": "Hi."}
+    assert not messages_api.batches
+
+
+def test_call_in_a_batch_has_no_speed_and_a_cache_for_an_hour(
+    batching: Callable[..., Site], define_agent: DefineAgent, messages_api: MessagesApi
+) -> None:
+    define_agent({"speed": "fast"}, model="claude-opus-5-5")
+    site = batching()
+    site.finish(site.submit(lane="batch"))
+    [request] = messages_api.requests
+    assert "speed" not in request
+    marks = [block["cache_control"] for _, block in testing._blocks(request) if "cache_control" in block]
+    assert marks == [{"type": "ephemeral", "ttl": "1h"}] * 2
 
 
 # ------------------------------------------------------------------------------------------- a creation without answer
@@ -800,6 +878,46 @@ def test_call_outlives_a_worker_that_dies_before_the_wait(site: Site, messages_a
     assert len(site.tasks.executions(task)) >= 2
 
 
+# ------------------------------------------------------------------------------------- tools that the API runs, memory
+
+
+def test_tools_of_the_api_work_in_batches(
+    batching: Callable[..., Site], messages_api: MessagesApi, tasks: Tasks, define: Define
+) -> None:
+    site = batching(batch_poll_seconds=0.001)
+    define(
+        {"kind": "tool", "name": "search", "type": "web_search", "web_search": {"max_uses": 2, "max_uses_per_task": 2}},
+        {"kind": "tool", "name": "code", "type": "code_execution"},
+        {"kind": "tool", "name": "notes", "type": "memory", "memory": {"per": "tenant"}},
+        {
+            "kind": "agent",
+            "name": "Searcher",
+            "model": "claude-sonnet-5-5",
+            "tools": ["search", "code", "notes"],
+            "config": {"capabilities": ["work"], "lane": "batch"},
+        },
+    )
+    messages_api.script = [
+        testing.said(
+            testing.web_search("boats", ("Boats", "https://a.example")),
+            testing.code_execution("ls"),
+            stop_reason="pause_turn",
+            container={"id": "container_1", "expires_at": "2026-11-01T12:05:00Z"},
+        ),
+        testing.tool_use(("memory", {"command": "create", "path": "/memories/a", "file_text": "Boats."})),
+        testing.text("Done."),
+    ]
+    task = site.finish(tasks.submit("Searcher", "Boats?", key="acme"))
+    assert task["output"] == {"content": "Done."}, task["error"]
+    offered = [request["tools"][0].get("max_uses") for request in messages_api.requests]
+    assert offered == [2, 1, 1]
+    assert [request.get("container") for request in messages_api.requests] == [None, "container_1", "container_1"]
+    first = tasks.steps(UUID(str(task["id"])))[0]
+    assert first["usage"]["service_tier"] == "batch"
+    # The search has its full price.
+    assert first["cost_microdollars"] > 10_000
+
+
 # ------------------------------------------------------------------------------------------------------ the example
 
 
@@ -821,3 +939,13 @@ def test_example_sends_tickets_through_two_batches(
     assert [len(batch.requests) for batch in messages_api.batches.values()] == [10, 10]
     steps = [step for task in submitted for step in tasks.steps(task)]
     assert [step["kind"] for step in steps] == ["model_call", "function_call", "model_call"] * 10
+
+
+def test_files_are_sent_in_a_batch(site: Site, messages_api: MessagesApi) -> None:
+    data = png(3, 2, padding=80_000)
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": b64(data)}}
+    said = {"role": "user", "content": [image, {"type": "text", "text": "What is it?"}]}
+    task = site.tasks.submit("Agent", messages=[said])
+    site.worker.run_due()
+    assert site.finish(task)["output"] == {"content": "Hi."}
+    assert plain(messages_api.requests[0]) == [said]

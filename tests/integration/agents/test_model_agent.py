@@ -105,8 +105,9 @@ def test_the_request_on_the_wire(ask: Any, define_agent: Any, messages_api: Mess
         "messages": [{"role": "user", "content": [{"type": "text", "text": '{"question": "é?"}', **cached}]}],
         "tools": [
             {"name": "act", "description": "Acts", "input_schema": {"type": "object"}},
-            {"name": "echo", "description": "", "input_schema": {"type": "object"}},
+            {"name": "echo", "description": "", "input_schema": {"type": "object"}, **cached},
         ],
+        "diagnostics": {"previous_message_id": None},
     }
 
 
@@ -123,7 +124,8 @@ def test_sampling_goes_to_models_that_take_it(ask: Any, define_agent: Any, messa
     define_agent(tools=(), model="claude-sonnet-4-6", config={"temperature": 0.2})
     ask([testing.text("Hi.")])
     assert messages_api.requests[0]["temperature"] == 0.2
-    assert messages_api.requests[0].keys() == {"model", "max_tokens", "stream", "system", "messages", "temperature"}
+    known = {"model", "max_tokens", "stream", "system", "messages", "diagnostics", "temperature"}
+    assert messages_api.requests[0].keys() == known
 
 
 def test_results_follow_their_calls_in_one_message(ask: Any, define_agent: Any, messages_api: MessagesApi) -> None:

@@ -26,6 +26,7 @@ from orchestrator import cli
 from orchestrator.api.app import create_app, release
 from orchestrator.api.server import listen, server_config
 from shared.settings import Settings, get_settings
+from tests.support.browser import TLS
 
 SEARCH_INPUT = {
     "type": "object",
@@ -69,9 +70,8 @@ class Api:
 
     def http(self, **options: Any) -> httpx2.Client:
         """An HTTP client with the key."""
-        return httpx2.Client(
-            base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, trust_env=False, timeout=60, **options
-        )
+        options = {"trust_env": False, "timeout": 60, "verify": TLS, **options}
+        return httpx2.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, **options)
 
 
 @contextmanager

@@ -63,6 +63,8 @@ class World:
     silence: str
     fingerprint: str
     bulk_act: str
+    file: str
+    store: str
 
 
 @pytest.fixture
@@ -109,10 +111,21 @@ def world(
             text("INSERT INTO alerts (rule, namespace, subject, sentence) VALUES ('unserved', 'default', 'work', 's') "
                  "RETURNING id")
         )  # fmt: skip
+        store = connection.scalar(
+            text(
+                "WITH store AS (INSERT INTO memory_stores (namespace, tool, per, owner, changes) "
+                "VALUES ('default', 'notes', 'agent', 'Careful', 1) RETURNING id), "
+                "change AS (INSERT INTO memory_changes (store_id, number, command, path, made_by, result) "
+                "SELECT id, 1, 'create', '/memories/private', 'Careful', '' FROM store RETURNING store_id, path) "
+                "INSERT INTO memory_versions (store_id, path, number, content, bytes) "
+                "SELECT store_id, path, 1, 'private', 7 FROM change RETURNING store_id"
+            )
+        )
     silence = client.add_silence(until=SOON, reason="rain", rule="pending_old", namespace="default")["id"]
+    file = client.upload(b"private text", name="private.txt")["id"]
     bulk_act = client.start_bulk_act("label", "agent:Careful", labels={"env": "prod"})["id"]
     seen = (pending, waiting, ended, budgeted, str(delivery), str(session), str(alert), silence)
-    return World(*seen, fingerprint, bulk_act)
+    return World(*seen, fingerprint, bulk_act, file, str(store))
 
 
 ACTS: dict[str, tuple[str, Callable[[World], tuple[str, Any]]]] = {
@@ -141,6 +154,8 @@ ACTS: dict[str, tuple[str, Callable[[World], tuple[str, Any]]]] = {
         lambda w: ("/v1/bulk-acts", {"act": "cancel", "query": "agent:Careful", "reason": "private reason"}),
     ),
     "POST /v1/bulk-acts/{bulk_act_id}/stop": ("bulk_act.stop", lambda w: (f"/v1/bulk-acts/{w.bulk_act}/stop", None)),
+    "POST /v1/files": ("file.upload", lambda w: ("/v1/files", {"a": "private text"})),
+    "DELETE /v1/files/{file_id}": ("file.delete", lambda w: (f"/v1/files/{w.file}", None)),
     "POST /v1/erasures": ("task.erase", lambda w: ("/v1/erasures", {"tenant": "acme"})),
     "POST /v1/agents/{name}/rollback": (
         "agent.rollback",
@@ -198,6 +213,11 @@ ACTS: dict[str, tuple[str, Callable[[World], tuple[str, Any]]]] = {
     "POST /v1/keys": ("key.create", lambda w: ("/v1/keys", {"name": "new", "role": "operator"})),
     "POST /v1/keys/{key}/rotate": ("key.rotate", lambda w: ("/v1/keys/ci/rotate", {})),
     "DELETE /v1/keys/{key}": ("key.revoke", lambda w: ("/v1/keys/ci", None)),
+    "DELETE /v1/memory/{store_id}": ("memory.delete", lambda w: (f"/v1/memory/{w.store}", None)),
+    "DELETE /v1/memory/{store_id}/file": (
+        "memory.delete_file",
+        lambda w: (f"/v1/memory/{w.store}/file?path=/memories/private", None),
+    ),
     "DELETE /v1/sessions": ("login.revoke", lambda w: ("/v1/sessions?user=key:ci", None)),
     "DELETE /v1/sessions/{session_id}": ("login.revoke", lambda w: (f"/v1/sessions/{w.session}", None)),
 }
@@ -236,7 +256,7 @@ def everything(database: Engine) -> list[Any]:
     tables = (
         "tasks task_status steps signals task_outcomes pauses limits stops standing_budgets schedules webhooks "
         "webhook_deliveries api_keys audit_log budgets alerts alert_silences agents function_versions error_states "
-        "bulk_acts"
+        "bulk_acts files memory_stores memory_changes memory_versions"
     ).split()
     with database.connect() as connection:
         return [connection.execute(text(f"SELECT t::text FROM {name} t ORDER BY 1")).all() for name in tables]
@@ -429,6 +449,18 @@ def test_secrets_are_recorded_by_name(
     assert (refused.code, "nothing was changed" in refused.line) == (69, True)
     with database.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM secrets")) == 0
+
+
+def test_secret_belongs_to_its_namespace(run_cli: Run, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.commands.secrets._piped", lambda: "a confidential value")
+    stored = run_cli("secrets", "set", "provider.openai", "--namespace", "support")
+    assert "the namespace support calls the provider openai with this key" in stored.line
+    [row] = client.audit()
+    assert (row["target"], row["namespace"]) == ("provider.openai", "support")
+    assert "provider.openai" not in run_cli("secrets", "list", "--json").out
+    assert "provider.openai" in run_cli("secrets", "list", "--json", "--namespace", "support").out
+    assert run_cli("secrets", "delete", "provider.openai").code != 0
+    assert run_cli("secrets", "delete", "provider.openai", "--namespace", "support").code == 0
 
 
 # ----------------------------------------------------------------------------------------------------------- refusals

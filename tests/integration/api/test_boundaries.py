@@ -35,6 +35,7 @@ THEIR_ERROR = "0123456789abcdef"
 SOON = (datetime.now(UTC) + timedelta(days=1)).isoformat()
 SCHEDULE = {"interval_seconds": 3600, "request": {"agent": "Ours"}}
 BODIES: dict[str, Any] = {
+    "POST /v1/files": {"a": "text"},
     "POST /v1/tasks": {"agent": "Ours", "key": "ours"},
     "POST /v1/tasks/bulk": {"tasks": [{"agent": "Ours", "key": "ours"}]},
     "POST /v1/tasks/wait": {"ids": [str(uuid4())]},
@@ -64,6 +65,8 @@ QUERIES: dict[str, dict[str, str]] = {
     "DELETE /v1/stops": {"scope": "agent", "name": "none"},
     "DELETE /v1/budgets": {"scope": "agent", "name": "none", "period": "day"},
     "DELETE /v1/sessions": {"user": "none"},
+    "GET /v1/memory/{store_id}/file": {"path": "/memories/theirs"},
+    "DELETE /v1/memory/{store_id}/file": {"path": "/memories/theirs"},
 }
 BOUNDS: dict[str, dict[str, Any]] = {
     "namespace": {"namespace": "ours"},
@@ -72,9 +75,33 @@ BOUNDS: dict[str, dict[str, Any]] = {
     "agent": {"agents": ["Ours"]},
     "capability": {"capabilities": ["ours"]},
 }
-LISTS = ("tasks", "schedules", "webhooks", "keys", "stops", "silences")
+LISTS = ("tasks", "files", "schedules", "webhooks", "keys", "stops", "silences")
 """What a key creates by POST."""
-IDS = ("task_id", "delivery_id", "key", "session_id", "alert_id", "silence_id", "fingerprint", "bulk_act_id")
+IDS = (
+    "task_id",
+    "delivery_id",
+    "key",
+    "session_id",
+    "alert_id",
+    "silence_id",
+    "fingerprint",
+    "bulk_act_id",
+    "file_id",
+    "store_id",
+)
+MEMORY = text(
+    """
+    WITH store AS (
+        INSERT INTO memory_stores (namespace, tool, per, owner, key, changes)
+            VALUES (:namespace, 'notes', 'tenant', 'theirs', 'theirs', 1) RETURNING id
+    ), change AS (
+        INSERT INTO memory_changes (store_id, number, command, path, made_by, result)
+            SELECT id, 1, 'create', '/memories/theirs', 'Theirs', '' FROM store RETURNING store_id, path
+    )
+    INSERT INTO memory_versions (store_id, path, number, content, bytes)
+        SELECT store_id, path, 1, 'theirs', 6 FROM change RETURNING store_id
+    """
+)
 # What an endpoint writes under a name that its caller chooses.
 CREATES = {"PUT /v1/schedules/{name}", "PUT /v1/pauses/{scope}/{name}", "PUT /v1/limits/{scope}/{name}"}
 
@@ -169,6 +196,8 @@ class World:
     alert: str
     silence: str
     bulk_act: str
+    file: str
+    store: str
 
     def foreign(self) -> Iterator[dict[str, str]]:
         """Path parameters that name things out of reach."""
@@ -177,7 +206,7 @@ class World:
         for task, name in zip(written, named, strict=True):
             ids = {"task_id": task, "delivery_id": self.delivery, "key": self.key, "session_id": self.session}
             ids |= {"alert_id": self.alert, "silence_id": self.silence, "fingerprint": THEIR_ERROR}
-            ids |= {"bulk_act_id": self.bulk_act}
+            ids |= {"bulk_act_id": self.bulk_act, "file_id": self.file, "store_id": self.store}
             yield {**ids, "scope": "agent", "name": name}
 
 
@@ -244,13 +273,15 @@ def world(request: pytest.FixtureRequest, client: Client, database: Engine) -> W
             ),
             {"namespace": namespace},
         )
+        store = connection.scalar(MEMORY, {"namespace": namespace})
         failed = client.submit("Theirs", {"of": "theirs"}, **fields).id
         fail(connection, failed, namespace)
     silence = client.add_silence(
         until=datetime.fromisoformat(SOON), reason="theirs", agent="Theirs", rule="unserved", namespace=namespace
     )["id"]
     bulk_act = client.start_bulk_act("cancel", "agent:Theirs namespace:" + namespace)["id"]
-    ids = (str(delivery), key["id"], str(session), str(alert), silence, bulk_act)
+    file = client.upload(b"theirs", namespace=namespace)["id"]
+    ids = (str(delivery), key["id"], str(session), str(alert), silence, bulk_act, file, str(store))
     return World(namespace, own, [pending, ended], own_task, *ids)
 
 
@@ -292,6 +323,9 @@ def stored(database: Engine, world: World) -> str:
         "alert_silences": "reason = 'theirs'",
         "error_states": "reason = 'theirs'",
         "bulk_acts": "query LIKE '%Theirs%'",
+        "files": "data = 'theirs'",
+        "memory_stores": "owner = 'theirs'",
+        "memory_versions": "path LIKE '%theirs%'",
     }
     values = {"namespace": world.namespace, "tasks": world.tasks, "delivery": world.delivery}
     with database.connect() as connection:
@@ -303,7 +337,7 @@ def stored(database: Engine, world: World) -> str:
 
 def normal(response: httpx2.Response, names: dict[str, str]) -> tuple[int, str]:
     """Status and text of an answer, without ids and the names that were asked for."""
-    body = re.sub("[0-9a-f]{8}[0-9a-f-]*", "…", response.text)
+    body = re.sub("(file_)?[0-9a-f]{8}[0-9a-f-]*", "…", response.text)
     return response.status_code, body.replace(names["name"], "…")
 
 
@@ -400,7 +434,7 @@ def test_the_whole_installation_is_out_of_reach(with_key: WithKey, world: World,
 def test_another_namespace_cannot_be_named(with_key: WithKey, client: Client, world: World, kind: str) -> None:
     http = with_key("admin", namespace="ours")
     names = {"task_id": world.own_task, "delivery_id": str(uuid4()), "scope": "agent", "name": "Theirs", "key": "x"}
-    names["fingerprint"] = THEIR_ERROR
+    names |= {"fingerprint": THEIR_ERROR, "file_id": world.file}
     document = http.get("/openapi.json").json()["paths"]
     with_namespace = [
         endpoint

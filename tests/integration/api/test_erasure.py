@@ -13,6 +13,8 @@ from sqlalchemy import Engine, text
 from minions import Client
 from orchestrator.observe.counting import catch_up
 from orchestrator.retention import erasure, retention
+from shared.memories import commands, store
+from shared.memories.store import Address, Origin
 from tests.conftest import Define
 from tests.integration.api.conftest import Run, WithKey
 from tests.integration.conftest import InlineWorker, Tasks
@@ -65,9 +67,10 @@ def chain_of(define: Define, act: Any, tasks: Tasks, inline_worker: InlineWorker
 def test_nothing_of_a_tenant_is_left(client: Client, database: Engine, chain_of: Any) -> None:
     chain_of(3, key="acme")
     [other] = chain_of(key="other", mark="contents of other")
+    remember(database, key="acme")
     assert {"tasks", "steps", "contents"} <= tables_with(database, MARK)
     erased = client.erase(tenant="acme")
-    assert erased == {"trees": 3, "tasks": 6, "left": [], "schedules": []}
+    assert erased == {"trees": 3, "tasks": 6, "memories": 1, "left": [], "schedules": []}
     assert tables_with(database, MARK) == set()
     assert {task.key for task in client.tasks()} == {"other"}
     assert client.get(other).output == {"said": "contents of other" * 10_000}
@@ -75,8 +78,30 @@ def test_nothing_of_a_tenant_is_left(client: Client, database: Engine, chain_of:
     assert (row["target"], row["namespace"], row["after"]) == (
         "tenant acme",
         "default",
-        {"trees": 3, "tasks": 6, "left": 0},
+        {"trees": 3, "tasks": 6, "memories": 1, "left": 0},
     )
+
+
+def test_memory_of_the_subject_alone_is_erased(client: Client, database: Engine) -> None:
+    remember(database, key="acme")
+    remember(database, key="other")
+    remember(database, per="conversation", owner="chat", key="other")
+    remember(database, per="agent", owner="Act")
+    assert client.erase(conversation_id="chat", dry_run=True)["memories"] == 1
+    assert len(list(client.memory_stores())) == 4
+    assert client.erase(conversation_id="chat")["memories"] == 1
+    assert client.erase(tenant="acme")["memories"] == 1
+    assert [each["owner"] for each in client.memory_stores()] == ["other", "Act"]
+
+
+def remember(database: Engine, *, per: str = "tenant", owner: str | None = None, key: str | None = None) -> None:
+    """Put a file with the mark into a store of memory."""
+    with database.begin() as connection:
+        address = Address("default", "notes", per, owner or key or "", key)
+        connection.execute(store.OPEN, store._values(address))
+        found = connection.scalar(store.FIND, store._values(address))
+        changed = commands.Changed("/memories/a", MARK, {"/memories/a": MARK})
+        store._keep(connection, found, "create", changed, Origin("Act"))
 
 
 def test_statistics_count_what_is_erased(client: Client, database: Engine, chain_of: Any) -> None:

@@ -58,6 +58,31 @@ def test_kind_without_failures_in_the_range_is_found(fingerprint: str, client: C
     assert kind["example"] is not None
 
 
+def test_state_filters_all_kinds(client: Client, database: Engine) -> None:
+    count = text(
+        "INSERT INTO statistics (grain, kind, bucket, namespace, agent, name, step, count) "
+        "SELECT 'hour', 'failure', date_trunc('hour', now(), 'UTC'), 'default', 'A', name, 'tool_error', n FROM ("
+        "SELECT 'open-' || n, 10 FROM generate_series(1, 300) n UNION ALL "
+        "VALUES ('resolved', 2), ('reopened', 2), ('ignored', 1)) k (name, n)"
+    )
+    decide = text(
+        "INSERT INTO error_states (namespace, fingerprint, state, changed_by, changed_at) "
+        "SELECT 'default', fingerprint, state, 'ci', now() - ago FROM (VALUES ('ignored', 'ignored', interval '0'), "
+        "('resolved', 'resolved', '0'), ('reopened', 'resolved', '2 h')) d (fingerprint, state, ago)"
+    )
+    with database.begin() as connection:
+        connection.execute(count)
+        connection.execute(decide)
+    for states in (["resolved"], ["reopened"], ["ignored"], ["ignored", "resolved", "reopened"]):
+        found = client.errors(state=states, limit=5)
+        assert sorted(kind["fingerprint"] for kind in found["items"]) == sorted(states)
+        assert (found["kinds"], found["all_kinds"], found["tasks"]) == (len(states), 303, 3005)
+    found = client.errors(state=["open", "reopened"], limit=5)
+    assert (len(found["items"]), found["kinds"]) == (5, 301)
+    assert client.errors()["kinds"] == 303
+    assert client.errors(agent="B", state="open")["tasks"] == 0
+
+
 def test_decision_on_an_unknown_kind_is_refused(client: Client, database: Engine) -> None:
     with pytest.raises(errors.NotFound, match=r"no failure with the fingerprint 'none'. `minion errors` lists them"):
         client.decide_error("none", "resolved")

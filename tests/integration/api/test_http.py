@@ -176,6 +176,7 @@ def test_unexpected_error_shows_no_internals(http: httpx2.Client, http_api: Any)
     response = http.get("/fail")
     assert response.status_code == 500
     assert response.json()["code"] == "internal_error"
+    assert response.json()["error_id"] in response.json()["detail"]
     assert "hunter2" not in response.text
 
 

@@ -12,6 +12,8 @@ import pytest
 from sqlalchemy import Connection, Engine, event, text
 
 from orchestrator.api.webhooks import DELIVERIES
+from orchestrator.observe import costs
+from orchestrator.observe.stats import Question, values_of
 from orchestrator.webhooks.deliverer import TAKE
 from shared.database.connections import get_engine
 from shared.errors import NotFound
@@ -100,6 +102,15 @@ def test_a_page_reads_about_a_page(large: Engine, chosen: TaskFilter) -> None:
     with large.connect() as connection:
         read = rows_read(connection, lambda: queries.list_tasks(connection, chosen, limit=20))
     assert read < 2000
+
+
+def test_costs_of_tools_read_only_subtasks(large: Engine) -> None:
+    question = Question(since=datetime.now(UTC) - timedelta(days=1), until=datetime.now(UTC))
+    ids = {"first": UUID(int=0), "after": UUID(int=2**128 - 1), "most": 10_001}
+    with large.connect() as connection:
+        connection.execute(costs.SETTINGS)
+        read = rows_read(connection, lambda: connection.execute(costs.SUBTASKS, {**values_of(question), **ids}))
+    assert read < 100
 
 
 @pytest.mark.parametrize(

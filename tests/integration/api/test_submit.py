@@ -145,7 +145,7 @@ def test_two_different_idempotency_keys_are_refused(http: httpx2.Client) -> None
             },
             422,
             "invalid_input",
-            "messages[0].content[1]: blocks of type 'image' are not supported yet",
+            "messages[0].content[1].source: the source of a block of type 'image' must have one of the types",
         ),
         ({"agent": "Echo", "messages": "hello"}, 422, "invalid_input", "messages"),
         ({"agent": "Echo", "traceparent": "00-x"}, 422, "invalid_input", "traceparent"),

@@ -137,10 +137,10 @@ def test_a_used_idempotency_key_is_a_recorded_refusal(send: Any, tasks: Tasks) -
     assert tasks.count() == {"pending": 1, "failed": 1}
 
 
-def test_a_message_with_an_image_is_a_recorded_refusal(send: Any) -> None:
+def test_a_message_with_an_invalid_image_is_a_recorded_refusal(send: Any) -> None:
     refused = send(agent="Act", messages=[WITH_IMAGE])
     assert (refused["state"], refused["error"]["type"]) == ("failed", "invalid_input")
-    assert "messages[0].content[1]: blocks of type 'image'" in refused["error"]["message"]
+    assert "messages[0].content[1].source: the source of a block" in refused["error"]["message"]
 
 
 def test_celery_id_is_the_key_without_an_explicit_one(send: Any, tasks: Tasks) -> None:

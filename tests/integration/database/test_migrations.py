@@ -114,6 +114,14 @@ def test_foreign_keys_have_indexes_where_rows_are_deleted(database: Engine) -> N
         assert list(connection.scalars(unindexed)) == []
 
 
+def test_check_at_the_start_knows_alembics_revisions() -> None:
+    """It reads the files without loading them."""
+    with database_schema.alembic_config() as config:
+        revisions = list(ScriptDirectory.from_config(config).walk_revisions())
+    expected = [(each.revision, each.module.PHASE) for each in revisions]
+    assert list(database_schema._known_revisions().items()) == expected
+
+
 # ------------------------------------------------------------------------------------------ migrate and init
 
 MIGRATE = (

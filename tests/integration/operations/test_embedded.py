@@ -26,6 +26,7 @@ from orchestrator.local.embedded.system_user import SystemUser, server_user
 from orchestrator.local.embedded.traces import command_line
 from orchestrator.local.embedded.valkey import traces as valkey_traces
 from shared.errors import Conflict, Unavailable
+from shared.settings import default_data_dir
 
 AS_ROOT = os.geteuid() == 0
 LINUX = sys.platform == "linux"
@@ -44,10 +45,27 @@ signal.pause()
 """
 
 
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Path]:
+    """A data folder whose servers were started once: creating a cluster takes longer than most tests."""
+    with scratch_dir() as path:
+        with running(path):
+            pass
+        yield path
+
+
 @pytest.fixture
-def folder() -> Iterator[Path]:
+def empty_folder() -> Iterator[Path]:
     with scratch_dir() as path:
         yield path
+
+
+@pytest.fixture
+def folder(empty_folder: Path, cluster: Path) -> Path:
+    """A data folder with a cluster, to which no server has been started."""
+    for part in ("postgres", "server_password"):
+        subprocess.run(["cp", "-a", cluster / part, empty_folder], check=True)
+    return empty_folder
 
 
 @contextmanager
@@ -124,8 +142,8 @@ def owner_process(data_dir: Path, before: str = "", after: str = "") -> Iterator
             process.kill()
 
 
-def test_cold_start_provides_database_and_broker(folder: Path) -> None:
-    with running(folder) as (_, addresses):
+def test_cold_start_provides_database_and_broker(empty_folder: Path) -> None:
+    with running(empty_folder) as (_, addresses):
         assert query(addresses, "SELECT current_database() || '/' || current_user") == "minions/minions"
         assert query(addresses, "SHOW server_encoding") == "UTF8"
         assert query(addresses, "SHOW timezone") == "UTC"
@@ -500,7 +518,7 @@ def test_as_an_ordinary_user(folder: Path) -> None:
         "from orchestrator.local.embedded import EmbeddedServers, scratch_dir\n"
         "for _ in range(2):\n"
         "    with EmbeddedServers(Path(sys.argv[1])) as servers: print(os.getuid(), servers.postgres.running)\n"
-        "with scratch_dir() as path: print(path)\n"
+        "with scratch_dir(disk=True) as path: print(path)\n"
     )
     environment["HOME"] = str(home)
     run = subprocess.run(
@@ -550,6 +568,18 @@ def test_a_scratch_folder_is_private_and_goes_away() -> None:
     assert not path.exists()
     assert not servers.postgres.running
     servers.stop()
+
+
+def test_a_scratch_folder_is_on_the_disk_if_memory_has_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_disk = str(default_data_dir())
+    with scratch_dir(disk=True) as path:
+        assert str(path).startswith(on_disk)
+    monkeypatch.setattr("orchestrator.local.embedded.scratch._ROOM", 1 << 60)
+    with scratch_dir() as path:
+        assert str(path).startswith(on_disk)
+    monkeypatch.setattr("orchestrator.local.embedded.scratch._MEMORY", Path("/no/such/folder"))
+    with scratch_dir() as path:
+        assert str(path).startswith(on_disk)
 
 
 def test_scratch_folders_of_dead_owners_are_removed() -> None:

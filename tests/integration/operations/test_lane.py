@@ -494,7 +494,7 @@ def test_lane_starts_with_a_worker_that_serves_a_model(own_worker: Process, task
 def test_lane_of_another_worker_starts_with_its_first_task_of_a_model(
     api: Gated, tool_package: Path, tmp_path: Path, tasks: Tasks, database: Engine, define: Define
 ) -> None:
-    process = start_worker(tmp_path, "third")
+    process = start_worker(tmp_path, "third", fresh=True)
     with killed_on_exit(process):
         wait_online(database, process)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -516,10 +516,15 @@ def test_worker_starts_if_its_lane_cannot_start_yet(define: Define, database: En
     assert [entry["event"] for entry in logs] == ["lane_starts_later"]
 
 
-def test_the_lane_ends_with_its_worker(api: Gated, own_worker: Process, tasks: Tasks) -> None:
-    lane = lane_of_first_task(own_worker, tasks, "Elsewhere")
-    os.kill(own_worker.pid, signal.SIGKILL)
-    wait_until(lambda: not Path(f"/proc/{lane}").exists() or "\nState:\tZ" in status(lane), "the lane has ended")
+def test_the_lane_ends_with_its_worker(
+    api: Gated, tool_package: Path, tmp_path: Path, tasks: Tasks, database: Engine
+) -> None:
+    process = start_worker(tmp_path, "other", fresh=True)
+    with killed_on_exit(process):
+        wait_online(database, process)
+        lane = lane_of_first_task(process, tasks, "Elsewhere")
+        os.kill(process.pid, signal.SIGKILL)
+        wait_until(lambda: not Path(f"/proc/{lane}").exists() or "\nState:\tZ" in status(lane), "the lane has ended")
 
 
 @pytest.mark.parametrize("options", [["--autoscale=2,0"], ["--max-tasks-per-child=1"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -97,7 +98,8 @@ def test_error_is_resolved_and_reopens_in_a_later_version(
     browser = logged_in("operator")
     address = f"/errors/{fingerprint}"
     assert fingerprint in browser.get("/errors").text
-    assert f'href="{address}"' in browser.get("/overview").text
+    assert 'data-stream="/errors/live"' in browser.get(address).text
+    assert f'href="{address}?last=24h"' in browser.get("/overview").text
     shown = browser.get(address).text
     assert ">open</span>" in shown
     assert "3 tasks have failed with it in the last 24 hours, 100 % of all failures" in shown
@@ -224,7 +226,7 @@ def test_capability_is_paused_and_resumed(logged_in: Open, client: Client, defin
         wrong = browser.post("/capabilities/pause", {**sent, "namespace": namespace})
         assert (wrong.status_code, "The namespace must have" in wrong.text) == (422, True)
     client.pause("capability", "future", reason="not yet")
-    assert "Resume<span" in browser.get("/capabilities").text.partition("Paused without an agent")[2]
+    assert "Resume<span" in browser.get("/capabilities").text.partition("Other paused capabilities")[2]
     client.resume("capability", "future")
     assert [row["act"] for row in client.audit()][2:4] == ["pause.remove", "pause.set"]
     bound = logged_in("operator", namespace="ours")
@@ -282,6 +284,56 @@ def test_many_groups_and_kinds_make_no_large_page(logged_in: Open, database: Eng
         page = logged_in().get(path).text
         assert len(page) < 150_000
         assert re.search(r"00 more (groups are in the CSV file|kinds with fewer failures)", page)
+
+
+# Names as long as they may be, of letters that do not compress.
+LONG_NAMES = """
+    CREATE FUNCTION pg_temp.long_name(letters int, kinds int) RETURNS text LANGUAGE sql VOLATILE AS $$
+        SELECT string_agg(chr(CASE WHEN kinds > 100 THEN 131072 ELSE 65 END + floor(random() * kinds)::int), '')
+            FROM generate_series(1, letters) $$;
+    INSERT INTO statistics (grain, kind, bucket, namespace, agent, capability, tenant, outcome, count)
+        SELECT 'hour', 'task', date_trunc('hour', now()), 'default', pg_temp.long_name(100, 26),
+               pg_temp.long_name(100, 26), pg_temp.long_name(255, 20000), 'failed', n
+            FROM generate_series(1, 200) AS n;
+    INSERT INTO workers (name, capabilities, slots, busy, pool, host, pid, version, last_seen)
+        SELECT pg_temp.long_name(100, 20000),
+               ARRAY(SELECT pg_temp.long_name(100, 26) FROM generate_series(0, mod(n, 60))),
+               50, 30, 'prefork', pg_temp.long_name(200, 20000), 1, '0', now() + interval '1 h'
+            FROM generate_series(1, 60) AS n;
+    INSERT INTO pauses (name, scope, reason)
+        SELECT pg_temp.long_name(100, 26), 'capability', pg_temp.long_name(500, 20000) FROM generate_series(1, 200);
+    INSERT INTO tasks (id, agent_name, agent_version_id, input, root_id, origin_id, depth)
+        SELECT id, name, version, '{}', id, id, 0 FROM (SELECT minion_uuidv7() AS id, agent_name AS name,
+            agent_version_id AS version FROM tasks LIMIT 1) t;
+    WITH RECURSIVE below (id, parent, depth) AS (
+        SELECT minion_uuidv7(), (SELECT max(id::text)::uuid FROM tasks), 1
+            UNION ALL SELECT minion_uuidv7(), below.id, depth + 1 FROM below, generate_series(1, 2) WHERE depth < 7)
+    INSERT INTO tasks (id, agent_name, agent_version_id, input, root_id, origin_id, depth, parent_id, parent_step)
+        SELECT below.id, pg_temp.long_name(100, 26), t.agent_version_id, '{}', t.id, below.id, below.depth,
+               below.parent, 1
+            FROM below, (SELECT * FROM tasks WHERE id = (SELECT max(id::text)::uuid FROM tasks)) AS t;
+    INSERT INTO task_status (task_id, state, capability, claim, agent_name, rank, worker_id)
+        SELECT id, 'running', 'x', 1, agent_name, 0, (SELECT id FROM workers ORDER BY id LIMIT 1) FROM tasks t
+            WHERE NOT EXISTS (SELECT FROM task_status s WHERE s.task_id = t.id);
+"""
+
+
+def test_long_names_make_no_large_page(logged_in: Open, fingerprint: str, database: Engine) -> None:
+    with database.begin() as connection:
+        connection.execute(text("SET LOCAL session_replication_role = replica"))
+        connection.exec_driver_sql(LONG_NAMES)
+        root = connection.scalar(text("SELECT parent_id FROM tasks WHERE depth = 1"))
+    browser = logged_in("operator")
+    for path, words in (
+        ("/analytics?by=agent&by=capability&by=key&last=24h", "more groups are in the CSV file"),
+        ("/workers", "Older workers"),
+        ("/capabilities", "more have less work"),
+        ("/overview", "more have less work"),
+        (f"/tasks/{root}/graph", "only its first part"),
+    ):
+        page = browser.get(path)
+        assert (page.status_code, words in page.text) == (200, True), path
+        assert len(gzip.compress(page.content)) < 120_000, path
 
 
 @pytest.mark.parametrize("query", ["by=nothing", "last=2y", "version=x", "by=hour&last=30d", "by=hour&by=day", "x=1"])

@@ -65,6 +65,14 @@ def test_list_tells_of_new_tasks(site: Api, logged_in: Open, client: Client, def
         assert next(events) == event_of(CHANGED)
 
 
+def test_pages_on_which_something_moves_are_live(site: Api, logged_in: Open) -> None:
+    browser = logged_in("admin")
+    for place in ("overview", "tasks", "inbox", "limits", "alerts", "errors", "capabilities", "workers", "bulk-acts"):
+        page = browser.get(f"/{place}").text
+        assert f'data-stream="/{place}/live"' in page, place
+        assert re.findall(r'id="([\w-]+)"[^>]* data-live', page), place
+
+
 def test_stream_ends_with_its_login(site: Api, logged_in: Open, client: Client) -> None:
     browser = logged_in()
     with streaming(site, browser, "/inbox/live") as (_, events):

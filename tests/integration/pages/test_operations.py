@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from html import unescape
+from typing import Any
 from unittest.mock import patch
 from uuid import UUID, uuid4
 
@@ -29,7 +30,7 @@ from tests.integration.pages.conftest import Open
 from tests.integration.pages.test_in_chromium import HOSTILE, take_picture
 from tests.integration.pages.test_in_chromium import Open as Visits
 from tests.support.browser import Browser, hidden
-from tests.support.definitions import NOOP
+from tests.support.definitions import NOOP, agent_definition
 from tests.support.webhook_receiver import receiving
 
 PLACES = ("schedules", "limits", "budgets", "webhooks", "secrets", "keys", "alerts", "silences", "audit")
@@ -208,6 +209,77 @@ def test_schedule_is_run_paused_resumed_and_removed(
     assert client.schedule("nightly")["enabled"] is True
     assert post(operator, "/schedules/nightly/remove").headers["location"].endswith("done=remove")
     assert acts(database, "schedule.%")[1:] == [f"schedule.{act}" for act in ("run", "change", "change", "delete")]
+
+
+def test_schedule_is_created_and_changed(logged_in: Open, client: Client, define: Any, database: Engine) -> None:
+    define(NOOP, agent_definition("A"))
+    admin = logged_in("admin")
+    form = {"name": "hourly", "cron": "0 * * * *", "timezone": "", "interval_seconds": "", "missed": "skip",
+            "agent": "A", "input": '{"n": 1}', "others": '{"labels": {"team": "x"}}'}  # fmt: skip
+    for wrong, words in (
+        ({"cron": "61 * * * *"}, "61"),
+        ({"interval_seconds": "60"}, "must have either `cron` or `interval_seconds`"),
+        ({"input": "{"}, "The input must be JSON"),
+        ({"others": "[1]"}, "must be a JSON object"),
+        ({"agent": "None"}, "None"),
+        ({"name": "a b"}, "name"),
+    ):
+        refused = post(admin, "/schedules/create", **{**form, **wrong})
+        assert (refused.status_code in (404, 422), words in unescape(refused.text)) == (True, True), refused.text
+        assert f'value="{wrong.get("name", "hourly")}"' in refused.text
+    created = post(admin, "/schedules/create", **form)
+    assert created.headers["location"] == "/schedules/hourly?namespace=default&done=create"
+    page = unescape(admin.get(created.headers["location"]).text)
+    assert "Stored. It runs at the times below." in page
+    assert '"team": "x"' in page
+    stored = client.schedule("hourly")
+    assert (stored["request"], stored["missed"]) == ({"agent": "A", "input": {"n": 1}, "labels": {"team": "x"}}, "skip")
+    assert post(admin, "/schedules/create", **form).status_code == 409
+    del form["name"]
+    changed = post(admin, "/schedules/hourly/change", **{**form, "cron": "", "interval_seconds": "90", "input": ""})
+    assert changed.headers["location"].endswith("done=change")
+    stored = client.schedule("hourly")
+    assert (stored["cron"], stored["interval_seconds"], "input" in stored["request"]) == (None, 90, False)
+    masked = logged_in("operator")
+    assert "schedules/create" not in masked.get("/schedules").text, "it sees no input"
+    assert '"team"' not in (page := masked.get("/schedules/hourly").text).partition("Change the schedule")[2]
+    assert "Change the schedule" in page
+    post(masked, "/schedules/hourly/change", cron="5 * * * *")
+    assert client.schedule("hourly")["request"] == stored["request"]
+    assert acts(database, "schedule.%") == ["schedule.create", "schedule.change", "schedule.change"]
+
+
+def test_webhook_is_created_changed_and_removed(logged_in: Open, client: Client, database: Engine) -> None:
+    admin = logged_in("admin")
+    form = {"name": "chat", "url": "https://example.com/a-secret-path", "event.tasks": "on", "state.failed": "on",
+            "agents": "A\r\nB", "labels": "team=x"}  # fmt: skip
+    for wrong, words in (
+        ({"url": "ftp://example.com"}, "http"),
+        ({"labels": "team"}, "must be written name=value"),
+        ({"event.tasks": ""} | {"name": "a b"}, "name"),
+    ):
+        refused = post(admin, "/webhooks/create", **{**form, **wrong})
+        assert (refused.status_code, words in unescape(refused.text)) == (422, True)
+    created = post(admin, "/webhooks/create", **form)
+    assert created.headers["cache-control"] == "no-store"
+    assert re.search(r'aria-label="Secret">whsec_[^<]+<', created.text)
+    for page in (admin.get("/webhooks").text, admin.get("/webhooks/chat").text):
+        assert "whsec_" not in page
+        assert "a-secret-path" not in page
+    [stored] = client.webhooks()
+    expected = {"events": ["tasks"], "states": ["failed"], "agents": ["A", "B"], "labels": {"team": "x"}}
+    assert {name: stored[name] for name in expected} == expected
+    fields = {"url": "", "event.alerts": "on", "subtasks": "on", "agents": "", "labels": ""}
+    assert post(admin, "/webhooks/chat/change", **{"url": "", "labels": ""}).status_code == 422, "it reports nothing"
+    post(admin, "/webhooks/chat/change", **fields)
+    [changed] = client.webhooks()
+    assert (changed["url"], changed["events"], changed["states"], changed["roots_only"]) == (
+        form["url"], ["alerts"], [], False,
+    )  # fmt: skip
+    removed = post(admin, "/webhooks/chat/remove")
+    assert "The webhook was removed" in admin.get(removed.headers["location"]).text
+    assert list(client.webhooks()) == []
+    assert acts(database, "webhook.%") == ["webhook.create", "webhook.change", "webhook.delete"]
 
 
 def test_run_that_is_refused_says_why_on_the_page(logged_in: Open, database: Engine, world: dict[str, str]) -> None:
@@ -423,6 +495,10 @@ def test_search_of_the_audit_log_is_bounded(logged_in: Open, client: Client) -> 
             pages += 1
             address = unescape(re.findall(r'rel="next" href="([^"]+)">Continue the search', page)[0])
         assert 2 <= pages <= 4
+        [target] = {row["target"] for row in client.audit() if row["act"] == "limit.set"}
+        found = browser.get("/audit", params={"target": target}).text
+        assert '<code class="whole">limit.set' in found, "the target has an index"
+        assert "Continue the search" not in found
     assert "Continue the search" not in browser.get("/audit?act=none").text
 
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+from urllib.parse import quote
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import Engine, event, text
 
 from minions import Client
-from orchestrator.pages import comparing, task_page
+from minions.errors import InvalidInput
+from orchestrator.pages import acts, comparing, overview, task_page
 from shared.access.roles import MASK
-from shared.tasks import queries
+from shared.tasks import lifecycle, queries
 from tests.integration.api.conftest import Api
 from tests.integration.api.test_alerts import add
 from tests.integration.api.test_boundaries import define_in
@@ -149,7 +153,7 @@ def test_forms_act_as_the_api_does(logged_in: Open, client: Client, define: Any,
         ("state:broken", "no state"),
         ("since:yesterday", "not a time"),
         ("label:env", "label:env=prod"),
-        ("cost:>0.5", "no filter"),
+        ("cost:0.5", "in dollars"),
         ("root:zzz", "not the id"),
     ],
 )
@@ -173,6 +177,41 @@ def test_query_finds_tasks(logged_in: Open, client: Client, define: Any) -> None
         page = browser.get("/tasks", params={"q": query}).text
         assert {task for task in (first, second) if f"/tasks/{task}" in page} == found, query
     assert browser.get("/tasks", params={"q": first}).headers["location"] == f"/tasks/{first}"
+
+
+SPEND = text(
+    "INSERT INTO executions (task_id, claim, worker_id, cost_microdollars) SELECT :task, claim, id, :cost "
+    "FROM workers, unnest(ARRAY[1, 2]) AS claim"
+)
+WORKER = text(
+    "INSERT INTO workers (name, capabilities, slots, pool, host, pid, version) "
+    "VALUES ('spender', '{work}', 1, 'solo', 'here', 1, '0')"
+)
+
+
+def test_tasks_are_found_by_their_cost(logged_in: Open, client: Client, define: Any, database: Engine) -> None:
+    define(NOOP, agent_definition("A"))
+    cheap, middle, dear = (client.submit("A", {}).id for _ in range(3))
+    with database.begin() as connection:
+        connection.execute(WORKER)
+        for task, cost in ((middle, 400_000), (dear, 2_000_000)):
+            connection.execute(SPEND, {"task": task, "cost": cost})
+    browser = logged_in()
+    for query, found in (
+        ("cost:>0.5", [dear, middle]),
+        ("cost:>0.8", [dear]),
+        ("cost:<0.800001 agent:A", [middle, cheap]),
+        ("cost:>0 cost:>0.5 cost:<4", [middle]),
+        ("cost:>4 state:pending", []),
+    ):
+        assert [task.id for task in client.tasks(query)] == found, query
+        page = browser.get("/tasks", params={"q": query}).text
+        assert [task for task in (dear, middle, cheap) if f"/tasks/{task}" in page] == found, query
+    with patch.object(queries, "MOST_SEARCHED", 2):
+        assert [task.id for task in client.tasks("cost:<0.1")] == [cheap], "short pages lead on"
+        assert [task.id for task in client.tasks("cost:<0.9")] == [middle, cheap], "none is in two pages"
+    with pytest.raises(InvalidInput, match="cost"):
+        next(client.tasks("cost:1"))
 
 
 def test_list_is_in_pages(logged_in: Open, client: Client, define: Any) -> None:
@@ -279,6 +318,31 @@ def test_decision_about_something_else_is_refused_and_kept_in_the_form(
     assert client.get(asked).state == "waiting"
 
 
+def test_result_is_stated_in_a_form_made_from_its_schema(
+    logged_in: Open, client: Client, define: Any, tasks: Tasks, inline_worker: InlineWorker, tmp_path: Path
+) -> None:
+    properties = {"receipt": {"type": "string"}, "amount": {"type": "integer", "description": "In cents."}}
+    schema = {"type": "object", "properties": properties, "required": ["receipt"]}
+    define(
+        {**ACT, "effect": "unsafe", "output_schema": schema},
+        {"kind": "agent", "name": "clerk", "type": "function", "tool": "act", "config": {"capabilities": ["work"]}},
+    )
+    task = str(tasks.submit("clerk", {"do": "time out", "times": 1, "log": str(tmp_path / "calls")}))
+    inline_worker.run_due()
+    browser = logged_in("approver")
+    for path in (f"/inbox/{task}", f"/tasks/{task}"):
+        page = browser.get(path).text
+        assert ('name="argument.receipt"' in page, "In cents." in page, 'name="result"' in page) == (True, True, False)
+    form = {**hidden(page[page.index("/decide") :]), "verdict": "result", "argument.receipt": "42"}
+    refused = browser.post(f"/tasks/{task}/decide", {**form, "argument.amount": "much"})
+    assert refused.status_code == 422
+    assert "must be a whole number" in refused.text
+    assert 'value="much"' in refused.text
+    assert browser.post(f"/tasks/{task}/decide", {**form, "argument.amount": "7"}).status_code == 303
+    inline_worker.run_all()
+    assert client.get(task).output == {"receipt": "42", "amount": 7}
+
+
 def test_call_is_rejected_with_a_reason(
     logged_in: Open, client: Client, asked: str, inline_worker: InlineWorker, database: Engine
 ) -> None:
@@ -356,6 +420,46 @@ def test_links_to_lists_find_the_task(logged_in: Open, client: Client, database:
         assert all(namespace == "default" or "namespace%3Atheirs" in link for link in links)
 
 
+def test_unexpected_error_is_a_page_with_its_id(
+    logged_in: Open, site: Api, client: Client, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    browser = logged_in("operator")
+    token = hidden(browser.get("/account").text)["csrf_token"]
+    with patch.object(acts.api, "cancel_task", side_effect=RuntimeError("hunter2")):
+        sent = browser.post(f"/tasks/{uuid4()}/cancel", {"csrf_token": token})
+    with patch.object(overview, "_past", side_effect=RuntimeError("hunter2")):
+        shown = browser.get("/overview")
+    logged = capsys.readouterr().out + caplog.text
+    for page, advice in ((shown, "Try again"), (sent, "Check whether your change was made")):
+        assert (page.status_code, page.headers["content-type"]) == (500, "text/html; charset=utf-8")
+        assert advice in page.text
+        assert "hunter2" not in page.text
+        [error_id] = re.findall("error_id=([0-9a-f]{16})", page.text)
+        assert error_id in logged
+    assert "Back to the page" in sent.text
+
+
+def test_overview_has_a_time_range(logged_in: Open, client: Client, database: Engine) -> None:
+    count = text(
+        "INSERT INTO statistics (grain, kind, bucket, namespace, agent, outcome, count, microdollars) "
+        "SELECT grain, kind, date_trunc(grain, now() - ago, 'UTC'), 'default', 'A', outcome, count, dollars * 1000000 "
+        "FROM (VALUES ('hour', interval '0', 1), ('day', interval '0', 1), ('day', interval '5 d', 4)) "
+        "AS g (grain, ago, n), "
+        "LATERAL (VALUES ('task', 'failed', n, 0), ('step', '', n, n)) w (kind, outcome, count, dollars)"
+    )
+    with database.begin() as connection:
+        connection.execute(count)
+    browser = logged_in()
+    for last, title, number, bars in (("24h", "24 hours", 1, 24), ("7d", "7 days", 5, 7), ("30d", "30 days", 5, 30)):
+        page = browser.get(f"/overview?last={last}").text
+        assert f"<h2>Failed in {title}</h2>" in page
+        assert quote(f"state:failed state:expired since:{last}") + f'">{number}</a>' in page
+        assert f'measure=dollars&amp;last={last}">${number}.00</a>' in page
+        assert "today $1.00" in page
+        assert page.partition("</svg>")[0].count("<rect") == bars
+    assert browser.get("/overview?last=1y").status_code == 422
+
+
 def test_overview_has_the_alerts_of_its_reader(logged_in: Open, client: Client, database: Engine) -> None:
     shown = {name: add(database, *row) for name, row in ALERTS.items()}
     for bounds, expected in (({}, {"ours", "theirs"}), ({"namespace": "ours"}, {"ours"}), ({"tenant": "t"}, set())):
@@ -365,3 +469,26 @@ def test_overview_has_the_alerts_of_its_reader(logged_in: Open, client: Client, 
     assert "\\u001b[31mtheirs" in logged_in("viewer").get("/overview").text
     assert "namespace%3Atheirs" in logged_in("viewer").get("/overview").text
     assert shown["threat"] in logged_in("admin").get("/overview").text
+
+
+def test_pages_say_what_a_turn_paid_for_again(logged_in: Open, driver: LifecycleDriver) -> None:
+    task = driver.run("A")
+    miss = {"type": "tools_changed", "cache_missed_input_tokens": 41_000}
+    step = {
+        "number": 1,
+        "kind": "model_call",
+        "name": "claude-opus-5",
+        "status": "finished",
+        "effect": "idempotent",
+        "request_hash": "1",
+        "output": {"content": [], "instead_of": {"model": "<b>claude</b>", "reason": "refusal", "message": ""}},
+        "usage": {"input_tokens": 50_000, "output_tokens": 3, "cache_miss": miss},
+        "started_at": "2026-11-29T12:00:00+00:00",
+        "finished_at": "2026-11-29T12:00:02+00:00",
+    }
+    driver.call(lifecycle.write_steps, task, 1, [step])
+    note = "paid 41,000 tokens again because the tools changed"
+    assert note in logged_in("author").get(f"/tasks/{task}").text
+    page = logged_in("author").get(f"/tasks/{task}/steps/1").text
+    assert note in page
+    assert "instead of &lt;b&gt;claude&lt;/b&gt;, which refused to answer" in page

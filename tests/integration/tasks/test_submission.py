@@ -279,10 +279,10 @@ def test_a_wrong_type_is_refused(driver: LifecycleDriver, value: Any) -> None:
         ({"messages": [5]}, "A message must have a role"),
         ({"messages": [{"role": "king", "content": "x"}]}, "'king'"),
         ({"messages": [{"role": "user", "content": 5}]}, "A message must have a role"),
-        ({"messages": [{"role": "user", "content": [{"text": 5}]}]}, "A message must have a role"),
+        ({"messages": [{"role": "user", "content": [{"text": 5}]}]}, "messages[0].content[0].text: it must be text"),
         (
             {"messages": ["x", WITH_IMAGE]},
-            "messages[1].content[1]: blocks of type 'image'",
+            "messages[1].content[1].source: the source of a block of type 'image' must have one of the types base64",
         ),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0]: messages of role 'tool'"),
         ({"messages": [{"role": "user", "content": "a\0"}]}, "U+0000"),

@@ -30,7 +30,7 @@ from tests.integration.tasks.test_submission import SEARCH
 from tests.support.definitions import NOOP, agent_definition
 from tests.support.lifecycle_driver import LifecycleDriver, concurrently
 
-WITH_IMAGE = {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image"}]}
+WITH_VIDEO = {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "video"}]}
 Connect = Callable[[], psycopg.Connection[Any]]
 
 
@@ -231,7 +231,7 @@ def test_unique_key_is_free_after_rollback(driver: LifecycleDriver, connect: Con
         ({"agent": "Open", "messages": [{"role": "user"}]}, InvalidInput, "messages must be a list"),
         ({"agent": "Open", "messages": [{"role": "king", "content": "x"}]}, InvalidInput, "messages must be a list"),
         ({"agent": "Open", "messages": [{"role": "user", "content": 5}]}, InvalidInput, "messages must be a list"),
-        ({"agent": "Open", "messages": [WITH_IMAGE]}, InvalidInput, "blocks of type 'image' are not"),
+        ({"agent": "Open", "messages": [WITH_VIDEO]}, InvalidInput, "blocks of type 'video' are not"),
         ({"agent": None, "messages": "5"}, InvalidInput, "messages must be a list"),
         ({"agent": "Open", "input": "9" * 400}, InvalidInput, "a number of more than 300 digits"),
         ({"agent": "Open", "input": '{"a": [-1e301]}'}, InvalidInput, "a number of more than 300 digits"),
@@ -343,12 +343,12 @@ def test_messages_that_are_not_text_are_refused(
     [
         ({"role": "tool", "content": "x"}, "messages[1]: messages of role 'tool' are not supported yet."),
         (
-            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image", "source": {}}]},
-            "messages[1].content[1]: blocks of type 'image' are not supported yet.",
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "audio", "source": {}}]},
+            "messages[1].content[1]: blocks of type 'audio' are not supported here.",
         ),
     ],
 )
-def test_content_that_is_not_text_is_refused_at_once(
+def test_unknown_content_is_refused_at_once(
     driver: LifecycleDriver, connect: Connect, message: Any, words: str
 ) -> None:
     with connect() as connection, pytest.raises(psycopg.DatabaseError) as caught:

@@ -327,6 +327,7 @@ SECRETS = (
     "MINION_FLOWER_PASSWORD",
     "MINION_SECRET_KEY",
     "MINION_OIDC_CLIENT_SECRET",
+    "MINION_PROVIDER_KEYS",
     "OTEL_EXPORTER_OTLP_HEADERS",
     "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
 )
@@ -339,10 +340,12 @@ def test_secret_is_read_from_a_file(
 ) -> None:
     if variable is not None:
         monkeypatch.setenv(name, variable)
-    (tmp_path / "secret").write_text("the value\n")
+    written = '{"openai": "sk"}' if name == "MINION_PROVIDER_KEYS" else "the value"
+    monkeypatch.setenv("MINION_PROVIDERS", '{"openai": {"kind": "openai"}}')
+    (tmp_path / "secret").write_text(f"{written}\n")
     monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "secret"))
     value = getattr(get_settings.__wrapped__(), name.lower().removeprefix("minion_"))
-    assert value.get_secret_value() == "the value"
+    assert value.get_secret_value() == written
 
 
 @pytest.mark.parametrize("name", ["MINION_API_HOST", "MINION_API_PORT", "MINION_DATA_DIR", "MINION_RETENTION_EXPORT"])

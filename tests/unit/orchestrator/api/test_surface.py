@@ -46,6 +46,9 @@ BREAKING: dict[str, Any] = {
     "GET /v1/stats is removed.": lambda new: at(new, "paths").pop("/v1/stats"),
     "GET /v1/tasks: parameter agent is removed.": lambda new: at(new, *QUERY).remove(parameter(new, "agent")),
     "GET /v1/tasks: parameter agent is required.": lambda new: parameter(new, "agent").update(required=True),
+    "GET /v1/tasks: parameter state must not be repeated any more.": lambda new: parameter(new, "state").update(
+        schema={"type": "string"}
+    ),
     "POST /v1/tasks: body.priority is removed.": lambda new: at(new, *REQUEST, "properties").pop("priority"),
     "POST /v1/tasks: body.agent is required.": lambda new: at(new, *REQUEST).update(required=["agent"]),
     "POST /v1/tasks/wait: body.until must not be any any more.": lambda new: at(new, *WAIT, "until").update(
@@ -74,6 +77,8 @@ def test_breaking_change_is_named(sentence: str) -> None:
 def add_everything(new: Document) -> None:
     new["paths"]["/v1/new"] = new["paths"]["/v1/tasks"]
     at(new, *QUERY).append({"in": "query", "name": "new", "required": False, "schema": {"type": "string"}})
+    agent = parameter(new, "agent")["schema"]
+    parameter(new, "agent")["schema"] = {"type": "array", "items": agent["anyOf"][0]}
     at(new, *REQUEST, "properties")["new"] = {"type": "string"}
     at(new, *TASK, "properties")["new"] = {"type": "string"}
     at(new, *TASK, "required").append("new")

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.commands.tasks import _status
+from minions.testing import code_execution, web_search
+from orchestrator.commands.tasks import _server_tool_uses, _status
 
 
 @pytest.mark.parametrize(
@@ -23,3 +24,19 @@ from orchestrator.commands.tasks import _status
 )
 def test_origin_of_a_step_is_shown(step: dict[str, Any], text: str) -> None:
     assert _status(step) == text
+
+
+def test_uses_of_the_api_are_one_line_each() -> None:
+    content = [
+        *web_search("boats\n\u001b[2Jships", ("Boats", "https://a.example")),
+        *web_search("ships", error="max_uses_exceeded"),
+        *code_execution("false", return_code=1, files=("file_1",)),
+        {"type": "server_tool_use", "id": "srvtoolu_9", "name": "web_fetch", "input": {"url": "https://b.example"}},
+    ]
+    assert list(_server_tool_uses({"content": content})) == [
+        'Searches the web: boats\\n\\u001b[2Jships → ["Boats: https://a.example"]',
+        "Searches the web: ships failed → max_uses_exceeded",
+        'Runs a command: false failed → {"exit code": 1, "files": ["file_1"]}',
+        "Fetches a page: https://b.example",
+    ]
+    assert list(_server_tool_uses("(masked)")) == []

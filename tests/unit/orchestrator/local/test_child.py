@@ -23,6 +23,7 @@ SECRETS = {
     "MINION_ALERT_URLS",
     "MINION_METRICS_TOKEN",
     "MINION_OIDC_CLIENT_SECRET",
+    "MINION_PROVIDER_KEYS",
     "MINION_SECRET_KEY",
     *TRACE_HEADERS,
 }
@@ -38,7 +39,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
 
     monkeypatch.setattr(children.subprocess, "Popen", start)
     for name in SECRETS:
-        monkeypatch.setenv(name, "secret")
+        monkeypatch.setenv(name, "{}" if name == "MINION_PROVIDER_KEYS" else "secret")
     return seen
 
 
@@ -70,7 +71,7 @@ def test_each_process_receives_only_the_secrets_that_it_needs(
         for claim in system._claims:
             claim.close()
     assert started == {
-        "orchestrator": SECRETS - {"MINION_FLOWER_PASSWORD"},
+        "orchestrator": SECRETS - {"MINION_FLOWER_PASSWORD", "MINION_PROVIDER_KEYS"},
         "worker": SECRETS
         - {
             "MINION_ALERT_URLS",

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from minions.testing import code_execution, tool_search, web_fetch, web_search
 from orchestrator.pages.conversation import turns_of
 
 
@@ -32,6 +33,40 @@ def test_turns_are_what_was_new() -> None:
         (3, "user", [("result", {"found": 2})]),
         (3, "model", [("text", "two")]),
     ]
+
+
+def test_what_the_api_ran_is_shown_as_what_it_is() -> None:
+    content = [
+        *web_search("boats", ("Boats", "https://a.example")),
+        *web_search("ships", error="too_many_requests"),
+        *web_fetch("https://a.example", "<script>alert(1)</script>"),
+        *code_execution("python x.py", "2", files=("file_1",)),
+        *tool_search("mail", "send_mail"),
+    ]
+    [turn] = turns_of([call(1, [], content)])
+    assert [(each["kind"], each["title"], each["value"]) for each in turn["blocks"]] == [
+        ("call", "Searches the web", "boats"),
+        ("result", "Result", ["Boats: https://a.example"]),
+        ("call", "Searches the web", "ships"),
+        ("result", "Error of the API", "too_many_requests"),
+        ("call", "Fetches a page", "https://a.example"),
+        ("result", "Result", "<script>alert(1)</script>"),
+        ("call", "Runs a command", "python x.py"),
+        ("result", "Result", {"exit code": 0, "output": "2", "files": ["file_1"]}),
+        ("call", "Searches for tools", "mail"),
+        ("result", "Result", ["send_mail"]),
+    ]
+
+
+@pytest.mark.parametrize("name", ["web_search", "web_fetch", "bash_code_execution", "other", None])
+@pytest.mark.parametrize("content", [None, "text", [1, {"url": 2}], {"content": 1}, {"tool_references": [1]}, {}])
+def test_hostile_blocks_of_the_api_are_shown(name: Any, content: Any) -> None:
+    blocks = [
+        {"type": "server_tool_use", "id": 1, "name": name, "input": content},
+        {"type": f"{name}_tool_result", "tool_use_id": 1, "content": content},
+    ]
+    [turn] = turns_of([call(1, [], blocks)])
+    assert len(turn["blocks"]) == 2
 
 
 def test_failed_call_shows_its_error() -> None:

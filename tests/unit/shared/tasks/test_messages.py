@@ -11,6 +11,7 @@ from shared.contracts.requests import AIMessage, HumanMessage, Message, SystemMe
 from shared.errors import InvalidInput
 from shared.tasks.messages import checked_input, coerce, coerce_all, input_for, last_text
 
+TEXT_A = {"type": "text", "text": "a"}
 BLOCKS = [{"type": "text", "text": "a"}, {"type": "text", "text": " "}, {"text": "b\n"}, "c"]
 
 
@@ -22,8 +23,16 @@ BLOCKS = [{"type": "text", "text": "a"}, {"type": "text", "text": " "}, {"text":
         ("", "user", ""),
         ({"role": "user", "content": "x"}, "user", "x"),
         ({"type": "human", "content": "x"}, "user", "x"),
-        ({"type": "ai", "content": BLOCKS}, "assistant", "a\n\nb\n\n\nc"),
-        ({"role": "assistant", "type": "message", "content": ["a", "b"]}, "assistant", "a\n\nb"),
+        (
+            {"type": "ai", "content": BLOCKS},
+            "assistant",
+            [TEXT_A, {"type": "text", "text": "b\n"}, {**TEXT_A, "text": "c"}],
+        ),
+        (
+            {"role": "assistant", "type": "message", "content": ["a", "b"]},
+            "assistant",
+            [TEXT_A, {**TEXT_A, "text": "b"}],
+        ),
         ({"role": "user", "content": [SimpleNamespace(type="text", text="a")]}, "user", "a"),
         ({"role": "user", "content": [{"type": "input_text", "text": "a"}]}, "user", "a"),
         ({"role": "assistant", "content": "x", "tool_calls": [], "audio": None}, "assistant", "x"),
@@ -33,7 +42,7 @@ BLOCKS = [{"type": "text", "text": "a"}, {"type": "text", "text": " "}, {"text":
         (MappingProxyType({"role": "user", "content": "x"}), "user", "x"),
     ],
 )
-def test_foreign_messages_are_understood(message: Any, role: str, content: str) -> None:
+def test_foreign_messages_are_understood(message: Any, role: str, content: Any) -> None:
     understood = coerce(message)
     assert isinstance(understood, Message)
     assert (understood.role, understood.content) == (role, content)
@@ -57,7 +66,6 @@ def test_foreign_messages_are_understood(message: Any, role: str, content: str) 
         {"role": "user", "content": b"x"},
         {"role": "user", "content": {"text": "x"}},
         {"role": "user", "content": []},
-        {"role": "user", "content": [{"text": 5}, None, 7]},
         SimpleNamespace(type="human"),
         SimpleNamespace(content="x"),
         object(),
@@ -74,14 +82,19 @@ def test_invalid_messages_are_refused(message: Any) -> None:
         *(
             (
                 {"role": "user", "content": [{"type": "text", "text": "What is this?"}, {"type": kind}]},
-                f"messages[1].content[1]: blocks of type '{kind}' are not supported yet.",
+                f"messages[1].content[1]: blocks of type '{kind}' are not supported here.",
             )
-            for kind in ("image", "document", "image_url", "container_upload", "tool_result", "tool_use", "thinking")
+            for kind in ("container_upload", "tool_use", "thinking", "input_audio", "video", "refusal")
         ),
         (
-            {"role": "user", "content": ["x", SimpleNamespace(type="image", text="x")]},
-            "messages[1].content[1]: blocks of type 'image' are not supported yet.",
+            {
+                "role": "assistant",
+                "content": ["x", {"type": "image", "source": {"type": "url", "url": "https://x.org"}}],
+            },
+            "messages[1].content[1]: blocks of type 'image' are not supported here.",
         ),
+        ({"role": "user", "content": ["x", {"text": 5}]}, "messages[1].content[1].text: it must be text."),
+        ({"role": "user", "content": ["x", None]}, "messages[1].content[1]: blocks without a type are not"),
         ({"role": "user", "content": [{"type": ["text"], "text": "x"}]}, "blocks of type \"['text']\" are not"),
         ({"role": "tool", "content": "x"}, "messages[1]: messages of role 'tool' are not supported yet."),
         ({"type": "tool", "content": "x"}, "messages[1]: messages of role 'tool' are not supported yet."),
@@ -103,11 +116,11 @@ def test_invalid_messages_are_refused(message: Any) -> None:
         ),
         (
             {"role": "user", "content": [{"text": "x"}, {"text": "x", "source": {"bytes": "aGk="}}]},
-            "messages[1].content[1]: blocks without a type that have 'source' are not supported yet.",
+            "messages[1].content[1]: blocks without a type are not supported here.",
         ),
         (
             {"role": "user", "content": [{"image": {"source": {"bytes": "aGk="}}}]},
-            "messages[1].content[0]: blocks without a type that have 'image' are not supported yet.",
+            "messages[1].content[0]: blocks without a type are not supported here.",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Lanes that the other nursery forks, from the point of view of their workers and of the test."""
+"""Lanes that their nursery forks, from the point of view of their workers and of the test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-NURSERY = "CRASH_LANES"
+NURSERY = "NURSERY_OF_LANES"
 """The variable with the address of the nursery; beside it is the record of its lanes: a line with worker and lane."""
 
 
@@ -26,13 +26,12 @@ class Lanes:
 
         returncode: int | None = None
 
-        def __init__(self, _: list[str], *, pass_fds: tuple[int, int], **__: Any) -> None:
-            from workers.lane.host import WORKER_ID
-
+        def __init__(self, command: list[str], *, pass_fds: tuple[int, int], **_: Any) -> None:
             address = os.environ[NURSERY]
-            birth = json.dumps({"worker": str(WORKER_ID), "env": dict(os.environ)}).encode()
+            _python, _option, _program, _link, _pulse, worker, *folders = command
+            birth = json.dumps({"worker": worker, "path": folders, "env": dict(os.environ)}).encode()
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
-                line.connect(address)
+                _connect(line, address)
                 socket.send_fds(line, [birth], [*pass_fds, 1, 2])
                 self.pid = int(line.recv(20))
             with record(address).open("a") as lines:
@@ -47,6 +46,25 @@ class Lanes:
             while is_alive(self.pid):
                 time.sleep(0.01)
             self.returncode = -signal.SIGKILL
+
+
+def _connect(line: socket.socket, address: str) -> None:
+    """Connect to the nursery, which listens as soon as it has imported everything."""
+    give_up = time.monotonic() + 60
+    while True:
+        try:
+            return line.connect(address)
+        except (FileNotFoundError, ConnectionRefusedError):
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.02)
+
+
+def fork_lanes() -> None:
+    """Let the nursery fork the lanes of this process, a worker."""
+    from workers.lane import host
+
+    host.subprocess = Lanes  # type: ignore[assignment]
 
 
 def record(address: str) -> Path:

@@ -1,6 +1,8 @@
-"""Lanes that start immediately, as in `tests.crash_matrix.nursery`: forks of a process that waits in greenlets.
+"""Lanes that start immediately, as the processes of `tests.support.nursery`: forks of one that waits in greenlets.
 
-python -m tests.crash_matrix.lane_nursery SOCKET        (answers with pids)
+    python -m tests.support.lane_nursery SOCKET [POINTS]        (answers with pids)
+
+`POINTS` is a module whose `watch` each lane calls before it starts.
 """
 
 from __future__ import annotations
@@ -11,20 +13,25 @@ import os
 import signal
 import socket
 import sys
+import time
+import warnings
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from gevent import monkey
 
 monkey.patch_all()
 
-IMPORTED = ("workers.lane.process", "workers.llm.anthropic", "genai_prices.data", "tests.crash_matrix.points")
+IMPORTED = ("workers.lane.process", "workers.llm.anthropic", "genai_prices.data")
 
 
 def main() -> None:
     """Fork a lane for each message."""
-    for name in IMPORTED:
-        import_module(name)
+    address, *points = sys.argv[1:]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        watched = [import_module(name) for name in (*IMPORTED, *points)][len(IMPORTED) :]
     gc.collect()
     gc.freeze()
     # The kernel reaps ended children.
@@ -34,7 +41,7 @@ def main() -> None:
     plain: Any = monkey.get_original("socket", "socket")
     close: Any = monkey.get_original("os", "close")
     with plain(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(sys.argv[1])
+        listener.bind(address)
         listener.listen(64)
         while True:
             line = plain(fileno=listener._accept()[0])
@@ -42,7 +49,7 @@ def main() -> None:
             if (pid := os.fork()) == 0:
                 listener.close()
                 line.close()
-                _live(json.loads(message), descriptors)
+                _live(json.loads(message), descriptors, watched)
             # Its worker would not notice the end of a lane whose socket is open here too.
             for descriptor in descriptors:
                 close(descriptor)
@@ -50,7 +57,7 @@ def main() -> None:
             line.close()
 
 
-def _live(birth: dict[str, Any], descriptors: list[int]) -> None:
+def _live(birth: dict[str, Any], descriptors: list[int], watched: list[ModuleType]) -> None:
     """Become the lane in the child, and never return."""
     link, pulse, output, errors = descriptors
     os.setsid()
@@ -59,13 +66,15 @@ def _live(birth: dict[str, Any], descriptors: list[int]) -> None:
     os.dup2(errors, 2)
     os.environ.clear()
     os.environ.update(birth["env"])
+    time.tzset()
+    sys.path[:] = birth["path"]
     sys.argv = ["lane", str(link), str(pulse), birth["worker"]]
     from shared.settings import get_settings
-    from tests.crash_matrix.points import watch
     from workers.lane.process import main as live
 
     get_settings.cache_clear()
-    watch("worker")
+    for points in watched:
+        points.watch("worker")
     try:
         live()
     finally:

@@ -1,0 +1,1 @@
+"""What models remember: files that the memory tool of the Messages API reads and writes, stored as versions."""

@@ -1,0 +1,1 @@
+"""The Chat Completions API, as OpenAI, vLLM, Ollama, LiteLLM and others speak it: client, messages, answers, limits."""

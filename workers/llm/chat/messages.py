@@ -1,0 +1,192 @@
+"""Converts a request to the form of the Chat Completions API.
+
+Agents and the journal have messages in the blocks of the Messages API. What this API cannot take is refused by its type
+and place: nothing is left out silently.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+from shared.contracts.turn_settings import ToolChoice
+from shared.errors import ModelError
+from shared.providers import Provider
+from workers.llm.base import Block, ModelRequest, ToolSpec
+from workers.llm.chat.structured import format_of, is_strict
+
+Message = dict[str, Any]
+
+THOUGHTS = "reasoning_content"
+"""Field of a message that most servers have for what a model thought. A block names another one in `field`."""
+HARMLESS = frozenset({"type", "text", "citations", "cache_control"})
+"""Fields of a text block: marks for the cache and citations say nothing to this API."""
+
+
+def body_of(request: ModelRequest, provider: Provider) -> dict[str, Any]:
+    """Return the body of a streamed request.
+
+    Raises:
+        ModelError: it holds something that the API cannot take.
+    """
+    most = "max_completion_tokens" if provider.has("max_completion_tokens") else "max_tokens"
+    body: dict[str, Any] = {
+        "model": request.model,
+        "messages": [*_system(request), *_messages(request, provider)],
+        most: request.max_tokens,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        **request.sampling,
+    }
+    if request.tools:
+        body["tools"] = [_tool(tool, provider) for tool in request.tools]
+    if request.tool_choice is not None:
+        body |= _tool_choice(request.tool_choice)
+    given = {
+        "stop": list(request.stop_sequences),
+        "reasoning_effort": request.effort,
+        "user": request.user_id,
+        "response_format": format_of(request, provider),
+    }
+    return {**body, **{name: value for name, value in given.items() if value}}
+
+
+def _system(request: ModelRequest) -> list[Message]:
+    return [{"role": "system", "content": request.system}] if request.system else []
+
+
+def _tool(tool: ToolSpec, provider: Provider) -> dict[str, Any]:
+    function: dict[str, Any] = {
+        "name": tool.name,
+        "description": tool.description,
+        "parameters": tool.input_schema,
+    }
+    if tool.strict and provider.has("json_schema") and is_strict(tool.input_schema):
+        function["strict"] = True
+    return {"type": "function", "function": function}
+
+
+def _tool_choice(choice: ToolChoice) -> dict[str, Any]:
+    chosen: Any = {"auto": "auto", "any": "required", "none": "none"}.get(choice.type)
+    if chosen is None:
+        chosen = {"type": "function", "function": {"name": choice.name}}
+    return {"tool_choice": chosen, **({} if choice.parallel else {"parallel_tool_calls": False})}
+
+
+def _messages(request: ModelRequest, provider: Provider) -> Iterator[Message]:
+    """Yield the messages. Thoughts go back only within the turns after the user's last message."""
+    since = _last_message_of_user(request.messages)
+    for number, message in enumerate(request.messages):
+        place = f"messages.{number}"
+        match message["role"]:
+            case "system":
+                yield _later_rules(message["content"], provider)
+            case "assistant":
+                yield _of_assistant(message["content"], place, with_thoughts=number > since)
+            case _:
+                yield from _of_user(message["content"], place, provider, as_json=request.results_as_json)
+
+
+def _last_message_of_user(messages: list[Message]) -> int:
+    """Return the number of the user's last message that has more than results of tools; -1 if there is none."""
+    spoken = (
+        number
+        for number, message in enumerate(messages)
+        if message["role"] == "user"
+        and (isinstance(message["content"], str) or any(each["type"] != "tool_result" for each in message["content"]))
+    )
+    return max(spoken, default=-1)
+
+
+def _later_rules(rules: str, provider: Provider) -> Message:
+    """Return a system message between others. Many templates of models take one at the beginning alone."""
+    if provider.has("system_messages"):
+        return {"role": "system", "content": rules}
+    return {"role": "user", "content": f"<system-reminder>\n{rules}\n</system-reminder>"}
+
+
+def _of_assistant(content: str | list[Block], place: str, *, with_thoughts: bool) -> Message:
+    if isinstance(content, str):
+        return {"role": "assistant", "content": content}
+    said: list[str] = []
+    calls: list[dict[str, Any]] = []
+    thoughts: dict[str, str] = {}
+    for index, block in enumerate(content):
+        match block["type"]:
+            case "text":
+                said.append(block["text"])
+            case "tool_use":
+                calls.append(_call(block))
+            case "thinking" if "signature" not in block:
+                field = block.get("field", THOUGHTS)
+                thoughts[field] = thoughts.get(field, "") + block["thinking"]
+            case kind:
+                raise _refusal(f"{place}.content.{index}", kind)
+    message: Message = {"role": "assistant", "content": "".join(said) or None}
+    if calls:
+        message["tool_calls"] = calls
+    return {**message, **(thoughts if with_thoughts else {})}
+
+
+def _call(block: Block) -> dict[str, Any]:
+    arguments = json.dumps(block["input"], ensure_ascii=False)
+    return {"id": block["id"], "type": "function", "function": {"name": block["name"], "arguments": arguments}}
+
+
+def _of_user(content: str | list[Block], place: str, provider: Provider, *, as_json: bool) -> Iterator[Message]:
+    """Yield a message for each result of a tool, and one for the blocks between results."""
+    if isinstance(content, str):
+        yield {"role": "user", "content": content}
+        return
+    numbered = list(enumerate(content))
+    for is_result, group in groupby(numbered, key=lambda each: each[1]["type"] == "tool_result"):
+        if is_result:
+            yield from (_result(block, f"{place}.content.{index}", as_json=as_json) for index, block in group)
+        else:
+            yield {
+                "role": "user",
+                "content": [_part(block, f"{place}.content.{index}", provider) for index, block in group],
+            }
+
+
+def _result(block: Block, place: str, *, as_json: bool) -> Message:
+    content = block.get("content") or ""
+    text = content if isinstance(content, str) else "".join(_texts(content, place))
+    if block.get("is_error"):
+        text = f"Error: {text}" if text.strip() else "Error: the tool failed, and did not say why."
+    elif text.startswith('"') and not as_json and isinstance(content, str):
+        said = json.loads(text)
+        text = said if said.strip() else text
+    return {"role": "tool", "tool_call_id": block["tool_use_id"], "content": text}
+
+
+def _texts(blocks: list[Block], place: str) -> Iterator[str]:
+    for index, block in enumerate(blocks):
+        if block["type"] != "text":
+            raise _refusal(f"{place}.content.{index}", block["type"], "in the result of a tool")
+        yield block["text"]
+
+
+def _part(block: Block, place: str, provider: Provider) -> dict[str, Any]:
+    match block:
+        case {"type": "text", "text": text} if block.keys() <= HARMLESS:
+            return {"type": "text", "text": text}
+        case {"type": "image"} if not provider.has("images"):
+            raise ModelError(
+                f"{place}: the provider {provider.name!r} takes no images. If its models do, add `images` to its "
+                "features in MINION_PROVIDERS."
+            )
+        case {"type": "image", "source": {"type": "base64", "media_type": media_type, "data": data}}:
+            return {"type": "image_url", "image_url": {"url": f"data:{media_type};base64,{data}"}}
+        case {"type": "image", "source": {"type": "url", "url": url}}:
+            return {"type": "image_url", "image_url": {"url": url}}
+        case {"type": "image", "source": {"type": source}}:
+            raise _refusal(place, "image", f"whose source is of type {source!r}")
+    raise _refusal(place, block["type"])
+
+
+def _refusal(place: str, kind: str, where: str = "") -> ModelError:
+    what = f"a block of type {kind[:100]!r}{' ' if where else ''}{where}"
+    return ModelError(f"{place}: the Chat Completions API has no place for {what}. Use a model of Claude for it.")
