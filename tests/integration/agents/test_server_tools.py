@@ -132,7 +132,7 @@ def test_tool_reaches_the_model_as_it_is_set(
     agent_with(given, model=model)
     task, [request] = ask(testing.text("Hi."))
     assert task["state"] == "succeeded", task["error"]
-    assert request["tools"] == [{"name": given["type"], **sent}]
+    assert request["tools"] == [{"name": given["type"], **sent, "cache_control": {"type": "ephemeral"}}]
     SDK_TOOL.validate_python(request["tools"][0])
     assert "container" not in request
 
