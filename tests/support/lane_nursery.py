@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import platform
 import signal
 import socket
 import sys
@@ -32,6 +33,8 @@ def main() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         watched = [import_module(name) for name in (*IMPORTED, *points)][len(IMPORTED) :]
+    # SDKs name it in headers. It asks a command for the processor, and a fork does not see the end of a command.
+    platform.platform()
     gc.collect()
     gc.freeze()
     # The kernel reaps ended children.
