@@ -211,7 +211,21 @@ def _part(block: Block, place: str, provider: Provider) -> dict[str, Any]:
             return {"type": "image_url", "image_url": {"url": url}}
         case {"type": "image", "source": {"type": source}}:
             raise _refusal(place, "image", f"whose source is of type {source!r}")
+        case {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": data}}:
+            return _pdf(block, data, place, provider)
     raise _refusal(place, block["type"])
+
+
+def _pdf(block: Block, data: str, place: str, provider: Provider) -> dict[str, Any]:
+    if not provider.has("documents"):
+        raise ModelError(
+            f"{place}: the provider {provider.name!r} takes no PDFs. If its models do, add `documents` to its features "
+            "in MINION_PROVIDERS."
+        )
+    if (block.get("citations") or {}).get("enabled") or block.get("context"):
+        raise _refusal(place, "document", "with citations or a context")
+    name = block.get("title") or "document.pdf"
+    return {"type": "file", "file": {"filename": name, "file_data": f"data:application/pdf;base64,{data}"}}
 
 
 def _refusal(place: str, kind: str, where: str = "") -> ModelError:
