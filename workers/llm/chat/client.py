@@ -13,6 +13,7 @@ from typing import Any, cast
 import httpx2
 import openai
 import structlog
+from anthropic._base_client import get_platform
 from celery.exceptions import SoftTimeLimitExceeded
 from genai_prices import Usage
 from openai._streaming import ServerSentEvent, SSEDecoder
@@ -73,6 +74,8 @@ def _new_client(account: Account, _: ModelLimits) -> openai.OpenAI:
         http_client=openai.DefaultHttpxClient(verify=certificates(), follow_redirects=False),
     )
     client.organization = client.project = None
+    # Otherwise the SDK runs a program to name the system, and a lane of greenlets may wait for its end indefinitely.
+    client._platform = cast(Any, get_platform())
     return cast(openai.OpenAI, without_environment(client))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import httpx2
+import openai
 import pytest
 
 from shared.errors import ModelError, ModelUnavailable
@@ -56,6 +57,13 @@ def test_stream_cut_at_any_byte_is_whole_or_asked_again(name: str, cut: bool) ->
             assert caught.value.detail["cost_unknown"] is True
         elif b'"finish_reason": "' in whole[: whole.rfind(b"\n\n", 0, end) + 1]:
             assert reply_to(Recorded(whole[:end], cut=cut)).stop_reason == exchange.stop
+
+
+def test_client_runs_no_program_to_name_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openai._base_client.get_platform", lambda: pytest.fail("it asks the system"))
+    openai._base_client.platform_headers.cache_clear()
+    with client._new_client(FAILURES.account, None) as made:  # type: ignore[arg-type]
+        assert made.platform_headers()["X-Stainless-OS"]
 
 
 def test_answer_without_end_is_refused() -> None:
