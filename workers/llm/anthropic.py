@@ -431,7 +431,7 @@ def _plain_message(body: bytes) -> dict[str, Any]:
             return message
         if isinstance(message, dict) and message.get("type") == "error":
             raise error_in(message)
-    raise Unreadable(repr(body[:200]))
+    raise Unreadable(repr(body[:10_000]))
 
 
 def _sound(block: Block) -> Block:

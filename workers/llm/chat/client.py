@@ -337,7 +337,7 @@ def _read_plain(body: bytes, answer: Answer) -> bool:
     if isinstance(received, dict) and received.get("error"):
         raise _error_in(received)
     if not isinstance(received, dict) or not received.get("choices"):
-        raise Unreadable(repr(body[:200]))
+        raise Unreadable(repr(body[:10_000]))
     answer.add(received)
     return True
 
