@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from shared.errors import requirement
 
 Kind = Literal["anthropic", "openai", "vertex", "bedrock", "foundry"]
-Feature = Literal["json_schema", "max_completion_tokens", "system_messages", "images"]
+Feature = Literal["json_schema", "max_completion_tokens", "system_messages", "images", "documents"]
 
 ANTHROPIC = "anthropic"
 """Name of the provider that ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL configure."""

@@ -190,7 +190,7 @@ def guard(app: FastAPI) -> None:
         RuntimeError: one of them has no rule, or a rule has no route.
     """
     routes = [route for module in GUARDED for route in module.router.routes]
-    endpoints = (f"{method} {route.path}" for route in routes for method in route.methods)
+    endpoints = (f"{method} {route.path_format}" for route in routes for method in route.methods)
     rights.check_complete(endpoints, rights.RULES)
     described = problems.documented(401, 403, 422, 429, 503)
     for module in GUARDED:

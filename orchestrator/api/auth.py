@@ -77,7 +77,7 @@ async def authorize(request: Request, credentials: Credentials) -> None:
         SQLAlchemyError: the key cannot be looked up.
     """
     request.state.credentials = credentials
-    rule = RULES[f"{request.method} {request.scope['route'].path}"]
+    rule = RULES[f"{request.method} {request.scope['route'].path_format}"]
     if rule.scraped and _is_scraper(request):
         return
     quotas = request.app.state.quotas

@@ -98,7 +98,7 @@ def list_pauses(database: Statements, key: Caller) -> dict[str, Any]:
 
 
 @router.put(
-    "/pauses/{scope}/{name}",
+    "/pauses/{scope}/{name:path}",
     response_model=Pause,
     responses=problems.documented(413, 415),
     openapi_extra=body.documented(PauseRequest.model_json_schema(), required=False),
@@ -117,7 +117,9 @@ def pause(
         return paused
 
 
-@router.delete("/pauses/{scope}/{name}", status_code=204, response_class=Response, responses=problems.documented(404))
+@router.delete(
+    "/pauses/{scope}/{name:path}", status_code=204, response_class=Response, responses=problems.documented(404)
+)
 def resume(scope: Scope, name: str, query: Namespace, database: Database, actor: Actor) -> None:
     """Resumes a capability, an agent or a key."""
     where = query.namespace
@@ -135,7 +137,7 @@ def list_limits(database: Statements, key: Caller) -> dict[str, Any]:
 
 
 @router.put(
-    "/limits/{scope}/{name}",
+    "/limits/{scope}/{name:path}",
     response_model=Limit,
     responses=problems.documented(413, 415),
     openapi_extra=body.documented(LimitRequest.model_json_schema()),
@@ -166,7 +168,9 @@ def set_limit(
         return limit
 
 
-@router.delete("/limits/{scope}/{name}", status_code=204, response_class=Response, responses=problems.documented(404))
+@router.delete(
+    "/limits/{scope}/{name:path}", status_code=204, response_class=Response, responses=problems.documented(404)
+)
 def remove_limit(scope: LimitScope, name: str, query: Namespace, database: Database, actor: Actor) -> None:
     """Removes a limit."""
     where = query.namespace

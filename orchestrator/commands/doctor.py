@@ -144,6 +144,12 @@ def _providers(settings: Settings) -> Iterator[Finding]:
     yield from providers(settings)
 
 
+def _provider_answers(settings: Settings) -> Iterator[Finding]:
+    from orchestrator.commands.provider_checks import answers
+
+    yield from answers(settings)
+
+
 def _traces(settings: Settings) -> Iterator[Finding]:
     from orchestrator.commands.trace_check import check_endpoint
 
@@ -178,5 +184,6 @@ CHECKS: tuple[Check, ...] = (
     _secret_key,
     _integrations,
     _providers,
+    _provider_answers,
     _traces,
 )

@@ -20,6 +20,8 @@ from orchestrator.observe.stats import AGE, COLUMNS, FILTERS, LISTS, Question, v
 from shared.errors import InvalidInput
 from shared.model_prices import price_by_name
 from shared.model_usage import IN_A_BATCH
+from shared.providers import split
+from shared.settings import get_settings
 from shared.tasks.queries import first_id_at
 
 By = Literal["namespace", "agent", "version", "capability", "key", "model", "tool", "hour", "day"]
@@ -100,6 +102,8 @@ class WhatIf:
 
     def checked(self) -> WhatIf:
         """Return it if it has a price."""
+        if self.model is not None and self.lane == "batch" and not _has_batches(self.model):
+            raise InvalidInput(f"Invalid what-if: the provider of the model {self.model[:100]!r} has no batches.")
         if self.model is not None:
             try:
                 price_by_name(self.model, _usage(_Sums()))
@@ -110,9 +114,12 @@ class WhatIf:
         return self
 
     def dollars(self, model: str, sums: _Sums) -> Decimal | None:
-        """Return the price of tokens that calls of `model` have used; None if it is not known."""
+        """Return the price of tokens that calls of `model` have used; None if it is not known, or has no batches."""
+        chosen = self.model or model
+        if self.lane == "batch" and not _has_batches(chosen):
+            return None
         try:
-            price = price_by_name(self.model or model, _usage(sums)) * sums.count
+            price = price_by_name(chosen, _usage(sums)) * sums.count
         except LookupError:
             return None
         return price * IN_A_BATCH if self.lane == "batch" else price
@@ -132,6 +139,11 @@ class _Sums:
         self.microdollars += microdollars
         for name, number in zip(TOKENS, tokens, strict=True):
             self.tokens[name] += number
+
+
+def _has_batches(model: str) -> bool:
+    provider = get_settings().known_providers().get(split(model)[0])
+    return provider is not None and provider.has_batches
 
 
 def answer(

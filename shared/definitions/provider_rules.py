@@ -22,6 +22,7 @@ from shared.providers import (
     split,
     unknown_provider,
 )
+from shared.settings import get_settings
 
 HONOURED_BY_CHAT = frozenset({"effort", "tool_choice", "stop_sequences", "user_id", "fallback_models"})
 """Settings beside sampling that the Chat Completions API has."""
@@ -74,7 +75,8 @@ def strictness_fault(schema: Schema, model: str, providers: Providers) -> str | 
 
 
 def _is_claude(model: str | None, providers: Providers) -> bool:
-    provider = providers.get(split(model or ANTHROPIC)[0])
+    meant = get_settings().default_model if model in (None, sampling.AUTO) else model
+    provider = providers.get(split(meant)[0])
     return provider is None or provider.is_claude
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, cast, get_args
 from sqlalchemy import Connection, TextClause, text
 
 from shared.errors import InvalidInput, NotFound
+from shared.providers import normal_name
 from shared.tasks.records import ModelRates
 
 Scope = Literal["capability", "agent", "key"]
@@ -224,7 +225,7 @@ def rates_in(row: ModelRates | None) -> list[ModelRate]:
 def _found(
     connection: Connection, statement: TextClause, scope: str, name: str, namespace: str
 ) -> dict[str, Any] | None:
-    values = {"namespace": namespace, "scope": scope, "name": name}
+    values = {"namespace": namespace, "scope": scope, "name": _one_name(scope, name)}
     row = connection.execute(statement, values).mappings().one_or_none()
     return None if row is None else dict(row)
 
@@ -258,4 +259,14 @@ def _target(scope: str, name: str, namespace: str, scopes: tuple[str, ...] = SCO
         raise InvalidInput(f"The scope of a {rule} must be one of {', '.join(scopes)}, not {scope[:50]!r}.")
     if not 0 < len(name) <= MAX_NAME or "\0" in name:
         raise InvalidInput(f"The name of a {scope} must have 1 to {MAX_NAME} characters.")
-    return {"scope": scope, "name": name, "namespace": namespace}
+    return {"scope": scope, "name": _one_name(scope, name), "namespace": namespace}
+
+
+def _one_name(scope: str, name: str) -> str:
+    """Return the name by which a rule is stored: calls know each model by one name."""
+    if scope != "model":
+        return name
+    try:
+        return normal_name(name)
+    except ValueError as error:
+        raise InvalidInput(f"Invalid name {name[:100]!r}: {error}.") from None

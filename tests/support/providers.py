@@ -12,7 +12,7 @@ import pytest
 from minions.testing import KEY
 from tests.support.model_client import forget_model_client
 
-EVERYTHING = ["json_schema", "max_completion_tokens", "system_messages", "images"]
+EVERYTHING = ["json_schema", "max_completion_tokens", "system_messages", "images", "documents"]
 MODELS = {
     "anthropic": "claude-sonnet-5-5",
     "gateway": "gateway:claude-sonnet-5-5",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -40,6 +39,7 @@ from workers.llm.diagnostics import cache_miss_in, diagnostics_of, forget_diagno
 from workers.llm.failures import MAX_MESSAGE, Failures, is_worth_it
 from workers.llm.features import betas_of, body_of, edits_in
 from workers.llm.limits import ModelLimits
+from workers.llm.pacing import paced
 from workers.llm.server_tools import has_lost_container, tools_of
 from workers.llm.stream import StreamError, Unreadable, assemble, error_in
 from workers.llm.structured import forget_format, format_of
@@ -63,12 +63,6 @@ STATUS_OF = {
     "timeout_error": 504,
     "overloaded_error": 529,
 }
-# Seconds between two looks at a stream, and the part of its time so far that they may take.
-LONGEST_PAUSE = 0.05
-SHORTEST_PAUSE = 0.01
-PART_OF_STREAM = 0.5
-WAITED = 0.001
-"""Seconds after which an event was not there yet when it was asked for."""
 UNREADABLE = (Unreadable, InvalidInput, ValueError, TypeError, AttributeError, RecursionError)
 COUNTING = ("count_tokens", "count-tokens:rawPredict")
 """Ends of the addresses at which tokens are counted, with separate limits."""
@@ -424,21 +418,9 @@ def _read_stream(response: httpx2.Response, on_text: Callable[[str], None]) -> d
 
 
 def _events(received: Iterable[Any]) -> Iterator[dict[str, Any]]:
-    """Yield events as they arrive, several at a time: to wake up for an event costs more than to read it.
-
-    After an event that it had to wait for, it pauses for 50 ms at most, and less at the beginning of a stream. If
-    events are further apart than that, it does not pause. Most streams have no pause before their end, which follows
-    the end of a block at once.
-    """
-    began = looked = time.monotonic()
-    for event in received:
-        arrived = time.monotonic()
+    for event in paced(received, lambda event: event.event == "content_block_delta"):
         if event.data:
             yield {"type": event.event, **event.json()}
-        pause = min(LONGEST_PAUSE, (arrived - began) * PART_OF_STREAM)
-        if event.event == "content_block_delta" and WAITED <= arrived - looked < pause and pause >= SHORTEST_PAUSE:
-            time.sleep(pause)
-        looked = time.monotonic()
 
 
 def _plain_message(body: bytes) -> dict[str, Any]:
@@ -449,7 +431,7 @@ def _plain_message(body: bytes) -> dict[str, Any]:
             return message
         if isinstance(message, dict) and message.get("type") == "error":
             raise error_in(message)
-    raise Unreadable(repr(body[:200]))
+    raise Unreadable(repr(body[:10_000]))
 
 
 def _sound(block: Block) -> Block:

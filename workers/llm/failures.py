@@ -15,6 +15,8 @@ from workers.llm.accounts import Account
 
 WORTH_ASKING_AGAIN = frozenset({408, 409, 429})
 MAX_MESSAGE = 1_100
+MAX_QUOTED = 300
+"""Characters of an answer that cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,9 @@ class Failures:
 
     def unreadable(self, why: object, request_id: str | None = None) -> ModelError:
         """Describe an answer that is not one."""
-        said = f"{self.api}'s answer cannot be read: {str(why) or type(why).__name__}"
+        # Not the other way round: half a key would be left.
+        shown = self.without_key(str(why) or type(why).__name__)[:MAX_QUOTED]
+        said = f"{self.api}'s answer cannot be read: {shown}"
         return self.with_request_id(ModelError, said, request_id, cost_unknown=True)
 
     def lost(self, cause: BaseException, request_id: str | None = None) -> ModelError:

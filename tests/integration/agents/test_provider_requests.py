@@ -27,6 +27,11 @@ OPTIONAL = {"type": "object", "properties": {"n": {"type": "integer"}}}
 TOOL = ToolSpec("act", "Acts", SCHEMA)
 PIXEL = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0="}}
 LINKED = {"type": "image", "source": {"type": "url", "url": "https://example.com/a.png"}}
+PDF = {
+    "type": "document",
+    "title": "a.pdf",
+    "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="},
+}
 CALLED = {"type": "tool_use", "id": "call_1", "name": "act", "input": {"n": 1}}
 
 EVERY_SETTING = {
@@ -245,9 +250,24 @@ def test_blocks_are_translated_for_the_chat_completions_api(database: Engine, mo
     ]
 
 
+def test_pdf_is_sent_as_a_file(database: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with receiving(monkeypatch) as received:
+        send("openai", {"role": "user", "content": [PDF, {"type": "text", "text": "Read it."}]})
+    assert received.bodies[-1]["messages"][-1]["content"] == [
+        {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,JVBERi0="}},
+        {"type": "text", "text": "Read it."},
+    ]
+
+
 @pytest.mark.parametrize(
     ("provider", "message", "why"),
     [
+        ("own", {"role": "user", "content": [PDF]}, "messages.0.content.0: the provider 'own' takes no PDFs"),
+        (
+            "openai",
+            {"role": "user", "content": [{**PDF, "citations": {"enabled": True}}]},
+            "no place for a block of type 'document' with citations or a context",
+        ),
         ("own", {"role": "user", "content": [PIXEL]}, "messages.0.content.0: the provider 'own' takes no images"),
         (
             "openai",

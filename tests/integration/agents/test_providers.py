@@ -26,7 +26,10 @@ from tests.support.model_client import forget_model_client
 from tests.support.processes import killed_on_exit, start_worker, wait_online, wait_until
 from tests.support.providers import CLAUDE, MODELS, use_providers
 from workers.llm import client_for
+from workers.llm.accounts import Account
 from workers.llm.base import ModelRequest
+from workers.llm.failures import Failures
+from workers.llm.stream import Unreadable
 
 ANSWER = {"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}, "additionalProperties": False}
 HI = testing.text("Hi.")
@@ -354,6 +357,14 @@ def test_key_that_the_api_repeats_is_hidden(
     task = ask(error(400, "invalid_request_error", f"unexpected Bearer {KEY}"))
     assert "unexpected Bearer ***" in task["error"]["message"]
     assert KEY not in json.dumps(everything_written(database, capsys), default=str)
+
+
+@pytest.mark.parametrize("before", range(270, 300, 5))
+def test_no_part_of_a_key_is_in_a_cut_answer(before: int) -> None:
+    provider = get_settings().known_providers()["openai"]
+    failures = Failures(Account(provider, KEY, "the test"))
+    said = failures.unreadable(Unreadable("x" * before + KEY)).message
+    assert KEY[:4] not in said
 
 
 def test_key_does_not_follow_a_redirect(

@@ -29,7 +29,7 @@ from tests.integration.conftest import InlineWorker
 from tests.support.definitions import NOOP
 
 ENDPOINTS = sorted(
-    f"{method} {route.path}" for module in GUARDED for route in module.router.routes for method in route.methods
+    f"{method} {route.path_format}" for module in GUARDED for route in module.router.routes for method in route.methods
 )
 THEIR_ERROR = "0123456789abcdef"
 SOON = (datetime.now(UTC) + timedelta(days=1)).isoformat()

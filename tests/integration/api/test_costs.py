@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -14,10 +15,12 @@ from genai_prices import Usage, calc_price
 from minions import Client
 from orchestrator.observe import costs
 from orchestrator.observe.counting import catch_up
+from shared.errors import InvalidInput
 from shared.tasks import lifecycle
 from tests.conftest import Define
 from tests.integration.api.conftest import Run, WithKey
 from tests.support.lifecycle_driver import LifecycleDriver
+from tests.support.providers import use_providers
 
 FIRST, SECOND = "claude-opus-5-5", "claude-haiku-5-5"
 MOMENT = "2026-11-29T12:00:00+00:00"
@@ -115,6 +118,16 @@ def test_what_if_prices_the_recorded_tokens(
     assert a["what_if_dollars"] == pytest.approx(microdollars / 1e6, abs=1e-6)
     assert found["total"]["what_if_dollars"] == a["what_if_dollars"]
     assert a["dollars"] == pytest.approx((price(FIRST, 2) + price(SECOND)) / 1e6)
+
+
+def test_lane_of_a_provider_without_batches_has_no_price(monkeypatch: pytest.MonkeyPatch) -> None:
+    with use_providers("http://127.0.0.1:9", monkeypatch):
+        sums = costs._Sums(count=1, tokens={"input_tokens": 10, "output_tokens": 1})
+        assert costs.WhatIf(lane="batch").dollars("own:qwen3:8b", sums) is None
+        assert costs.WhatIf(lane="direct").dollars("own:qwen3:8b", sums) == Decimal("0.00003")
+        assert costs.WhatIf(model="own:qwen3:8b").checked().dollars("claude-sonnet-5-5", sums) == Decimal("0.00003")
+        with pytest.raises(InvalidInput, match="the provider of the model 'own:qwen3:8b' has no batches"):
+            costs.WhatIf.parse(["model=own:qwen3:8b", "lane=batch"])
 
 
 def test_call_without_a_price_is_left_out_and_said(http: httpx2.Client, counted: LifecycleDriver) -> None:

@@ -150,6 +150,22 @@ def test_limits_are_listed_and_removed(client: Client) -> None:
         client.pause("planet", "earth")
 
 
+@pytest.mark.parametrize("model", ["openrouter:meta-llama/llama-3.3-70b", "ollama:qwen3:8b", "a/../b", "gpt 5%2F?#"])
+def test_limit_of_a_model_of_any_name_is_set_and_removed(client: Client, model: str) -> None:
+    assert client.set_limit("model", model, rate="50/m")["name"] == model
+    assert [limit["name"] for limit in client.limits()] == [model]
+    client.remove_limit("model", model)
+    assert client.limits() == []
+
+
+def test_limit_of_a_model_has_its_one_name(client: Client) -> None:
+    assert client.set_limit("model", "anthropic:claude-sonnet-5-5", rate="50/m")["name"] == "claude-sonnet-5-5"
+    client.remove_limit("model", "anthropic:claude-sonnet-5-5")
+    for name in ("anthropic:", ""):
+        with pytest.raises(errors.InvalidInput):
+            client.set_limit("model", name, rate="50/m")
+
+
 def test_limits_of_models(client: Client, act: Any, tasks: Tasks, inline_worker: InlineWorker) -> None:
     limit = client.set_limit("model", "*", rate="50/m", input_tokens="40000/m")
     assert (limit["rate"], limit["input_tokens"], limit["input_tokens_seconds"]) == (50, 40_000, 60.0)

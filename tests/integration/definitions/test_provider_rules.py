@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from shared.errors import InvalidDefinition, InvalidInput
+from shared.settings import get_settings
 from tests.conftest import Define
 from tests.integration.conftest import ACT, Tasks
 from tests.support.providers import MODELS, use_providers
@@ -120,3 +121,12 @@ def test_batch_lane_of_a_task_is_refused_at_its_submission(apply: Any, tasks: Ta
     with pytest.raises(InvalidInput, match="'Agent' cannot work in the lane `batch`: the provider 'own' of its model"):
         tasks.submit("Agent", "Hello", lane="batch")
     tasks.submit("Agent", "Hello", lane="auto")
+
+
+def test_fallback_of_auto_fits_the_model_that_it_selects(apply: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    apply("auto", config={"fallback_models": ["claude-sonnet-4-5"]})
+    monkeypatch.setenv("MINION_DEFAULT_MODEL", "own:qwen3:8b")
+    get_settings.cache_clear()
+    apply("auto", config={"fallback_models": ["openai:gpt-5"]})
+    with pytest.raises(InvalidDefinition, match="cannot continue a conversation of 'auto'"):
+        apply("auto", config={"fallback_models": ["claude-sonnet-4-5"]})

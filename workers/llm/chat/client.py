@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, cast
 
-import anthropic
 import httpx2
 import openai
 import structlog
+from anthropic._base_client import get_platform
 from celery.exceptions import SoftTimeLimitExceeded
 from genai_prices import Usage
+from openai._streaming import ServerSentEvent, SSEDecoder
 
 from shared.contracts.strict_json import check
 from shared.errors import InvalidInput, ModelError, ModelUnavailable
@@ -28,10 +30,11 @@ from workers.llm.chat.answer import Answer
 from workers.llm.chat.limits import read_reports
 from workers.llm.chat.messages import body_of
 from workers.llm.chat.structured import forget_format
-from workers.llm.chat.usage import tokens_of
+from workers.llm.chat.usage import forget_options, tokens_of
 from workers.llm.clients import Line, Lines, certificates, without_environment
 from workers.llm.failures import Failures, is_worth_it
 from workers.llm.limits import ModelLimits
+from workers.llm.pacing import paced
 from workers.llm.stream import StreamError, Unreadable, error_in
 from workers.outcomes import Postponed
 
@@ -42,6 +45,11 @@ TIMEOUT = httpx2.Timeout(600.0, connect=10.0)
 NO_KEY = "none"
 """Stands for a key in the SDK, which requires one. It is not sent."""
 END = "[DONE]"
+MOST_BYTES = 100_000_000
+"""Of an answer: no model writes as much."""
+FIELDS_OF_EVENTS = (b"data:", b"event:", b"id:", b"retry:", b":")
+NO_MONEY = "insufficient_quota"
+STATUS = re.compile(r"[45][0-9]{2}", re.ASCII)
 STATUS_OF = {
     "invalid_request_error": 400,
     "authentication_error": 401,
@@ -66,6 +74,8 @@ def _new_client(account: Account, _: ModelLimits) -> openai.OpenAI:
         http_client=openai.DefaultHttpxClient(verify=certificates(), follow_redirects=False),
     )
     client.organization = client.project = None
+    # Otherwise the SDK runs a program to name the system, and a lane of greenlets may wait for its end indefinitely.
+    client._platform = cast(Any, get_platform())
     return cast(openai.OpenAI, without_environment(client))
 
 
@@ -81,14 +91,13 @@ class ChatClient:
     def complete(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
         """Make one turn. See `ModelClient`."""
         sent = replace(request, model=own_name(request.model))
-        try:
-            return self._complete(request, sent, on_text)
-        except ModelError as error:
-            if not forget_format(sent, self.provider, error):
-                raise
-            # It was free. The answer is checked against the schema in any case.
-            log.warning("answer_not_constrained", model=request.model, why=error.message)
-            return self._complete(request, sent, on_text)
+        while True:
+            try:
+                return self._complete(request, sent, on_text)
+            except ModelError as error:
+                if not self._asks_for_less(sent, error):
+                    raise
+                log.warning("asked_without_refused_field", model=request.model, why=error.message)
 
     def count_tokens(self, request: ModelRequest) -> int:
         """Estimate them: the API has no count. See `ModelClient`."""
@@ -97,6 +106,13 @@ class ChatClient:
     def batch_fault(self, namespace: str) -> str | None:
         """See `ModelClient`."""
         return f"the provider {self.provider.name!r} has no batches"
+
+    def _asks_for_less(self, sent: ModelRequest, error: ModelError) -> bool:
+        """Return whether the server refused an optional field, which is not sent again. The refusal was free.
+
+        An answer is checked against its schema in any case.
+        """
+        return forget_options(self.provider, error) or forget_format(sent, self.provider, error)
 
     def _complete(self, request: ModelRequest, sent: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
         """Make a call.
@@ -213,13 +229,12 @@ def _receive(response: httpx2.Response, on_text: Callable[[str], None], failures
     request_id = _request_id(response)
     answer = Answer(on_text)
     try:
-        is_whole = _read_stream(response, answer) if _is_stream(response) else _read_plain(response.read(), answer)
+        is_whole = _read(response, answer)
     except StreamError as error:
         # The status was 200: part of the answer may be charged.
         status = int(error.kind) if error.kind.isdecimal() else STATUS_OF.get(error.kind, 500)
-        raise failures.refusal(
-            status, error.message, request_id, again=is_worth_it(status), cost_unknown=True
-        ) from None
+        again = is_worth_it(status) and error.kind != NO_MONEY
+        raise failures.refusal(status, error.message, request_id, again=again, cost_unknown=True) from None
     except httpx2.HTTPError as error:
         raise failures.lost(error, request_id) from None
     except UNREADABLE as error:
@@ -229,34 +244,100 @@ def _receive(response: httpx2.Response, on_text: Callable[[str], None], failures
     return answer
 
 
-def _is_stream(response: httpx2.Response) -> bool:
-    """Return whether the body is a stream, regardless of the content type that a gateway declares."""
-    if response.headers.get("content-type", "").lower().startswith("text/event-stream"):
-        return True
-    return response.read().lstrip().startswith((b"event:", b"data:", b":"))
+def _read(response: httpx2.Response, answer: Answer) -> bool:
+    """Add what a response has to the answer. Return whether that is all: some servers end without `[DONE]`.
+
+    Whether it is a stream does not depend on the content type, which is wrong at some gateways.
+    """
+    body = _Body(response)
+    try:
+        for event in paced(SSEDecoder().iter_bytes(body.pieces()), lambda _: answer.finish is None):
+            body.is_stream = True
+            if event.data.strip() == END:
+                return True
+            for chunk in _chunks_in(event):
+                answer.add(chunk)
+                # After its end, only the usage is of interest.
+                if answer.finish is not None and not chunk.get("choices") and answer.usage:
+                    return True
+    except (httpx2.HTTPError, ValueError) as error:
+        # An answer that has ended is whole, and paid for. Without its end, the last line may be cut off.
+        if not _is_whole(answer) and (isinstance(error, httpx2.HTTPError) or not body.is_over):
+            raise
+    return _is_whole(answer) if body.is_stream else _read_plain(bytes(body.start), answer)
 
 
-def _read_stream(response: httpx2.Response, answer: Answer) -> bool:
-    """Add the chunks to the answer. Return whether they are all: some servers end without `[DONE]`."""
-    for event in anthropic.Stream.raw_events(response):
-        if event.data.strip() == END:
-            return True
-        if not event.data:
-            continue
-        chunk = event.json()
-        if event.event == "error" or (isinstance(chunk, dict) and chunk.get("error")):
-            raise _error_in(chunk)
-        answer.add(chunk)
+class _Body:
+    """The body of a response, piece by piece.
+
+    Attributes:
+        is_stream: it has events.
+        start: the body up to the first event.
+        is_over: all of it has been read.
+    """
+
+    def __init__(self, response: httpx2.Response) -> None:
+        self.is_stream = False
+        self.start = bytearray()
+        self.is_over = False
+        self._response = response
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield it as it arrives.
+
+        Raises:
+            Unreadable: it is larger than an answer can be.
+        """
+        size = 0
+        for piece in self._response.iter_bytes():
+            size += len(piece)
+            if size > MOST_BYTES:
+                raise Unreadable(f"it has more than {MOST_BYTES:,} bytes")
+            if not self.is_stream:
+                self.start += piece
+            yield piece
+        self.is_over = True
+        # Some servers leave out the empty line after the last event.
+        yield b"\n\n"
+
+
+def _is_whole(answer: Answer) -> bool:
     return answer.finish is not None
 
 
+def _chunks_in(event: ServerSentEvent) -> Iterator[Any]:
+    """Yield the chunks in an event: one, or one in each line if a server leaves out the empty lines between them.
+
+    Raises:
+        StreamError: the event is an error.
+    """
+    if not event.data:
+        return
+    try:
+        chunks = [json.loads(event.data)]
+    except ValueError:
+        lines = [line for line in event.data.split("\n") if line.strip() not in ("", END)]
+        if event.event == "error":
+            raise StreamError("server_error", event.data[:1_000]) from None
+        chunks = [*map(json.loads, lines)]
+    for chunk in chunks:
+        if event.event == "error" or (isinstance(chunk, dict) and chunk.get("error")):
+            raise _error_in(chunk)
+        yield chunk
+
+
 def _read_plain(body: bytes, answer: Answer) -> bool:
-    """Add the plain answer of a gateway that cannot stream. Return True: it is whole."""
+    """Add the plain answer of a gateway that cannot stream. Return whether there is one."""
+    start = body.lstrip()[:10]
+    if any(start.startswith(each) or each.startswith(start) for each in FIELDS_OF_EVENTS):
+        return False
     received = json.loads(body)
+    if isinstance(received, list) and received:
+        received = received[0]
     if isinstance(received, dict) and received.get("error"):
         raise _error_in(received)
     if not isinstance(received, dict) or not received.get("choices"):
-        raise Unreadable(repr(body[:200]))
+        raise Unreadable(repr(body[:10_000]))
     answer.add(received)
     return True
 
@@ -265,21 +346,28 @@ def _error_in(received: Any) -> StreamError:
     """Return the error in a chunk or a body. Its code says more than its type, and may be an HTTP status."""
     error = error_in(received if isinstance(received, dict) else {"message": str(received)})
     inner = received.get("error") if isinstance(received, dict) else None
-    code = inner.get("code") if isinstance(inner, dict) else None
-    kind = str(code) if str(code) in STATUS_OF or str(code).isdecimal() else error.kind
-    return StreamError(kind, error.message)
+    code = str(inner.get("code") if isinstance(inner, dict) else None)
+    kind = code if code in STATUS_OF or STATUS.fullmatch(code) else error.kind
+    return StreamError(kind if kind in STATUS_OF or STATUS.fullmatch(kind) else "server_error", error.message)
 
 
 def _refusal(error: openai.APIStatusError, model: str, failures: Failures) -> ModelError:
     headers = error.response.headers
-    body = error.body if isinstance(error.body, dict) else {}
+    body = _fields_of(error.body)
     said = str(body.get("message") or body.get("detail") or error.message)
     # An account without money is no matter of patience.
-    again = is_worth_it(error.status_code, headers) and body.get("code") != "insufficient_quota"
+    again = is_worth_it(error.status_code, headers) and NO_MONEY not in (body.get("code"), body.get("type"))
     failure = failures.refusal(error.status_code, said, _request_id(error.response), again=again, model=model)
     if isinstance(failure, ModelUnavailable) and (seconds := retry_after(headers)) is not None:
         failure.detail["retry_after"] = seconds
     return failure
+
+
+def _fields_of(body: Any) -> dict[str, Any]:
+    """Return the fields of an error. Some servers have a text instead, and Gemini a list."""
+    if isinstance(body, list) and body:
+        body = body[0].get("error", body[0]) if isinstance(body[0], dict) else body[0]
+    return body if isinstance(body, dict) else {"message": body} if isinstance(body, str) else {}
 
 
 def _request_id(response: httpx2.Response) -> str | None:

@@ -16,11 +16,16 @@ from shared.errors import ModelError
 from shared.providers import Provider
 from workers.llm.base import Block, ModelRequest, ToolSpec
 from workers.llm.chat.structured import format_of, is_strict
+from workers.llm.chat.thoughts import returned, returned_parts
+from workers.llm.chat.usage import OPTIONS, options_of
 
 Message = dict[str, Any]
 
-THOUGHTS = "reasoning_content"
-"""Field of a message that most servers have for what a model thought. A block names another one in `field`."""
+ONLY_CLAUDE = (
+    *("thinking", "service_tier", "betas", "speed", "context_management", "task_budget", "tool_search"),
+    "container",
+)
+"""Settings of a request that this API does not have."""
 HARMLESS = frozenset({"type", "text", "citations", "cache_control"})
 """Fields of a text block: marks for the cache and citations say nothing to this API."""
 
@@ -31,13 +36,13 @@ def body_of(request: ModelRequest, provider: Provider) -> dict[str, Any]:
     Raises:
         ModelError: it holds something that the API cannot take.
     """
+    _refuse_settings(request, provider)
     most = "max_completion_tokens" if provider.has("max_completion_tokens") else "max_tokens"
     body: dict[str, Any] = {
         "model": request.model,
         "messages": [*_system(request), *_messages(request, provider)],
         most: request.max_tokens,
         "stream": True,
-        "stream_options": {"include_usage": True},
         **request.sampling,
     }
     if request.tools:
@@ -45,12 +50,24 @@ def body_of(request: ModelRequest, provider: Provider) -> dict[str, Any]:
     if request.tool_choice is not None:
         body |= _tool_choice(request.tool_choice)
     given = {
+        OPTIONS: options_of(provider),
         "stop": list(request.stop_sequences),
         "reasoning_effort": request.effort,
         "user": request.user_id,
         "response_format": format_of(request, provider),
     }
     return {**body, **{name: value for name, value in given.items() if value}}
+
+
+def _refuse_settings(request: ModelRequest, provider: Provider) -> None:
+    """Refuse what only Claude has. `minion apply` does, unless `auto` selected the model."""
+    chosen = [name for name in ONLY_CLAUDE if getattr(request, name)]
+    chosen += [f"the tool {tool.name!r}" for tool in request.tools if tool.api_tool]
+    if chosen:
+        raise ModelError(
+            f"The provider {provider.name!r} cannot honour {', '.join(chosen)}: remove that from the agent, or give it "
+            "a model of Claude."
+        )
 
 
 def _system(request: ModelRequest) -> list[Message]:
@@ -112,7 +129,7 @@ def _of_assistant(content: str | list[Block], place: str, *, with_thoughts: bool
         return {"role": "assistant", "content": content}
     said: list[str] = []
     calls: list[dict[str, Any]] = []
-    thoughts: dict[str, str] = {}
+    thoughts: list[Block] = []
     for index, block in enumerate(content):
         match block["type"]:
             case "text":
@@ -120,19 +137,29 @@ def _of_assistant(content: str | list[Block], place: str, *, with_thoughts: bool
             case "tool_use":
                 calls.append(_call(block))
             case "thinking" if "signature" not in block:
-                field = block.get("field", THOUGHTS)
-                thoughts[field] = thoughts.get(field, "") + block["thinking"]
+                thoughts.append(block)
             case kind:
                 raise _refusal(f"{place}.content.{index}", kind)
-    message: Message = {"role": "assistant", "content": "".join(said) or None}
+    text = "".join(said)
+    message: Message = {"role": "assistant", "content": text or None}
     if calls:
         message["tool_calls"] = calls
-    return {**message, **(thoughts if with_thoughts else {})}
+    if not with_thoughts:
+        return message
+    if parts := returned_parts(thoughts):
+        message["content"] = [*parts, *([{"type": "text", "text": text}] if text else [])]
+    return {**message, **returned(thoughts)}
 
 
 def _call(block: Block) -> dict[str, Any]:
     arguments = json.dumps(block["input"], ensure_ascii=False)
-    return {"id": block["id"], "type": "function", "function": {"name": block["name"], "arguments": arguments}}
+    extra = {"extra_content": block["extra_content"]} if "extra_content" in block else {}
+    return {
+        "id": block["id"],
+        "type": "function",
+        "function": {"name": block["name"], "arguments": arguments},
+        **extra,
+    }
 
 
 def _of_user(content: str | list[Block], place: str, provider: Provider, *, as_json: bool) -> Iterator[Message]:
@@ -184,7 +211,21 @@ def _part(block: Block, place: str, provider: Provider) -> dict[str, Any]:
             return {"type": "image_url", "image_url": {"url": url}}
         case {"type": "image", "source": {"type": source}}:
             raise _refusal(place, "image", f"whose source is of type {source!r}")
+        case {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": data}}:
+            return _pdf(block, data, place, provider)
     raise _refusal(place, block["type"])
+
+
+def _pdf(block: Block, data: str, place: str, provider: Provider) -> dict[str, Any]:
+    if not provider.has("documents"):
+        raise ModelError(
+            f"{place}: the provider {provider.name!r} takes no PDFs. If its models do, add `documents` to its features "
+            "in MINION_PROVIDERS."
+        )
+    if (block.get("citations") or {}).get("enabled") or block.get("context"):
+        raise _refusal(place, "document", "with citations or a context")
+    name = block.get("title") or "document.pdf"
+    return {"type": "file", "file": {"filename": name, "file_data": f"data:application/pdf;base64,{data}"}}
 
 
 def _refusal(place: str, kind: str, where: str = "") -> ModelError:

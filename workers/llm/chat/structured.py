@@ -10,8 +10,8 @@ from shared.contracts.strict_json import digest
 from shared.errors import ModelError
 from shared.providers import Provider
 from workers.llm.base import ModelRequest
+from workers.llm.chat.usage import was_refused
 
-REFUSALS = frozenset({400, 422})
 WORDS = ("response_format", "json_schema", "schema", "grammar", "guided")
 MOST_REFUSED = 1000
 _refused: OrderedDict[str, None] = OrderedDict()
@@ -38,7 +38,7 @@ def format_of(request: ModelRequest, provider: Provider) -> dict[str, Any] | Non
 
 def forget_format(request: ModelRequest, provider: Provider, error: ModelError) -> bool:
     """Send this schema no more as a format if that is what the server refuses; return whether it is."""
-    if error.detail.get("http_status") not in REFUSALS or format_of(request, provider) is None:
+    if not was_refused(error) or format_of(request, provider) is None:
         return False
     if not any(word in error.message for word in WORDS):
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from orchestrator.commands import provider_checks
 from orchestrator.commands.findings import Finding
 from shared.settings import get_settings
+from tests.support.http_server import answering
 
 
 @pytest.fixture
@@ -50,3 +52,47 @@ def test_missing_package_is_named(check: Any, monkeypatch: pytest.MonkeyPatch, k
     monkeypatch.setattr(provider_checks, "find_spec", lambda name: None)
     fields = {"vertex": {"project": "p", "region": "eu"}, "bedrock": {"region": "us-east-1"}}.get(kind, {})
     assert check({"kind": kind, **fields}).advice == f"workers need `{package}`: install `minions-server[{kind}]`"
+
+
+@pytest.mark.parametrize(
+    ("status", "key", "advice"),
+    [
+        (200, "sk-secret", ""),
+        (404, None, ""),
+        (401, "sk-secret", "it refuses the key"),
+        (403, None, "it needs a key"),
+        (307, "sk-secret", "it redirects"),
+    ],
+)
+def test_answer_of_a_provider_is_judged(
+    monkeypatch: pytest.MonkeyPatch, status: int, key: str | None, advice: str
+) -> None:
+    seen = []
+
+    class Answering(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append((self.path, self.headers.get("authorization")))
+            self.send_response(status)
+            self.send_header("location", "/elsewhere")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with answering(Answering) as port:
+        [found] = answers_of(monkeypatch, f"http://127.0.0.1:{port}/v1", key)
+    assert (found.verdict, advice in found.advice) == ("warning" if advice else "ok", True)
+    assert seen == [("/v1/models", f"Bearer {key}" if key else None)]
+    assert "sk-secret" not in str(found)
+
+
+def test_provider_that_does_not_answer_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    [found] = answers_of(monkeypatch, "http://127.0.0.1:9/v1", "sk-secret")
+    assert (found.verdict, found.found.startswith("none: ")) == ("warning", True)
+
+
+def answers_of(monkeypatch: pytest.MonkeyPatch, url: str, key: str | None) -> list[Finding]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("MINION_PROVIDERS", json.dumps({"x": {"kind": "openai", "url": url}}))
+    monkeypatch.setenv("MINION_PROVIDER_KEYS", json.dumps({"x": key} if key else {}))
+    return [*provider_checks.answers(get_settings.__wrapped__())]

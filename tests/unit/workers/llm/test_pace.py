@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from workers.llm import anthropic
+from workers.llm import anthropic, pacing
 
 DELTA, STOP = "content_block_delta", "content_block_stop"
 
@@ -31,7 +31,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(anthropic, "time", clock)
+    monkeypatch.setattr(pacing, "time", clock)
     return clock
 
 
@@ -47,11 +47,11 @@ def test_events_are_read_several_at_a_time(clock: Clock) -> None:
     kinds = [event["type"] for event in anthropic._events(received(clock, *slow))]
     assert kinds == [DELTA] * 100
     assert 10 < len(clock.pauses) < 30
-    assert max(clock.pauses) == anthropic.LONGEST_PAUSE
+    assert max(clock.pauses) == pacing.LONGEST_PAUSE
 
 
 def test_stream_slower_than_the_pauses_is_read_without_pauses(clock: Clock) -> None:
-    slow = [(2 * anthropic.LONGEST_PAUSE * number, DELTA) for number in range(1, 100)]
+    slow = [(2 * pacing.LONGEST_PAUSE * number, DELTA) for number in range(1, 100)]
     assert len(list(anthropic._events(received(clock, *slow)))) == 99
     assert not clock.pauses
 
