@@ -13,6 +13,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 
 from shared.errors import InvalidInput, TooLarge
 
@@ -49,9 +50,15 @@ SIGNATURES = {
     PDF: re.compile(rb".{0,1024}?%PDF-", re.DOTALL),
 }
 PAGE = re.compile(rb"/Type\s*/Page(?![A-Za-z])")
-STREAM = re.compile(rb"/Type\s*/ObjStm\b[^>]*>>\s*stream\r?\n|/ObjStm\b.{0,200}?>>\s*stream\r?\n", re.DOTALL)
+# The dictionary of an object stream, and the beginning of any stream. Both are found in one pass.
+STREAM = re.compile(rb"/ObjStm\b|\bstream\r?\n")
 ENCRYPTED = re.compile(rb"/Encrypt\s+\d+\s+\d+\s+R|/Encrypt\s*<<")
+# Bounds for hostile files. Writers put at most some hundred objects into a stream.
+MOST_STREAMS = 4096
 MOST_UNPACKED = 64 << 20
+LARGEST_STREAM = 1 << 20
+LARGEST_PACKED = 256 << 10
+LONGEST_DICTIONARY = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +139,8 @@ def inspect(data: bytes, media_type: str | None, *, where: str) -> Media:
             "Send the type of the content.",
             path=where,
         )
+    if declared in IMAGE_TYPES:
+        _check_size(data, where)
     media = _facts(data, declared)
     _check_limits(media, data, where)
     return media
@@ -180,19 +189,21 @@ def _facts(data: bytes, media_type: str) -> Media:
     return Media(media_type, len(data), width, height)
 
 
+def _check_size(data: bytes, where: str) -> None:
+    size = math.ceil(len(data) / 3) * 4
+    if size > MAX_IMAGE_BYTES:
+        raise TooLarge(
+            f"{where}: the image has {size:,} bytes in base64, and the API takes {MAX_IMAGE_BYTES:,}. Scale it down: "
+            "the model sees at most 2,576 pixels a side."
+        )
+
+
 def _check_limits(media: Media, data: bytes, where: str) -> None:
-    if media.is_image:
-        size = math.ceil(media.size / 3) * 4
-        if size > MAX_IMAGE_BYTES:
-            raise TooLarge(
-                f"{where}: the image has {size:,} bytes in base64, and the API takes {MAX_IMAGE_BYTES:,}. Scale it "
-                "down: the model sees at most 2,576 pixels a side."
-            )
-        if max(media.width or 0, media.height or 0) > MAX_PIXELS:
-            raise TooLarge(
-                f"{where}: the image has {media.width} × {media.height} pixels, and the API takes {MAX_PIXELS} a side. "
-                "Scale it down."
-            )
+    if media.is_image and max(media.width or 0, media.height or 0) > MAX_PIXELS:
+        raise TooLarge(
+            f"{where}: the image has {media.width} × {media.height} pixels, and the API takes {MAX_PIXELS} a side. "
+            "Scale it down."
+        )
     if media.media_type == PDF:
         if (media.pages or 0) > MAX_PAGES:
             raise TooLarge(f"{where}: the PDF has {media.pages} pages, and the API takes {MAX_PAGES}. Split it.")
@@ -250,18 +261,29 @@ def _jpeg(data: bytes) -> tuple[int, int] | None:
 
 def _pages(data: bytes) -> int | None:
     """Return the number of page objects, also of those in compressed object streams; None if there are none."""
-    return sum(len(PAGE.findall(part)) for part in (data, *_object_streams(data))) or None
+    return sum(sum(1 for _ in PAGE.finditer(part)) for part in chain([data], _object_streams(data))) or None
 
 
 def _object_streams(data: bytes) -> Iterator[bytes]:
+    """Yield the contents of the compressed object streams, within the bounds for hostile files."""
     room = MOST_UNPACKED
-    for found in STREAM.finditer(data):
-        unpacked = zlib.decompressobj()
+    for begin in islice(_beginnings(data), MOST_STREAMS):
         try:
-            part = unpacked.decompress(data[found.end() :], room)
+            part = zlib.decompressobj().decompress(data[begin : begin + LARGEST_PACKED], min(room, LARGEST_STREAM))
         except zlib.error:
             continue
-        room -= len(part)
         yield part
+        room -= len(part)
         if room <= 0:
             return
+
+
+def _beginnings(data: bytes) -> Iterator[int]:
+    """Yield where the contents of object streams begin."""
+    described = -LONGEST_DICTIONARY
+    for found in STREAM.finditer(data):
+        if found[0] == b"/ObjStm":
+            described = found.end()
+        elif found.start() - described < LONGEST_DICTIONARY:
+            described = -LONGEST_DICTIONARY
+            yield found.end()

@@ -53,7 +53,13 @@ def _place_system_messages(messages: Messages, as_system: bool) -> Iterator[dict
         if rules and said and as_system:
             yield from [*said, {"role": "system", "content": "\n\n".join(rules)}]
         else:
-            yield from turn if speaks else map(_as_reminder, turn)
+            yield from turn if speaks else map(_as_reminder, sorted(turn, key=_is_no_answer))
+
+
+def _is_no_answer(message: dict[str, Any]) -> bool:
+    """Return whether a message has no tool's result. Those with one must directly follow the call."""
+    content = message["content"]
+    return isinstance(content, str) or all(block["type"] != "tool_result" for block in content)
 
 
 def _as_reminder(message: dict[str, Any]) -> dict[str, Any]:
