@@ -212,6 +212,38 @@ def files_in(value: JsonValue) -> Iterator[str]:
             yield from files_in(part)
 
 
+def names_files(value: JsonValue) -> bool:
+    """Return whether an input has a member `$file` anywhere."""
+    return any(True for _ in _members(value, FILE))
+
+
+def kept_files(messages: JsonValue, value: JsonValue) -> set[str]:
+    """Return the ids of our files that are kept with a task's messages and input, wherever they are in them.
+
+    `minion_file_ids` in SQL finds the same. A key that submits a task may read these files from then on.
+    """
+    sources = [
+        each
+        for source in _members(messages, "source")
+        for each in (source if isinstance(source, list) else [source])
+        if isinstance(each, dict)
+    ]
+    ids = [*(source.get("file_id") for source in sources), *_members(value, FILE)]
+    return {id for id in ids if isinstance(id, str) and OUR_FILE.fullmatch(id)}
+
+
+def _members(value: JsonValue, name: str) -> Iterator[JsonValue]:
+    """Yield the values of all members of that name."""
+    if isinstance(value, dict):
+        if name in value:
+            yield value[name]
+        for part in value.values():
+            yield from _members(part, name)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _members(part, name)
+
+
 def check_pairs(messages: Sequence[tuple[str, Content]]) -> None:
     """Check that each tool call is answered once, at the beginning of the next message, and nothing else is, as the API
     requires.

@@ -242,6 +242,17 @@ def test_tool_returns_blocks_by_their_shape(send: Any, define: Define, tasks: Ta
         assert connection.scalar(text("SELECT count(*) FROM task_files WHERE file_id = :id"), {"id": id}) == 1
 
 
+def test_model_gives_a_sub_agent_only_files_of_its_task(send: Any, upload: Any) -> None:
+    own, foreign, missing = upload(b"own"), upload(b"foreign"), "file_" + "0" * 64
+    ask = [("help", {"answer": 1, "file": {"$file": id}}) for id in (own, foreign, missing)]
+    said = {"role": "user", "content": [by_id("document", own)]}
+    task, requests = send(said, script=[tool_use(*ask), testing.text("Seen.")])
+    assert task["state"] == "succeeded", task["error"]
+    results = plain(requests[1])[2]["content"]
+    assert [result.get("is_error", False) for result in results] == [False, True, True]
+    assert results[2]["content"] == f"The file {missing} is not one of this task."
+
+
 def test_example_answers_with_citations(
     upload: Any, database: Engine, tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi
 ) -> None:

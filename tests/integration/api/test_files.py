@@ -140,6 +140,17 @@ def test_tenant_sees_its_files_and_those_of_its_tasks(client: Client, with_key: 
     assert len(list(client.files())) == 3
 
 
+def test_file_of_another_tenant_is_refused_wherever_it_is_named(with_key: WithKey, agents: None) -> None:
+    ours, theirs = (with_key("submitter", tenant=tenant) for tenant in ("ours", "theirs"))
+    own = ours.post("/v1/files", content=PHOTO).json()["id"]
+    summary = {"type": "compaction", "content": "x", "source": [{"file_id": own}]}
+    said = [{"role": "user", "content": "x"}, {"role": "assistant", "content": [summary]}]
+    for request in ({"input": {"a": [{"$file": own, "b": 1}]}}, {"messages": [*said, said[0]]}):
+        refused = theirs.post("/v1/tasks", json={"agent": "Echo", **request})
+        assert (refused.status_code, "there is no file" in refused.text) == (422, True), refused.text
+        assert theirs.get(f"/v1/files/{own}").status_code == 404
+
+
 def test_unused_files_are_deleted_after_their_retention(
     client: Client, agents: None, database: Engine, settings: Settings
 ) -> None:
