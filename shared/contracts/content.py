@@ -36,6 +36,7 @@ OF_MODEL = frozenset(
     "compaction fallback".split()
 )
 MATERIAL = ("text", "image", "document", "search_result")
+CITABLE = frozenset({"document", "search_result"})
 BY_ROLE = {
     "user": (*MATERIAL, "tool_result"),
     "assistant": ("text", "tool_use", *sorted(OF_MODEL)),
@@ -175,14 +176,23 @@ def our_file(block: Block) -> str | None:
     return source["file_id"] if is_ours else None
 
 
+def citable(content: Content) -> Iterator[Block]:
+    """Yield the documents and search results of a content, those in tool results too."""
+    for block in content if isinstance(content, list) else ():
+        if block.get("type") in CITABLE:
+            yield block
+        elif block.get("type") == "tool_result":
+            yield from citable(block.get("content") or "")
+
+
+def is_cited(block: Block) -> bool:
+    """Return whether citations are enabled on a document or a search result."""
+    return bool((block.get("citations") or {}).get("enabled", False))
+
+
 def cites(content: Content) -> bool:
-    """Return whether a content has a document or a search result on which citations are on."""
-    return any(
-        (block.get("citations") or {}).get("enabled", False)
-        if block.get("type") in ("document", "search_result")
-        else block.get("type") == "tool_result" and cites(block.get("content") or "")
-        for block in (content if isinstance(content, list) else ())
-    )
+    """Return whether a content has a document or a search result on which citations are enabled."""
+    return any(map(is_cited, citable(content)))
 
 
 def content_in(value: JsonValue, *, where: str) -> list[Block] | None:

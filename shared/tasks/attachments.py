@@ -68,7 +68,7 @@ def check(
     if unknown := kept - known.keys():
         raise _missing("The task", min(unknown))
     media.check_together(found, what="The task")
-    _check_citations([(each["role"], each["content"]) for each in messages])
+    _check_citations([each["content"] for each in messages])
 
 
 def has_files(messages: Sequence[dict[str, Any]] | None, value: JsonValue) -> bool:
@@ -117,19 +117,15 @@ def _facts(block: Block, known: dict[str, Media], where: str) -> Media | None:
     return facts
 
 
-def _check_citations(messages: Sequence[tuple[str, Content]]) -> None:
-    """The API takes documents with citations, or without, in one request."""
-    documents = [
-        bool((block.get("citations") or {}).get("enabled"))
-        for _, each in messages
-        for block in content.media_in(each)
-        if block["type"] == "document"
-    ]
-    if any(documents) and not all(documents):
-        raise InvalidInput(
-            "Some documents have citations enabled, and others do not: the API takes all or none. Set `citations` on "
-            "each document."
-        )
+def _check_citations(messages: Sequence[Content]) -> None:
+    """The API takes the documents of a request with citations, or without, and its search results too."""
+    for kind in sorted(content.CITABLE):
+        cited = {content.is_cited(each) for said in messages for each in content.citable(said) if each["type"] == kind}
+        if len(cited) > 1:
+            raise InvalidInput(
+                f"Some blocks of type {kind!r} have citations enabled, and others do not: the API takes all or none. "
+                "Set `citations` on each of them."
+            )
 
 
 def _missing(where: str, id: str) -> InvalidInput:

@@ -14,6 +14,7 @@ from typing import Any
 
 from shared.providers import claude_name
 from workers.llm.base import Block, ModelRequest
+from workers.llm.citations import with_one_setting
 
 Messages = list[dict[str, Any]]
 
@@ -28,7 +29,7 @@ def messages_of(request: ModelRequest) -> Messages:
     """Return a request's messages in the form in which they are sent."""
     # A model's thoughts are bound to the words before them, so the form is one that all models of the task accept.
     as_system = all(map(takes_system_messages, (request.model, *request.other_models)))
-    placed = _place_system_messages(request.messages, as_system)
+    placed = _place_system_messages(with_one_setting(request.messages), as_system)
     return [_with_results(message, as_json=request.results_as_json) for message in placed]
 
 

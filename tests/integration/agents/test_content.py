@@ -168,6 +168,19 @@ def test_citations_reach_the_output_and_the_journal(send: Any, tasks: Tasks) -> 
     assert step["output"]["content"][1] == cited
 
 
+def test_citations_of_a_conversation_apply_to_all_its_documents(send: Any) -> None:
+    cited, plain_paper = document(PAPER, citations={"enabled": True}), document(PAPER)
+    answer = {"$content": [{**plain_paper, "citations": {"enabled": False}}]}
+    send({"role": "user", "content": [plain_paper, say("A")]}, conversation_id="mixed")
+    script = [tool_use(("act", {"do": "answer", "answer": answer})), testing.text("Seen.")]
+    task, requests = send({"role": "user", "content": [cited, say("B")]}, conversation_id="mixed", script=script)
+    assert task["state"] == "succeeded", task["error"]
+    first, _, second, _, result = (message["content"] for message in plain(requests[1]))
+    assert [first[0], second[0], *result[0]["content"]] == [cited] * 3
+    with pytest.raises(InvalidInput, match="Some blocks of type 'document' have citations enabled"):
+        send({"role": "user", "content": [cited, plain_paper]})
+
+
 def test_no_format_is_sent_with_citations(send: Any, define_agent: DefineAgent) -> None:
     schema = {
         "type": "object",

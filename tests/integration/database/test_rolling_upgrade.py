@@ -26,7 +26,7 @@ from shared.contracts.documents import parse_definition
 from shared.database import schema
 from shared.definitions.store import DefinitionStore
 from shared.settings import Settings
-from shared.tasks import standing_budgets, stops
+from shared.tasks import files, lifecycle, standing_budgets, stops
 from tests.support.earlier_releases import run_python, unpack
 from tests.support.processes import (
     ROOT,
@@ -325,6 +325,18 @@ def test_previous_release_obeys_stops_and_standing_budgets(site: Site) -> None:
         standing_budgets.set_budget(connection, standing_budgets.target_of("installation"), "day", tokens=10**9)
     site.submit("Planner")
     wait_until(lambda: waits_for("handed_back"), "the task is handed back")
+    # It knows neither files nor blocks.
+    with site.engine.begin() as connection:
+        letter = files.NewFile.read(b"Dear Ann", None, None)
+        id, _ = files.store(connection, "default", letter, uploaded_by="test")
+        block = {"type": "document", "source": {"type": "file", "file_id": id}}
+        said = [{"role": "user", "content": [block, {"type": "text", "text": "?"}]}]
+        for given in ({"input": {"letter": {"$file": id}}}, {"messages": said}):
+            lifecycle.accept(
+                connection, [{"agent": "Planner", "namespace": "default", "submitted_by": "test", **given}]
+            )
+    handed_back = "SELECT count(*) FROM task_status WHERE wait_reason = 'handed_back'"
+    wait_until(lambda: site.sql(handed_back) == 3, "tasks with files are handed back")
     assert site.sql("SELECT count(*) FROM steps WHERE kind = 'model_call'") == 0
     old_orchestrator.stop()
     old_worker.stop()
