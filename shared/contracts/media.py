@@ -122,8 +122,7 @@ def inspect(data: bytes, media_type: str | None, *, where: str) -> Media:
         InvalidInput: the type is not accepted, or the content is of another type.
         TooLarge: it exceeds a limit of the API.
     """
-    found = _recognised(data)
-    declared = found if media_type is None else media_type.partition(";")[0].strip().lower()
+    declared = _recognised(data) if media_type is None else media_type.partition(";")[0].strip().lower()
     if declared is None:
         raise InvalidInput(f"{where}: its type is not recognised. Accepted are {', '.join(FILE_TYPES)}.", path=where)
     if declared not in FILE_TYPES:
@@ -133,10 +132,10 @@ def inspect(data: bytes, media_type: str | None, *, where: str) -> Media:
         )
     if not data:
         raise InvalidInput(f"{where}: it is empty.", path=where)
-    if declared != found:
+    if not _has_type(data, declared):
+        found = _recognised(data) or "none of the accepted types"
         raise InvalidInput(
-            f"{where}: its media type is {declared}, but its content is {found or 'none of the accepted types'}. "
-            "Send the type of the content.",
+            f"{where}: its media type is {declared}, but its content is {found}. Send the type of the content.",
             path=where,
         )
     if declared in IMAGE_TYPES:
@@ -173,13 +172,18 @@ def check_together(media: list[Media], *, what: str) -> None:
 
 
 def _recognised(data: bytes) -> str | None:
-    for media_type, signature in SIGNATURES.items():
-        if signature.match(data):
-            return media_type
+    # A text may be about PDF.
+    likely = PDF if data.lstrip().startswith(b"%PDF-") else TEXT
+    return next((each for each in (*IMAGE_TYPES, likely, PDF) if _has_type(data, each)), None)
+
+
+def _has_type(data: bytes, media_type: str) -> bool:
+    if media_type != TEXT:
+        return SIGNATURES[media_type].match(data) is not None
     try:
-        return None if "\x00" in data.decode("utf-8") else TEXT
+        return "\x00" not in data.decode("utf-8")
     except UnicodeDecodeError:
-        return None
+        return False
 
 
 def _facts(data: bytes, media_type: str) -> Media:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import httpx2
@@ -27,6 +27,7 @@ from shared.database import schema
 from shared.definitions.store import DefinitionStore
 from shared.settings import Settings
 from shared.tasks import files, lifecycle, standing_budgets, stops
+from shared.tasks.records import NewTask
 from tests.support.earlier_releases import run_python, unpack
 from tests.support.processes import (
     ROOT,
@@ -332,11 +333,10 @@ def test_previous_release_obeys_stops_and_standing_budgets(site: Site) -> None:
         block = {"type": "document", "source": {"type": "file", "file_id": id}}
         said = [{"role": "user", "content": [block, {"type": "text", "text": "?"}]}]
         for given in ({"input": {"letter": {"$file": id}}}, {"messages": said}):
-            lifecycle.accept(
-                connection, [{"agent": "Planner", "namespace": "default", "submitted_by": "test", **given}]
-            )
-    handed_back = "SELECT count(*) FROM task_status WHERE wait_reason = 'handed_back'"
-    wait_until(lambda: site.sql(handed_back) == 3, "tasks with files are handed back")
+            task = {"agent": "Planner", "namespace": "default", "submitted_by": "test", **given}
+            lifecycle.accept(connection, [cast(NewTask, task)])
+    handed_back = "SELECT count(DISTINCT task_id) FROM executions WHERE outcome = 'handed_back'"
+    wait_until(lambda: site.sql(handed_back) == 2, "tasks with files are handed back")
     assert site.sql("SELECT count(*) FROM steps WHERE kind = 'model_call'") == 0
     old_orchestrator.stop()
     old_worker.stop()

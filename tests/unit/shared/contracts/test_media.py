@@ -7,7 +7,7 @@ import zlib
 
 import pytest
 
-from shared.contracts.media import MOST_UNPACKED, PDF, inspect
+from shared.contracts.media import MOST_UNPACKED, PDF, TEXT, inspect
 from shared.errors import TooLarge
 
 SIZE = 4_000_000
@@ -39,6 +39,13 @@ def test_pages_of_many_streams_are_added() -> None:
     assert inspect(paper, PDF, where="f").pages == 301
     with pytest.raises(TooLarge, match="601 pages"):
         inspect(paper + packed(b"/Type/Page " * 300), PDF, where="f")
+
+
+def test_text_about_pdf_is_text() -> None:
+    letter = b"A PDF begins with %PDF-1.7.".ljust(100)
+    assert inspect(letter, None, where="f").media_type == inspect(letter, TEXT, where="f").media_type == TEXT
+    for paper in (b"\n%PDF-1.7\n", b"junk\xff\n%PDF-1.7\n"):
+        assert inspect(paper, None, where="f").media_type == PDF
 
 
 def test_size_of_an_image_is_checked_before_its_header() -> None:
