@@ -63,6 +63,7 @@ def test_upload_reads_a_path(client: Client, tmp_path: Any) -> None:
         (b"\x00\x01", {}, 422, "its type is not recognised"),
         (b"<svg/>", {"Content-Type": "image/svg+xml"}, 422, "'image/svg+xml' is not accepted"),
         (b"<html>", {"Content-Type": "image/png"}, 422, "its content is text/plain"),
+        (b"--x", {"Content-Type": "multipart/form-data; boundary=x"}, 422, "curl --data-binary @FILE"),
         (png(8001, 1), {}, 413, "8001 × 1 pixels"),
         (png(padding=4_000_000), {}, 413, "bytes in base64, and the API takes 5,242,880"),
         (pdf("x") + b"trailer << /Encrypt 9 0 R >>", {}, 422, "is encrypted"),

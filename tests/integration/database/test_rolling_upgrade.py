@@ -335,7 +335,10 @@ def test_previous_release_obeys_stops_and_standing_budgets(site: Site) -> None:
         for given in ({"input": {"letter": {"$file": id}}}, {"messages": said}):
             task = {"agent": "Planner", "namespace": "default", "submitted_by": "test", **given}
             lifecycle.accept(connection, [cast(NewTask, task)])
-    handed_back = "SELECT count(DISTINCT task_id) FROM executions WHERE outcome = 'handed_back'"
+    handed_back = (
+        "SELECT count(DISTINCT e.task_id) FROM executions e JOIN tasks t ON t.id = e.task_id "
+        "WHERE e.outcome = 'handed_back' AND t.journal_format = 2"
+    )
     wait_until(lambda: site.sql(handed_back) == 2, "tasks with files are handed back")
     assert site.sql("SELECT count(*) FROM steps WHERE kind = 'model_call'") == 0
     old_orchestrator.stop()
