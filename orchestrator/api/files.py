@@ -147,7 +147,9 @@ def _type_of(request: Request) -> str | None:
     if declared in UNKNOWN_TYPES:
         return None
     if declared.startswith("multipart/"):
-        raise InvalidInput("The body is a form: send the content of the file alone, as `curl --data-binary @FILE` does.")
+        raise InvalidInput(
+            "The body is a form: send the content of the file alone, as `curl --data-binary @FILE` does."
+        )
     return TEXT if declared.startswith("text/") or declared == "application/json" else declared
 
 
