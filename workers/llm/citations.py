@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shared.contracts.content import CITABLE, citable, is_cited
+from shared.contracts.content import citable, is_cited
 
 Block = dict[str, Any]
 
@@ -26,4 +26,4 @@ def _cited(content: Any, kinds: set[str]) -> Any:
 def _cited_block(block: Block, kinds: set[str]) -> Block:
     if block.get("type") == "tool_result":
         return {**block, "content": _cited(block.get("content"), kinds)}
-    return {**block, "citations": {"enabled": True}} if block.get("type") in kinds & CITABLE else block
+    return {**block, "citations": {"enabled": True}} if block.get("type") in kinds else block
