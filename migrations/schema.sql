@@ -3397,7 +3397,8 @@ BEGIN
                 'text', 'image', 'document', 'search_result', 'tool_use', 'tool_result', 'thinking', 'redacted_thinking',
                 'server_tool_use', 'web_search_tool_result', 'web_fetch_tool_result', 'code_execution_tool_result',
                 'bash_code_execution_tool_result', 'text_editor_code_execution_tool_result', 'tool_search_tool_result',
-                'mcp_tool_use', 'mcp_tool_result', 'compaction', 'input_text', 'output_text', 'image_url', 'input_image',
+                'advisor_tool_result', 'mcp_tool_use', 'mcp_tool_result', 'mcp_tool_listing', 'container_upload',
+                'compaction', 'fallback', 'input_text', 'output_text', 'image_url', 'input_image',
                 'file', 'input_file', 'text-plain')
         ORDER BY m.n, b.n LIMIT 1;
     IF found.type IS NOT NULL THEN

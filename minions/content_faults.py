@@ -119,7 +119,20 @@ def _pair_fault(messages: list[dict[str, Any]]) -> str | None:
                 f"messages.{number}: unexpected `tool_use_id` found in `tool_result` blocks: {stray[0]}. Each "
                 "`tool_result` block must have a corresponding `tool_use` block in the previous message."
             )
+        if twice := [answer for answer in answers if answers.count(answer) > 1]:
+            return (
+                f"messages.{number}: each tool_use must have a single result. Found multiple `tool_result` blocks with "
+                f"id: {twice[0]}"
+            )
+        if any(block.get("type") != "tool_result" for block in blocks[: len(answers)]):
+            return (
+                f"messages.{number - 1}: `tool_use` ids were found without `tool_result` blocks immediately after: "
+                f"{answers[0]}. Each `tool_use` block must have a corresponding `tool_result` block in the next "
+                "message."
+            )
         calls = [block["id"] for block in blocks if block.get("type") == "tool_use"]
+        if len({*calls}) < len(calls):
+            return f"messages.{number}: `tool_use` ids must be unique"
     return None
 
 

@@ -720,8 +720,13 @@ def _feature_fault(headers: dict[str, str], body: dict[str, Any]) -> str | None:
 def _block_fault(block: str | dict[str, Any]) -> str | None:
     if not isinstance(block, dict) or block["type"] != "tool_result":
         return None
-    silent = block.get("is_error") and not block.get("content")
-    return "tool_result: content cannot be empty if `is_error` is true" if silent else None
+    content = block.get("content")
+    if not block.get("is_error"):
+        return None
+    if not content:
+        return "tool_result: content cannot be empty if `is_error` is true"
+    shown = isinstance(content, list) and any(each["type"] != "text" for each in content)
+    return "tool_result: all content must be type `text` if `is_error` is true" if shown else None
 
 
 def _system_fault(model: str, roles: list[str]) -> str | None:
@@ -782,7 +787,10 @@ def _grammar_fault(schema: Any) -> str | None:
 
 
 def _texts(content: str | list[dict[str, Any]]) -> list[str]:
-    return [content] if isinstance(content, str) else [block["text"] for block in content if "text" in block]
+    if isinstance(content, str):
+        return [content]
+    results = [each for block in content if block.get("type") == "tool_result" for each in block.get("content") or ()]
+    return [block["text"] for block in [*content, *results] if isinstance(block, dict) and "text" in block]
 
 
 _DIRECTIONS = frozenset({"if", "headers", "seconds", "pause", "cut", "end", "error_after", "batch"})

@@ -25,6 +25,7 @@ from orchestrator.api.parameters import (
 )
 from shared.audit import log
 from shared.contracts.media import FILE_TYPES, IMAGE_TYPES, TEXT
+from shared.errors import InvalidInput
 from shared.settings import Settings
 from shared.tasks import files
 from shared.tasks.files import NewFile
@@ -145,6 +146,10 @@ def _type_of(request: Request) -> str | None:
     declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if declared in UNKNOWN_TYPES:
         return None
+    if declared.startswith("multipart/"):
+        raise InvalidInput(
+            "The body is a form: send the content of the file alone, as `curl --data-binary @FILE` does."
+        )
     return TEXT if declared.startswith("text/") or declared == "application/json" else declared
 
 

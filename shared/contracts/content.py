@@ -32,9 +32,11 @@ MAX_URL = 8192
 OF_MODEL = frozenset(
     "thinking redacted_thinking server_tool_use web_search_tool_result web_fetch_tool_result "
     "code_execution_tool_result bash_code_execution_tool_result text_editor_code_execution_tool_result "
-    "tool_search_tool_result mcp_tool_use mcp_tool_result compaction".split()
+    "tool_search_tool_result advisor_tool_result mcp_tool_use mcp_tool_result mcp_tool_listing container_upload "
+    "compaction fallback".split()
 )
 MATERIAL = ("text", "image", "document", "search_result")
+CITABLE = frozenset({"document", "search_result"})
 BY_ROLE = {
     "user": (*MATERIAL, "tool_result"),
     "assistant": ("text", "tool_use", *sorted(OF_MODEL)),
@@ -70,11 +72,12 @@ def read(content: Any, role: str, *, where: str) -> Content | None:
         return content
     if not isinstance(content, Sequence) or isinstance(content, bytes):
         return None
-    blocks = [read_block(block, BY_ROLE[role], where=f"{where}[{place}]") for place, block in enumerate(content)]
-    blocks = [block for block in blocks if not is_blank(block)]
+    blocks = _read(content, BY_ROLE[role], where)
     if not blocks:
         return None
     if role in ("system", "tool"):
+        if cited := [place for place, block in enumerate(blocks) if "citations" in block]:
+            _refuse(f"{where}[{cited[0]}].citations", f"a message of role {role!r} has none. Leave them out")
         return "\n\n".join(block["text"] for block in blocks)
     return blocks[0]["text"] if len(blocks) == 1 and blocks[0].keys() == {"type", "text"} else blocks
 
@@ -102,7 +105,7 @@ def read_block(block: Any, allowed: Sequence[str], *, where: str) -> Block:
             path=where,
         )
     if kind in OF_MODEL:
-        return fields
+        return _without_marks(fields)
     fields.pop("cache_control", None)
     fields = {name: value for name, value in fields.items() if value is not None}
     if unknown := sorted(fields.keys() - MEMBERS[kind] - {"type"}):
@@ -173,14 +176,23 @@ def our_file(block: Block) -> str | None:
     return source["file_id"] if is_ours else None
 
 
+def citable(content: Content) -> Iterator[Block]:
+    """Yield the documents and search results of a content, those in tool results too."""
+    for block in content if isinstance(content, list) else ():
+        if block.get("type") in CITABLE:
+            yield block
+        elif block.get("type") == "tool_result":
+            yield from citable(block.get("content") or "")
+
+
+def is_cited(block: Block) -> bool:
+    """Return whether citations are enabled on a document or a search result."""
+    return bool((block.get("citations") or {}).get("enabled", False))
+
+
 def cites(content: Content) -> bool:
-    """Return whether a content has a document or a search result on which citations are on."""
-    return any(
-        (block.get("citations") or {}).get("enabled", False)
-        if block.get("type") in ("document", "search_result")
-        else block.get("type") == "tool_result" and cites(block.get("content") or "")
-        for block in (content if isinstance(content, list) else ())
-    )
+    """Return whether a content has a document or a search result on which citations are enabled."""
+    return any(map(is_cited, citable(content)))
 
 
 def content_in(value: JsonValue, *, where: str) -> list[Block] | None:
@@ -192,9 +204,9 @@ def content_in(value: JsonValue, *, where: str) -> list[Block] | None:
     if not isinstance(value, dict) or value.keys() != {CONTENT}:
         return None
     given = value[CONTENT]
-    if not isinstance(given, list) or not given:
-        _refuse(where, f"{CONTENT} must be a list of at least one block")
-    return [read_block(block, MATERIAL, where=f"{where}[{place}]") for place, block in enumerate(given)]
+    if not isinstance(given, list):
+        _refuse(where, f"{CONTENT} must be a list of blocks")
+    return _read(given, MATERIAL, where)
 
 
 def files_in(value: JsonValue) -> Iterator[str]:
@@ -210,8 +222,41 @@ def files_in(value: JsonValue) -> Iterator[str]:
             yield from files_in(part)
 
 
+def names_files(value: JsonValue) -> bool:
+    """Return whether an input has a member `$file` anywhere."""
+    return any(True for _ in _members(value, FILE))
+
+
+def kept_files(messages: JsonValue, value: JsonValue) -> set[str]:
+    """Return the ids of our files that are kept with a task's messages and input, wherever they are in them.
+
+    `minion_file_ids` in SQL finds the same. A key that submits a task may read these files from then on.
+    """
+    sources = [
+        each
+        for source in _members(messages, "source")
+        for each in (source if isinstance(source, list) else [source])
+        if isinstance(each, dict)
+    ]
+    ids = [*(source.get("file_id") for source in sources), *_members(value, FILE)]
+    return {id for id in ids if isinstance(id, str) and OUR_FILE.fullmatch(id)}
+
+
+def _members(value: JsonValue, name: str) -> Iterator[JsonValue]:
+    """Yield the values of all members of that name."""
+    if isinstance(value, dict):
+        if name in value:
+            yield value[name]
+        for part in value.values():
+            yield from _members(part, name)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _members(part, name)
+
+
 def check_pairs(messages: Sequence[tuple[str, Content]]) -> None:
-    """Check that each tool call is answered in the next message, and nothing else is, as the API requires.
+    """Check that each tool call is answered once, at the beginning of the next message, and nothing else is, as the API
+    requires.
 
     Args:
         messages: roles and contents.
@@ -228,8 +273,14 @@ def check_pairs(messages: Sequence[tuple[str, Content]]) -> None:
             _refuse(where, f"it must begin with the `tool_result` of the call {missing[0][:100]!r} before it")
         if stray := [answer for answer in answers if answer not in open_calls]:
             _refuse(where, f"there is no `tool_use` {stray[0][:100]!r} in the message before it")
+        if (twice := _repeated(answers)) is not None:
+            _refuse(where, f"it must have one `tool_result` of the call {twice[:100]!r}")
+        if any(block["type"] != "tool_result" for block in blocks[: len(answers)]):
+            _refuse(where, "each `tool_result` must be before all other blocks")
         if role != "system":
             open_calls = [block["id"] for block in blocks if block["type"] == "tool_use"]
+            if (twice := _repeated(open_calls)) is not None:
+                _refuse(where, f"the id {twice[:100]!r} of a `tool_use` must be unique")
     if open_calls:
         _refuse(f"messages[{len(messages) - 1}]", f"the call {open_calls[0][:100]!r} has no `tool_result` after it")
 
@@ -237,9 +288,10 @@ def check_pairs(messages: Sequence[tuple[str, Content]]) -> None:
 def _text(block: Block, where: str) -> Block:
     if not isinstance(block.get("text"), str):
         _refuse(f"{where}.text", "it must be text")
-    if not block.get("citations", True):
-        del block["citations"]
-    return block
+    citations = block.get("citations", [])
+    if not isinstance(citations, list) or not all(isinstance(each, dict) for each in citations):
+        _refuse(f"{where}.citations", "it must be a list of citations, as an answer has them")
+    return block if citations else {name: value for name, value in block.items() if name != "citations"}
 
 
 def _image(block: Block, where: str) -> Block:
@@ -268,10 +320,13 @@ def _tool_result(block: Block, where: str) -> Block:
     if not isinstance(block.get("is_error", False), bool):
         _refuse(f"{where}.is_error", "it must be true or false")
     given = block.get("content", [])
+    if not isinstance(given, str | list):
+        _refuse(f"{where}.content", "it must be text, or a list of blocks")
     # Text in our own results is JSON, which would be unpacked.
-    content = [{"type": "text", "text": given}] if isinstance(given, str) else given
-    content = [] if isinstance(given, str) and not given.strip() else content
-    return {**block, "content": _blocks(content, MATERIAL, f"{where}.content") if content else []}
+    content = _read([given] if isinstance(given, str) else given, MATERIAL, f"{where}.content")
+    if block.get("is_error") and (not content or any(each["type"] != "text" for each in content)):
+        _refuse(f"{where}.content", "the result of a call that failed must be text, and not blank")
+    return {**block, "content": content}
 
 
 def _tool_use(block: Block, where: str) -> Block:
@@ -294,9 +349,30 @@ CHECKS: dict[str, Callable[[Block, str], Block]] = {
 
 
 def _blocks(given: Any, allowed: Sequence[str], where: str) -> list[Block]:
-    if not isinstance(given, list) or not given:
-        _refuse(where, "it must be a list of at least one block")
-    return [read_block(each, allowed, where=f"{where}[{place}]") for place, each in enumerate(given)]
+    blocks = _read(given, allowed, where) if isinstance(given, list) else []
+    if not blocks:
+        _refuse(where, "it must be a list of at least one block that is not blank")
+    return blocks
+
+
+def _read(given: Sequence[Any], allowed: Sequence[str], where: str) -> list[Block]:
+    """Return blocks in the form that is stored, without blank texts."""
+    blocks = [read_block(each, allowed, where=f"{where}[{place}]") for place, each in enumerate(given)]
+    return [block for block in blocks if not is_blank(block)]
+
+
+def _without_marks(block: Block) -> Block:
+    """Return a block of a model without marks for the prompt cache, also in the blocks that it contains."""
+    plain = {name: value for name, value in block.items() if name != "cache_control"}
+    if isinstance(inner := plain.get("content"), list):
+        plain["content"] = [_without_marks(each) if isinstance(each, dict) else each for each in inner]
+    return plain
+
+
+def _repeated(ids: Sequence[str]) -> str | None:
+    """Return the first id that occurs again."""
+    seen: set[str] = set()
+    return next((id for id in ids if id in seen or seen.add(id)), None)  # type: ignore[func-returns-value]
 
 
 def _source(given: Any, kind: str, where: str) -> Block:

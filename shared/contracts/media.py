@@ -13,6 +13,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 
 from shared.errors import InvalidInput, TooLarge
 
@@ -49,9 +50,15 @@ SIGNATURES = {
     PDF: re.compile(rb".{0,1024}?%PDF-", re.DOTALL),
 }
 PAGE = re.compile(rb"/Type\s*/Page(?![A-Za-z])")
-STREAM = re.compile(rb"/Type\s*/ObjStm\b[^>]*>>\s*stream\r?\n|/ObjStm\b.{0,200}?>>\s*stream\r?\n", re.DOTALL)
+# The dictionary of an object stream, and the beginning of any stream. Both are found in one pass.
+STREAM = re.compile(rb"/ObjStm\b|\bstream\r?\n")
 ENCRYPTED = re.compile(rb"/Encrypt\s+\d+\s+\d+\s+R|/Encrypt\s*<<")
+# Bounds for hostile files. Writers put at most some hundred objects into a stream.
+MOST_STREAMS = 4096
 MOST_UNPACKED = 64 << 20
+LARGEST_STREAM = 1 << 20
+LARGEST_PACKED = 256 << 10
+LONGEST_DICTIONARY = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +122,7 @@ def inspect(data: bytes, media_type: str | None, *, where: str) -> Media:
         InvalidInput: the type is not accepted, or the content is of another type.
         TooLarge: it exceeds a limit of the API.
     """
-    found = _recognised(data)
-    declared = found if media_type is None else media_type.partition(";")[0].strip().lower()
+    declared = _recognised(data) if media_type is None else media_type.partition(";")[0].strip().lower()
     if declared is None:
         raise InvalidInput(f"{where}: its type is not recognised. Accepted are {', '.join(FILE_TYPES)}.", path=where)
     if declared not in FILE_TYPES:
@@ -126,12 +132,14 @@ def inspect(data: bytes, media_type: str | None, *, where: str) -> Media:
         )
     if not data:
         raise InvalidInput(f"{where}: it is empty.", path=where)
-    if declared != found:
+    if not _has_type(data, declared):
+        found = _recognised(data) or "none of the accepted types"
         raise InvalidInput(
-            f"{where}: its media type is {declared}, but its content is {found or 'none of the accepted types'}. "
-            "Send the type of the content.",
+            f"{where}: its media type is {declared}, but its content is {found}. Send the type of the content.",
             path=where,
         )
+    if declared in IMAGE_TYPES:
+        _check_size(data, where)
     media = _facts(data, declared)
     _check_limits(media, data, where)
     return media
@@ -164,13 +172,18 @@ def check_together(media: list[Media], *, what: str) -> None:
 
 
 def _recognised(data: bytes) -> str | None:
-    for media_type, signature in SIGNATURES.items():
-        if signature.match(data):
-            return media_type
+    # A text may be about PDF.
+    likely = PDF if data.lstrip().startswith(b"%PDF-") else TEXT
+    return next((each for each in (*IMAGE_TYPES, likely, PDF) if _has_type(data, each)), None)
+
+
+def _has_type(data: bytes, media_type: str) -> bool:
+    if media_type != TEXT:
+        return SIGNATURES[media_type].match(data) is not None
     try:
-        return None if "\x00" in data.decode("utf-8") else TEXT
+        return "\x00" not in data.decode("utf-8")
     except UnicodeDecodeError:
-        return None
+        return False
 
 
 def _facts(data: bytes, media_type: str) -> Media:
@@ -180,19 +193,21 @@ def _facts(data: bytes, media_type: str) -> Media:
     return Media(media_type, len(data), width, height)
 
 
+def _check_size(data: bytes, where: str) -> None:
+    size = math.ceil(len(data) / 3) * 4
+    if size > MAX_IMAGE_BYTES:
+        raise TooLarge(
+            f"{where}: the image has {size:,} bytes in base64, and the API takes {MAX_IMAGE_BYTES:,}. Scale it down: "
+            "the model sees at most 2,576 pixels a side."
+        )
+
+
 def _check_limits(media: Media, data: bytes, where: str) -> None:
-    if media.is_image:
-        size = math.ceil(media.size / 3) * 4
-        if size > MAX_IMAGE_BYTES:
-            raise TooLarge(
-                f"{where}: the image has {size:,} bytes in base64, and the API takes {MAX_IMAGE_BYTES:,}. Scale it "
-                "down: the model sees at most 2,576 pixels a side."
-            )
-        if max(media.width or 0, media.height or 0) > MAX_PIXELS:
-            raise TooLarge(
-                f"{where}: the image has {media.width} × {media.height} pixels, and the API takes {MAX_PIXELS} a side. "
-                "Scale it down."
-            )
+    if media.is_image and max(media.width or 0, media.height or 0) > MAX_PIXELS:
+        raise TooLarge(
+            f"{where}: the image has {media.width} × {media.height} pixels, and the API takes {MAX_PIXELS} a side. "
+            "Scale it down."
+        )
     if media.media_type == PDF:
         if (media.pages or 0) > MAX_PAGES:
             raise TooLarge(f"{where}: the PDF has {media.pages} pages, and the API takes {MAX_PAGES}. Split it.")
@@ -250,18 +265,29 @@ def _jpeg(data: bytes) -> tuple[int, int] | None:
 
 def _pages(data: bytes) -> int | None:
     """Return the number of page objects, also of those in compressed object streams; None if there are none."""
-    return sum(len(PAGE.findall(part)) for part in (data, *_object_streams(data))) or None
+    return sum(sum(1 for _ in PAGE.finditer(part)) for part in chain([data], _object_streams(data))) or None
 
 
 def _object_streams(data: bytes) -> Iterator[bytes]:
+    """Yield the contents of the compressed object streams, within the bounds for hostile files."""
     room = MOST_UNPACKED
-    for found in STREAM.finditer(data):
-        unpacked = zlib.decompressobj()
+    for begin in islice(_beginnings(data), MOST_STREAMS):
         try:
-            part = unpacked.decompress(data[found.end() :], room)
+            part = zlib.decompressobj().decompress(data[begin : begin + LARGEST_PACKED], min(room, LARGEST_STREAM))
         except zlib.error:
             continue
-        room -= len(part)
         yield part
+        room -= len(part)
         if room <= 0:
             return
+
+
+def _beginnings(data: bytes) -> Iterator[int]:
+    """Yield where the contents of object streams begin."""
+    described = -LONGEST_DICTIONARY
+    for found in STREAM.finditer(data):
+        if found[0] == b"/ObjStm":
+            described = found.end()
+        elif found.start() - described < LONGEST_DICTIONARY:
+            described = -LONGEST_DICTIONARY
+            yield found.end()

@@ -56,8 +56,8 @@ def check(
             raise InvalidInput(
                 f'The input refers to the file {id[:100]!r}: {{"$file": …}} takes the id of a file uploaded here.'
             )
-    ids = [*named, *filter(None, (our_file(block) for _, block in places))]
-    known = files.media_of(connection, namespace, ids, scope)
+    kept = content.kept_files([each["content"] for each in messages], value)
+    known = files.media_of(connection, namespace, sorted(kept), scope)
     for id in named:
         if id not in known:
             raise _missing("The input", id)
@@ -65,13 +65,15 @@ def check(
     for where, block in places:
         if (facts := _facts(block, known, where)) is not None:
             found.append(facts)
+    if unknown := kept - known.keys():
+        raise _missing("The task", min(unknown))
     media.check_together(found, what="The task")
-    _check_citations([(each["role"], each["content"]) for each in messages])
+    _check_citations([each["content"] for each in messages])
 
 
 def has_files(messages: Sequence[dict[str, Any]] | None, value: JsonValue) -> bool:
     """Return whether there is anything for `check`."""
-    return any(isinstance(each["content"], list) for each in messages or ()) or any(content.files_in(value))
+    return any(isinstance(each["content"], list) for each in messages or ()) or content.names_files(value)
 
 
 def _stored(block: Block, store: Store) -> Block:
@@ -115,19 +117,15 @@ def _facts(block: Block, known: dict[str, Media], where: str) -> Media | None:
     return facts
 
 
-def _check_citations(messages: Sequence[tuple[str, Content]]) -> None:
-    """The API takes documents with citations, or without, in one request."""
-    documents = [
-        bool((block.get("citations") or {}).get("enabled"))
-        for _, each in messages
-        for block in content.media_in(each)
-        if block["type"] == "document"
-    ]
-    if any(documents) and not all(documents):
-        raise InvalidInput(
-            "Some documents have citations enabled, and others do not: the API takes all or none. Set `citations` on "
-            "each document."
-        )
+def _check_citations(messages: Sequence[Content]) -> None:
+    """The API takes the documents of a request with citations, or without, and its search results too."""
+    for kind in sorted(content.CITABLE):
+        cited = {content.is_cited(each) for said in messages for each in content.citable(said) if each["type"] == kind}
+        if len(cited) > 1:
+            raise InvalidInput(
+                f"Some blocks of type {kind!r} have citations enabled, and others do not: the API takes all or none. "
+                "Set `citations` on each of them."
+            )
 
 
 def _missing(where: str, id: str) -> InvalidInput:

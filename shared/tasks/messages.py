@@ -23,7 +23,10 @@ ROLES = {
     "tool": "tool",
 }
 # Attributes in which OpenAI, LangChain and Ollama keep content outside `content`.
-BESIDE_CONTENT = ("tool_calls", "function_call", "audio", "images", "files", "attachments")
+BESIDE_CONTENT = (
+    *("tool_calls", "invalid_tool_calls", "function_call", "audio", "images", "files", "attachments"),
+    *("refusal", "reasoning", "reasoning_content", "thinking"),
+)
 # The one in which LangChain keeps those that it does not know.
 MORE_ATTRIBUTES = "additional_kwargs"
 

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from shared.access.scope import Scope
-from shared.contracts.content import files_in
+from shared.contracts.content import names_files
 from shared.contracts.json_schema import Schema
 from shared.contracts.requests import TaskRequest
 from shared.contracts.strict_json import are_sound, check, check_size
@@ -99,7 +99,7 @@ class KnownTargets:
     def prepare(self, request: TaskRequest, *, submitted_by: str, submitter_key: str) -> NewTask | None:
         """Check a request, as `submission.prepare` does. Return None if that must check it: it may be refused."""
         target = self._targets.get(_name_of(request)) if _names_only_agent(request) else None
-        if target is None or any(files_in(request.input)):
+        if target is None or names_files(request.input):
             return None
         plain = _fields_of(request)
         try:

@@ -14,6 +14,7 @@ from typing import Any
 
 from shared.providers import claude_name
 from workers.llm.base import Block, ModelRequest
+from workers.llm.citations import with_one_setting
 
 Messages = list[dict[str, Any]]
 
@@ -28,7 +29,7 @@ def messages_of(request: ModelRequest) -> Messages:
     """Return a request's messages in the form in which they are sent."""
     # A model's thoughts are bound to the words before them, so the form is one that all models of the task accept.
     as_system = all(map(takes_system_messages, (request.model, *request.other_models)))
-    placed = _place_system_messages(request.messages, as_system)
+    placed = _place_system_messages(with_one_setting(request.messages), as_system)
     return [_with_results(message, as_json=request.results_as_json) for message in placed]
 
 
@@ -53,7 +54,13 @@ def _place_system_messages(messages: Messages, as_system: bool) -> Iterator[dict
         if rules and said and as_system:
             yield from [*said, {"role": "system", "content": "\n\n".join(rules)}]
         else:
-            yield from turn if speaks else map(_as_reminder, turn)
+            yield from turn if speaks else map(_as_reminder, sorted(turn, key=_is_no_answer))
+
+
+def _is_no_answer(message: dict[str, Any]) -> bool:
+    """Return whether a message has no tool's result. Those with one must directly follow the call."""
+    content = message["content"]
+    return isinstance(content, str) or all(block["type"] != "tool_result" for block in content)
 
 
 def _as_reminder(message: dict[str, Any]) -> dict[str, Any]:

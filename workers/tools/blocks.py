@@ -9,9 +9,9 @@ from dataclasses import replace
 
 from sqlalchemy import Connection
 
-from shared.contracts.content import CONTENT, Block, content_in, our_files
+from shared.contracts.content import CONTENT, Block, content_in, kept_files, our_files
 from shared.contracts.strict_json import JsonValue
-from shared.database.connections import get_engine, persist
+from shared.database.connections import get_engine, persist, persistently
 from shared.errors import InvalidInput, InvalidOutput, TooLarge
 from shared.tasks import attachments, files
 from shared.tasks.files import NewFile
@@ -47,6 +47,18 @@ def blocks_in(result: JsonValue, task: ClaimedTask) -> list[Block] | None:
     if blocks is not None and (named := _named(blocks)):
         persist(lambda: _store(task, {}, named))
     return blocks
+
+
+def refuse_foreign_files(value: JsonValue, task: ClaimedTask) -> None:
+    """Refuse an input of a sub-task that refers to other files than those of the task: a model has written it.
+
+    Raises:
+        InvalidInput: it does.
+    """
+    if not (named := kept_files([], value)):
+        return
+    if missing := named - persistently(files.held, task.root_id, task.namespace, sorted(named)):
+        raise InvalidInput(f"The file {min(missing)} is not one of this task.")
 
 
 def _named(blocks: list[Block]) -> set[str]:

@@ -11,6 +11,7 @@ from shared.errors import InvalidInput, ToolError
 from workers.journal import Journal
 from workers.outcomes import Suspended
 from workers.task import ClaimedTask
+from workers.tools.blocks import refuse_foreign_files
 
 
 class AgentTool:
@@ -30,6 +31,7 @@ class AgentTool:
     def call(self, arguments: JsonValue, task: ClaimedTask, journal: Journal) -> JsonValue | Suspended:
         """Create one sub-task, or return its outcome."""
         validate(self.input_schema, arguments, what=f"The input of tool {self.name!r}", error=InvalidInput)
+        refuse_foreign_files(arguments, task)
         outcomes = journal.children([(self.agent, arguments)])
         if isinstance(outcomes, Suspended):
             return outcomes

@@ -168,6 +168,19 @@ def test_citations_reach_the_output_and_the_journal(send: Any, tasks: Tasks) -> 
     assert step["output"]["content"][1] == cited
 
 
+def test_citations_of_a_conversation_apply_to_all_its_documents(send: Any) -> None:
+    cited, plain_paper = document(PAPER, citations={"enabled": True}), document(PAPER)
+    answer = {"$content": [{**plain_paper, "citations": {"enabled": False}}]}
+    send({"role": "user", "content": [plain_paper, say("A")]}, conversation_id="mixed")
+    script = [tool_use(("act", {"do": "answer", "answer": answer})), testing.text("Seen.")]
+    task, requests = send({"role": "user", "content": [cited, say("B")]}, conversation_id="mixed", script=script)
+    assert task["state"] == "succeeded", task["error"]
+    first, _, second, _, result = (message["content"] for message in plain(requests[1]))
+    assert [first[0], second[0], *result[0]["content"]] == [cited] * 3
+    with pytest.raises(InvalidInput, match="Some blocks of type 'document' have citations enabled"):
+        send({"role": "user", "content": [cited, plain_paper]})
+
+
 def test_no_format_is_sent_with_citations(send: Any, define_agent: DefineAgent) -> None:
     schema = {
         "type": "object",
@@ -240,6 +253,17 @@ def test_tool_returns_blocks_by_their_shape(send: Any, define: Define, tasks: Ta
     assert tasks.steps(task["id"])[1]["output"] == {"$content": [say("A photo:"), by_id("image", id)]}
     with database.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM task_files WHERE file_id = :id"), {"id": id}) == 1
+
+
+def test_model_gives_a_sub_agent_only_files_of_its_task(send: Any, upload: Any) -> None:
+    own, foreign, missing = upload(b"own"), upload(b"foreign"), "file_" + "0" * 64
+    ask = [("help", {"answer": 1, "file": {"$file": id}}) for id in (own, foreign, missing)]
+    said = {"role": "user", "content": [by_id("document", own)]}
+    task, requests = send(said, script=[tool_use(*ask), testing.text("Seen.")])
+    assert task["state"] == "succeeded", task["error"]
+    results = plain(requests[1])[2]["content"]
+    assert [result.get("is_error", False) for result in results] == [False, True, True]
+    assert results[2]["content"] == f"The file {missing} is not one of this task."
 
 
 def test_example_answers_with_citations(

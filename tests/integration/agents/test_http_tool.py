@@ -15,16 +15,19 @@ from sqlalchemy import Engine
 
 from minions import testing
 from minions.testing import KEY, MessagesApi
+from shared.contracts.media import PDF
 from shared.database.connections import transaction
 from shared.secret_store import SecretStore, list_secrets
 from shared.settings import Settings, get_settings
 from shared.trace_context import step_span
 from tests.conftest import Define
 from tests.integration.conftest import InlineWorker, Tasks, everything_written
+from tests.support.media_files import b64, pdf, png
 from tests.support.model_client import use_messages_api
 
 SECRET = "t0p-s3cret-value"
 MODEL = "claude-sonnet-5-5"
+PHOTO, PAPER = png(padding=70_000), pdf("x") + b"%" * 70_000
 
 
 class Server:
@@ -225,6 +228,35 @@ def test_too_long_address_is_an_argument_error(fetch: Any, server: Server, path:
     assert (task["state"], task["claim"], task["error"]["type"]) == ("failed", 1, "invalid_input")
     assert "The address cannot be built from these arguments: URL" in task["error"]["message"]
     assert server.asked == []
+
+
+@pytest.mark.parametrize(("data", "media_type", "kind"), [(PHOTO, "image/png", "image"), (PAPER, PDF, "document")])
+def test_response_that_is_a_file_is_shown_to_the_model(
+    define: Define,
+    tasks: Tasks,
+    inline_worker: InlineWorker,
+    configured: Settings,
+    messages_api: MessagesApi,
+    server: Server,
+    data: bytes,
+    media_type: str,
+    kind: str,
+) -> None:
+    server.answers = [(200, {"Content-Type": f"{media_type}; x=y"}, data), (200, {"Content-Type": "image/gif"}, data)]
+    messages_api.script = [testing.tool_use(("fetch", {})), testing.tool_use(("fetch", {})), testing.text("Seen.")]
+    http = {"url": server.url, "max_bytes": 1_000_000}
+    define(
+        {"kind": "tool", "name": "fetch", "type": "http", "http": http},
+        {"kind": "agent", "name": "Viewer", "model": MODEL, "tools": ["fetch"], "config": {"capabilities": ["work"]}},
+    )
+    task = tasks.submit("Viewer", {})
+    inline_worker.run_all()
+    assert tasks.get(task)["state"] == "succeeded", tasks.get(task)["error"]
+    shown, refused = (request["messages"][-1]["content"][0] for request in messages_api.requests[1:])
+    source = {"type": "base64", "media_type": media_type, "data": b64(data)}
+    assert shown["content"] == [{"type": kind, "source": source}]
+    assert (refused["is_error"], "its media type is image/gif" in refused["content"]) == (True, True)
+    assert b64(data) not in str(tasks.steps(task))
 
 
 def test_a_body_and_a_part_of_the_response(fetch: Any, server: Server) -> None:

@@ -63,6 +63,7 @@ def test_upload_reads_a_path(client: Client, tmp_path: Any) -> None:
         (b"\x00\x01", {}, 422, "its type is not recognised"),
         (b"<svg/>", {"Content-Type": "image/svg+xml"}, 422, "'image/svg+xml' is not accepted"),
         (b"<html>", {"Content-Type": "image/png"}, 422, "its content is text/plain"),
+        (b"--x", {"Content-Type": "multipart/form-data; boundary=x"}, 422, "curl --data-binary @FILE"),
         (png(8001, 1), {}, 413, "8001 × 1 pixels"),
         (png(padding=4_000_000), {}, 413, "bytes in base64, and the API takes 5,242,880"),
         (pdf("x") + b"trailer << /Encrypt 9 0 R >>", {}, 422, "is encrypted"),
@@ -138,6 +139,17 @@ def test_tenant_sees_its_files_and_those_of_its_tasks(client: Client, with_key: 
     assert ours.get(f"/v1/files/{shared}/content").content == b"for ours"
     assert [each["id"] for each in ours.get("/v1/files").json()["items"]] == [own]
     assert len(list(client.files())) == 3
+
+
+def test_file_of_another_tenant_is_refused_wherever_it_is_named(with_key: WithKey, agents: None) -> None:
+    ours, theirs = (with_key("submitter", tenant=tenant) for tenant in ("ours", "theirs"))
+    own = ours.post("/v1/files", content=PHOTO).json()["id"]
+    summary = {"type": "compaction", "content": "x", "source": [{"file_id": own}]}
+    said = [{"role": "user", "content": "x"}, {"role": "assistant", "content": [summary]}]
+    for request in ({"input": {"a": [{"$file": own, "b": 1}]}}, {"messages": [*said, said[0]]}):
+        refused = theirs.post("/v1/tasks", json={"agent": "Echo", **request})
+        assert (refused.status_code, "there is no file" in refused.text) == (422, True), refused.text
+        assert theirs.get(f"/v1/files/{own}").status_code == 404
 
 
 def test_unused_files_are_deleted_after_their_retention(

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import httpx2
@@ -26,7 +26,8 @@ from shared.contracts.documents import parse_definition
 from shared.database import schema
 from shared.definitions.store import DefinitionStore
 from shared.settings import Settings
-from shared.tasks import standing_budgets, stops
+from shared.tasks import files, lifecycle, standing_budgets, stops
+from shared.tasks.records import NewTask
 from tests.support.earlier_releases import run_python, unpack
 from tests.support.processes import (
     ROOT,
@@ -325,6 +326,20 @@ def test_previous_release_obeys_stops_and_standing_budgets(site: Site) -> None:
         standing_budgets.set_budget(connection, standing_budgets.target_of("installation"), "day", tokens=10**9)
     site.submit("Planner")
     wait_until(lambda: waits_for("handed_back"), "the task is handed back")
+    # It knows neither files nor blocks.
+    with site.engine.begin() as connection:
+        letter = files.NewFile.read(b"Dear Ann", None, None)
+        id, _ = files.store(connection, "default", letter, uploaded_by="test")
+        block = {"type": "document", "source": {"type": "file", "file_id": id}}
+        said = [{"role": "user", "content": [block, {"type": "text", "text": "?"}]}]
+        for given in ({"input": {"letter": {"$file": id}}}, {"messages": said}):
+            task = {"agent": "Planner", "namespace": "default", "submitted_by": "test", **given}
+            lifecycle.accept(connection, [cast(NewTask, task)])
+    handed_back = (
+        "SELECT count(DISTINCT e.task_id) FROM executions e JOIN tasks t ON t.id = e.task_id "
+        "WHERE e.outcome = 'handed_back' AND t.journal_format = 2"
+    )
+    wait_until(lambda: site.sql(handed_back) == 2, "tasks with files are handed back")
     assert site.sql("SELECT count(*) FROM steps WHERE kind = 'model_call'") == 0
     old_orchestrator.stop()
     old_worker.stop()

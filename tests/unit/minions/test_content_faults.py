@@ -28,6 +28,10 @@ def ask(*blocks: Any, role: str = "user") -> dict[str, Any]:
     return {"messages": [{"role": role, "content": list(blocks)}]}
 
 
+def calls(call: Any, *blocks: Any) -> dict[str, Any]:
+    return {"messages": [*ask(call, role="assistant")["messages"], *ask(*blocks)["messages"]]}
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
@@ -49,6 +53,9 @@ def ask(*blocks: Any, role: str = "user") -> dict[str, Any]:
             {"messages": [*ask(CALL, role="assistant")["messages"], {"role": "user", "content": "x"}]},
             "without `tool_result` blocks immediately after: t1",
         ),
+        (calls(CALL, RESULT, RESULT), "each tool_use must have a single result"),
+        (calls(CALL, {"type": "text", "text": "x"}, RESULT), "without `tool_result` blocks immediately after: t1"),
+        (ask(CALL, CALL, role="assistant"), "`tool_use` ids must be unique"),
         (ask(RESULT), "unexpected `tool_use_id` found in `tool_result` blocks: t1"),
         (ask({**RESULT, "content": [image(b"no")]}), "messages.0.content.0.tool_result.content.0.image.source"),
     ],

@@ -86,12 +86,14 @@ def test_foreign_blocks_are_converted(foreign: dict[str, Any], ours: dict[str, A
         ({**IMAGE, "source": {**IMAGE["source"], "name": "x"}}, "check 'name'"),
         ({**PAPER, "citations": True}, "b.citations: it must be"),
         ({**PAPER, "title": 5}, "b.title: it must be text"),
+        ({"type": "text", "text": "x", "citations": "yes"}, "b.citations: it must be a list of citations"),
         ({**NOTE, "source": {**NOTE["source"], "data": " "}}, "data that is not blank"),
         (
             {"type": "document", "source": {"type": "content", "content": [PAPER]}},
             "b.source.content[0]: blocks of type",
         ),
         ({"type": "document", "source": {"type": "content", "content": []}}, "a list of at least one block"),
+        ({"type": "document", "source": {"type": "content", "content": [" "]}}, "one block that is not blank"),
     ],
 )
 def test_what_cannot_be_converted_exactly_is_refused(block: dict[str, Any], said: str) -> None:
@@ -111,6 +113,18 @@ def test_content_keeps_the_borders_of_texts() -> None:
 def test_cache_marks_are_left_out() -> None:
     block = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}, "citations": None}
     assert read_block(block, ("text",), where="b") == {"type": "text", "text": "a"}
+    found = {"type": "mcp_tool_result", "tool_use_id": "m", "content": [block], "cache_control": None}
+    plain = {
+        "type": "mcp_tool_result",
+        "tool_use_id": "m",
+        "content": [{"type": "text", "text": "a", "citations": None}],
+    }
+    assert read([found], "assistant", where="c") == [plain]
+
+
+def test_citations_of_a_system_message_are_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"c\[1\].citations: a message of role 'system' has none"):
+        read(["a", {"type": "text", "text": "b", "citations": [{"type": "page_location"}]}], "system", where="c")
 
 
 def test_blocks_of_a_model_are_passed_exactly() -> None:
@@ -130,14 +144,21 @@ def test_results_of_calls_become_blocks() -> None:
 
     assert result(content="x") == [{"type": "text", "text": "x"}]
     assert result(content=[IMAGE, "y"]) == [IMAGE, {"type": "text", "text": "y"}]
-    assert result() == result(content="") == result(content=[]) == []
+    assert result(content=["", IMAGE, " "]) == [IMAGE]
+    assert result() == result(content="") == result(content=[]) == result(content=[" "]) == []
+    for wrong in ({"content": {}}, {"is_error": True}, {"is_error": True, "content": [IMAGE]}):
+        with pytest.raises(InvalidInput, match=r"c\[0\].content: "):
+            result(**wrong)
 
 
 def test_pairs_of_calls_and_results_must_be_whole() -> None:
     call = ("assistant", [{"type": "tool_use", "id": "t", "name": "f", "input": {}}])
     answer = ("user", [{"type": "tool_result", "tool_use_id": "t", "content": []}])
     check_pairs([call, answer, ("assistant", "Done.")])
-    for wrong in ([call], [answer], [call, ("user", "x")], [call, answer, answer]):
+    say = [{"type": "text", "text": "x"}]
+    check_pairs([call, ("user", answer[1] + say)])
+    twice = [[("assistant", call[1] * 2), answer], [call, ("user", answer[1] * 2)], [call, ("user", say + answer[1])]]
+    for wrong in ([call], [answer], [call, ("user", "x")], [call, answer, answer], *twice):
         with pytest.raises(InvalidInput):
             check_pairs(wrong)
 
@@ -146,7 +167,8 @@ def test_blocks_of_a_tool_must_be_explicit() -> None:
     assert content_in({"$content": [IMAGE, "x"]}, where="o") == [IMAGE, {"type": "text", "text": "x"}]
     for value in ([IMAGE], {"content": [IMAGE]}, {"$content": [IMAGE], "more": 1}, IMAGE, "x", None):
         assert content_in(value, where="o") is None
-    for value in ([], "x", [{"type": "tool_use"}]):
+    assert content_in({"$content": ["", IMAGE]}, where="o") == [IMAGE]
+    for value in ("x", [{"type": "tool_use"}]):
         with pytest.raises(InvalidInput):
             content_in({"$content": value}, where="o")
 

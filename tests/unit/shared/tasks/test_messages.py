@@ -104,6 +104,11 @@ def test_invalid_messages_are_refused(message: Any) -> None:
             "messages[1].tool_calls: messages with tool_calls are not supported yet.",
         ),
         ({"role": "assistant", "content": "x", "function_call": {"name": "f"}}, "messages[1].function_call: "),
+        ({"role": "assistant", "content": "x", "refusal": "No."}, "messages[1].refusal: "),
+        (
+            {"type": "ai", "content": "x", "additional_kwargs": {"reasoning_content": "Hm."}},
+            "messages[1].additional_kwargs.reasoning_content: ",
+        ),
         ({"role": "user", "content": "x", "images": ["aGk="]}, "messages[1].images: "),
         ({"role": "user", "content": "x", "attachments": [{"file_id": "f"}]}, "messages[1].attachments: "),
         (

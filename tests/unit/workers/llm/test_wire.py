@@ -32,6 +32,8 @@ def said_in(messages: list[dict[str, Any]]) -> list[tuple[str, Any]]:
     return turns
 
 
+CALL = [{"type": "tool_use", "id": "t", "name": "f", "input": {}}]
+RESULT = [{"type": "tool_result", "tool_use_id": "t", "content": []}]
 RULE = ("system", "In French.")
 REMINDER = ("user", "<system-reminder>\nIn French.\n</system-reminder>")
 
@@ -55,6 +57,12 @@ REMINDER = ("user", "<system-reminder>\nIn French.\n</system-reminder>")
                 ("assistant", "b"),
                 ("user", "c"),
             ],
+        ),
+        # A result must follow its call directly.
+        (
+            [("assistant", CALL), RULE, ("user", RESULT)],
+            [("assistant", CALL), ("user", RESULT), RULE],
+            [("assistant", CALL), ("user", RESULT), REMINDER],
         ),
         (
             [("user", "a"), ("assistant", "b"), RULE],
