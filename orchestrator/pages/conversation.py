@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator import server_tools
 from shared.contracts.content import OUR_FILE, describe
 from shared.contracts.media import IMAGE_TYPES
+from shared.tasks import attachments
 
 THOUGHTS = ("thinking", "redacted_thinking")
 
@@ -70,8 +71,10 @@ def _blocks(content: Any) -> Iterator[dict[str, Any]]:
 def _file(block: dict[str, Any]) -> dict[str, Any]:
     """Return an image that a browser may show, or a line about a file, with its id if it is stored here."""
     source = block["source"]
-    if block["type"] == "image" and source.get("type") == "base64" and source.get("media_type") in IMAGE_TYPES:
-        return _block("image", "Image", "") | {"address": f"data:{source['media_type']};base64,{source.get('data')}"}
+    data = source.get("data")
+    is_shown = source.get("type") == "base64" and isinstance(data, str) and len(data) < attachments.LARGE
+    if block["type"] == "image" and is_shown and source.get("media_type") in IMAGE_TYPES:
+        return _block("image", "Image", "") | {"address": f"data:{source['media_type']};base64,{data}"}
     ours = source.get("type") == "file" and OUR_FILE.fullmatch(str(source.get("file_id")))
     if not ours:
         return _block("text", "", describe(block))
@@ -87,11 +90,10 @@ def _citations(block: dict[str, Any]) -> list[dict[str, str]]:
 
 def _citation(cited: dict[str, Any]) -> dict[str, str]:
     title = cited.get("document_title") or cited.get("title") or f"Document {cited.get('document_index', 0)}"
-    pages = (cited.get("start_page_number"), cited.get("end_page_number"))
-    # The end is the page after the last one.
-    place = f"page {pages[0]}" if pages[0] is not None else str(cited.get("url") or cited.get("source") or "")
-    if pages[0] is not None and isinstance(pages[1], int) and pages[1] - 1 > pages[0]:
-        place = f"pages {pages[0]} to {pages[1] - 1}"
+    first, end = cited.get("start_page_number"), cited.get("end_page_number")  # the end is the page after the last one
+    place = f"page {first}" if first is not None else str(cited.get("url") or cited.get("source") or "")
+    if isinstance(first, int) and isinstance(end, int) and end - 1 > first:
+        place = f"pages {first} to {end - 1}"
     return {"title": str(title), "place": place, "text": str(cited.get("cited_text") or "")}
 
 

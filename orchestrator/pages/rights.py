@@ -88,6 +88,13 @@ RULES: Mapping[str, Rule] = {
     "POST /webhooks/{name}/retry": API["POST /v1/webhooks/deliveries/{delivery_id}/retry"],
     # The API has no secrets. Their names are in definitions, which this shows too.
     "GET /secrets": API["GET /v1/functions"],
+    "GET /files": API["GET /v1/files"],
+    "POST /files/{file_id}/delete": API["DELETE /v1/files/{file_id}"],
+    "GET /memory": API["GET /v1/memory"],
+    "GET /memory/{store_id}": API["GET /v1/memory/{store_id}"],
+    "GET /memory/{store_id}/raw": API["GET /v1/memory/{store_id}/file"],
+    "POST /memory/{store_id}/delete": API["DELETE /v1/memory/{store_id}"],
+    "POST /memory/{store_id}/delete-file": API["DELETE /v1/memory/{store_id}/file"],
     "GET /keys": API["GET /v1/keys"],
     "GET /keys/{key}": API["GET /v1/keys/{key}"],
     "POST /keys/create": API["POST /v1/keys"],

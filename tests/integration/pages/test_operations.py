@@ -33,7 +33,7 @@ from tests.support.browser import Browser, hidden
 from tests.support.definitions import NOOP, agent_definition
 from tests.support.webhook_receiver import receiving
 
-PLACES = ("schedules", "limits", "budgets", "webhooks", "secrets", "keys", "alerts", "silences", "audit")
+PLACES = ("schedules", "limits", "budgets", "webhooks", "secrets", "memory", "keys", "alerts", "silences", "audit")
 SECRET_PATH = "T000-B000-s3cr3t-path"
 SOON = datetime.now(UTC) + timedelta(hours=1)
 WITH_ADMIN = ("keys", "audit")
@@ -103,7 +103,7 @@ def test_shortcut_leads_to_one_place() -> None:
     assert len(keys) == len(set(keys))
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", (*PLACES, "files"))
 def test_empty_place_says_what_to_do_next(logged_in: Open, place: str) -> None:
     page = logged_in("admin").get(f"/{place}" + ("?until=9000d" if place == "audit" else ""))
     assert page.status_code == 200
