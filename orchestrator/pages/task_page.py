@@ -197,7 +197,7 @@ def show_diff(
         a=task_id,
         b=other,
         ended=ended,
-        done=DONE.get(query.done),
+        replayed=query.done == "replay",
         live=None if ended else f"/tasks/{other}/live?after={seen[0] if seen else 0}",
     )
 
