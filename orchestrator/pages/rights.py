@@ -58,6 +58,7 @@ RULES: Mapping[str, Rule] = {
     # What operators set and look after.
     "GET /schedules": API["GET /v1/schedules"],
     "GET /schedules/{name}": API["GET /v1/schedules/{name}"],
+    "GET /live/schedules": API["GET /v1/schedules"],
     "POST /schedules/create": API["POST /v1/schedules"],
     "POST /schedules/{name}/change": API["PATCH /v1/schedules/{name}"],
     "POST /schedules/{name}/run": API["POST /v1/schedules/{name}/run"],
@@ -79,6 +80,7 @@ RULES: Mapping[str, Rule] = {
     "POST /budgets/remove": API["DELETE /v1/budgets"],
     "GET /webhooks": API["GET /v1/webhooks"],
     "GET /webhooks/{name}": API["GET /v1/webhooks/{name}/deliveries"],
+    "GET /live/webhooks": API["GET /v1/webhooks/{name}/deliveries"],
     "POST /webhooks/create": API["POST /v1/webhooks"],
     "POST /webhooks/{name}/change": API["PATCH /v1/webhooks/{name}"],
     "POST /webhooks/{name}/remove": API["DELETE /v1/webhooks/{name}"],

@@ -70,7 +70,7 @@ def call(browser: Browser, endpoint: str, token: str, task: str) -> httpx2.Respo
     path = re.sub(r"\{(\w+)\}", lambda name: PARAMETERS.get(name[1], task), path)
     if method == "POST":
         return browser.post(path, {**FORMS.get(endpoint, {}), "csrf_token": token})
-    return browser.request("HEAD" if path.endswith("/live") else "GET", path + QUERIES.get(endpoint, ""))
+    return browser.request("HEAD" if "live" in path.split("/") else "GET", path + QUERIES.get(endpoint, ""))
 
 
 def token_of(browser: Browser) -> str:

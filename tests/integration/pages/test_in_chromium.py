@@ -346,13 +346,20 @@ def test_hostile_reply_of_the_api_is_text(
         for path in (f"/tasks/{task}/conversation", f"/tasks/{task}/steps/1", f"/tasks/{task}"):
             page = visited.go(path)
             take_picture(page, path.replace(task, "hostile"), "dark" if dark else "light")
-            assert page.locator("main script, main svg [onload], main [onerror], main a[href^='javascript']").count() == 0
+            assert (
+                page.locator("main script, main svg [onload], main [onerror], main a[href^='javascript']").count() == 0
+            )
             assert Axe().run(page).violations_count == 0, path
             assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), path
             assert page.evaluate("window.violations") == [], path
     page = visited.go(f"/tasks/{task}/conversation")
     assert page.locator("main img").count() == 1, "the one of a type that is safe"
-    for shown in (script, "Searches the web", "Summary of the conversation", "[image: https://tracker.example/pixel.png]"):
+    for shown in (
+        script,
+        "Searches the web",
+        "Summary of the conversation",
+        "[image: https://tracker.example/pixel.png]",
+    ):
         expect(page.locator("main")).to_contain_text(shown)
     page = visited.go(f"/tasks/{task}/steps/1")
     for shown in ("paid 40 tokens again", "which refused to answer", "the conversation was compacted"):

@@ -99,6 +99,7 @@ def test_each_act_starts_from_its_form(logged_in: Plain, client: Client, idle: l
         ({"labels": "x"}, "A label must be written name=value"),
         ({"labels": " "}, "At least one label must be given"),
         ({"labels": "a=b", "rate": "fast"}, "The rate must be a number"),
+        ({"labels": "a=b", "rate": "1e309"}, "The rate must be a number"),
         ({"labels": "a=b", "rate": "0"}, "rate"),
         ({"labels": "a=b", "query": "nonsense"}, "must have a name before it"),
     ],

@@ -54,7 +54,9 @@ def test_what_the_api_ran_is_shown_as_what_it_is() -> None:
         ("call", "Fetches a page", "https://a.example"),
         ("result", "Result", "<script>alert(1)</script>"),
         ("call", "Runs a command", "python x.py"),
-        ("result", "Result", {"exit code": 0, "output": "2", "files": ["file_1"]}),
+        ("note", "Exit code 0", ""),
+        ("result", "Output", "2"),
+        ("result", "Files", ["file_1"]),
         ("call", "Searches for tools", "mail"),
         ("result", "Result", ["send_mail"]),
     ]
