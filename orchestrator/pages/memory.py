@@ -1,4 +1,4 @@
-"""What models remember: the stores of the memory tool, their files and changes; deleting them."""
+"""The stores of the memory tool with their files and changes; deleting them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages of what models remember and of the files of tasks."""
+"""The pages of memory and of files."""
 
 from __future__ import annotations
 

@@ -115,3 +115,12 @@ def test_large_image_is_a_line() -> None:
     [turn] = turns_of([call(1, [], [image])])
     assert turn["blocks"][0]["kind"] == "text"
     assert len(turn["blocks"][0]["value"]) < 100
+
+
+@pytest.mark.parametrize(
+    ("url", "is_link"), [("https://a.example/b", True), ("javascript:alert(1)", False), (5, False)]
+)
+def test_citation_links_to_the_web_alone(url: Any, is_link: bool) -> None:
+    [turn] = turns_of([call(1, [], [{"type": "text", "text": "so", "citations": [{"title": "B", "url": url}]}])])
+    [citation] = turn["blocks"][0]["citations"]
+    assert (citation["place"], citation["address"]) == (str(url), url if is_link else None)
