@@ -151,7 +151,19 @@ SOME = text("SELECT task_id FROM task_status WHERE state = :state ORDER BY task_
 ROOT = text("SELECT root_id FROM tasks WHERE depth = 1 LIMIT 1")
 
 
-OPERATIONS = ("alerts", "silences", "schedules", "limits", "budgets", "webhooks", "secrets", "keys", "audit")
+OPERATIONS = (
+    "alerts",
+    "silences",
+    "schedules",
+    "limits",
+    "budgets",
+    "webhooks",
+    "secrets",
+    "files",
+    "memory",
+    "keys",
+    "audit",
+)
 # 100 of what operators set, a message and an audit row for each 10 tasks, 1,000 alerts.
 FILL_OPERATIONS = (
     """

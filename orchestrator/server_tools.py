@@ -89,13 +89,18 @@ def answer_of(block: dict[str, Any]) -> tuple[Any, bool]:
     return {name: value for name, value in content.items() if name != "type"}, False
 
 
+def is_run(answer: Any) -> bool:
+    """Return whether an answer is that of code or of a command that ran to its end."""
+    return isinstance(answer, dict) and "exit code" in answer
+
+
 def files_in(content: Any) -> list[str]:
     """Return the ids of the files that code left, of a whole reply or of one answer."""
     if isinstance(content, list):
         return [name for each in content for name in files_in(each)]
     if not isinstance(content, dict):
         return []
-    if content.get("type") in FILES:
+    if str(content.get("type")) in FILES:
         return [str(content.get("file_id"))]
     return files_in(content.get("content"))
 

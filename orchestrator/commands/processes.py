@@ -106,6 +106,11 @@ def up(
         if on_a_terminal():  # not into a file, where others may find it
             console.print(f"Log in   {system.login_link()}", soft_wrap=True)
             console.print(f"         (works once, in this machine's browser, within {SECONDS // 60} minutes)")
+            console.print(
+                "Try it   `minion demo` in another terminal audits the installed packages; the pages show it live"
+            )
+        else:
+            console.print("Log in   with an API key, or with the link that `minion up` prints to a terminal")
         console.print("Everything is running. Stop it with Ctrl-C.")
         system.supervise()
 

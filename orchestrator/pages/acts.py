@@ -47,7 +47,7 @@ def replay(task_id: TaskId, form: Form, database: Database, actor: Actor) -> Res
     elif "pinned" in form:
         asked["pinned"] = True
     new = api.replay_task(task_id, as_body(asked), database, Response(), actor)
-    return done(f"/tasks/{new['id']}", "replay")
+    return done(f"/tasks/{task_id}/diff/{new['id']}" if "from_step" in asked else f"/tasks/{new['id']}", "replay")
 
 
 @router.post("/tasks/{task_id}/signal")

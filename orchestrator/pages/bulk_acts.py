@@ -16,7 +16,7 @@ from orchestrator.api.bulk_acts import BulkActId, BulkRequest
 from orchestrator.api.parameters import Database, StrictQuery, Text
 from orchestrator.bulk import store
 from orchestrator.pages.access import Form, Reading
-from orchestrator.pages.forms import as_body, done
+from orchestrator.pages.forms import as_amount, as_body, done
 from orchestrator.pages.rendering import Page, render
 from shared.access.actors import Key
 from shared.errors import InvalidInput, MinionError
@@ -162,17 +162,10 @@ def _request(form: dict[str, str]) -> BulkRequest:
     if form.get("reason", "").strip():
         asked["reason"] = form["reason"].strip()
     if form.get("rate", "").strip():
-        asked["rate"] = _rate(form["rate"].strip())
+        asked["rate"] = as_amount(form["rate"], "The rate")
     if asked["act"] == "label":
         asked["labels"] = _labels(form.get("labels", ""))
     return body.parse_model(BulkRequest, as_body(asked))
-
-
-def _rate(written: str) -> float:
-    try:
-        return float(written)
-    except ValueError:
-        raise InvalidInput(f"The rate must be a number of tasks a second, like 20, not {written[:50]!r}.") from None
 
 
 def _labels(written: str) -> dict[str, str | None]:

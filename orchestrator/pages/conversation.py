@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from orchestrator import server_tools
 from shared.contracts.content import OUR_FILE, describe
 from shared.contracts.media import IMAGE_TYPES
+from shared.tasks import attachments
 
+WEB = re.compile(r"https?://")
 THOUGHTS = ("thinking", "redacted_thinking")
 
 
@@ -61,17 +64,30 @@ def _blocks(content: Any) -> Iterator[dict[str, Any]]:
         elif kind == "server_tool_use":
             yield _block("call", server_tools.act_of(block), server_tools.asked_of(block))
         elif isinstance(block, dict) and server_tools.is_answer(block):
-            answer, failed = server_tools.answer_of(block)
-            yield _block("result", "Error of the API" if failed else "Result", answer)
+            yield from _answer(block)
         else:
             yield _block("text", "", block)
+
+
+def _answer(block: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield what a tool of the API returned: of code that ran, each thing that it left, so that its lines are lines."""
+    answer, failed = server_tools.answer_of(block)
+    if not server_tools.is_run(answer):
+        yield _block("result", "Error of the API" if failed else "Result", answer)
+        return
+    yield _block("note", f"Exit code {answer['exit code']}", "")
+    for name in ("output", "errors", "files"):
+        if name in answer:
+            yield _block("result", name.capitalize(), answer[name])
 
 
 def _file(block: dict[str, Any]) -> dict[str, Any]:
     """Return an image that a browser may show, or a line about a file, with its id if it is stored here."""
     source = block["source"]
-    if block["type"] == "image" and source.get("type") == "base64" and source.get("media_type") in IMAGE_TYPES:
-        return _block("image", "Image", "") | {"address": f"data:{source['media_type']};base64,{source.get('data')}"}
+    data = source.get("data")
+    is_shown = source.get("type") == "base64" and isinstance(data, str) and len(data) < attachments.LARGE
+    if block["type"] == "image" and is_shown and source.get("media_type") in IMAGE_TYPES:
+        return _block("image", "Image", "") | {"address": f"data:{source['media_type']};base64,{data}"}
     ours = source.get("type") == "file" and OUR_FILE.fullmatch(str(source.get("file_id")))
     if not ours:
         return _block("text", "", describe(block))
@@ -79,20 +95,20 @@ def _file(block: dict[str, Any]) -> dict[str, Any]:
     return _block(kind, str(name), "") | {"file": source["file_id"]}
 
 
-def _citations(block: dict[str, Any]) -> list[dict[str, str]]:
-    """Return what a text cites: the `title` of the document, the `place` in it, and the `text`."""
+def _citations(block: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a text cites: the `title`, the `place` in it, the `address` if it is on the web, and the `text`."""
     found = block.get("citations")
     return [_citation(each) for each in (found if isinstance(found, list) else ()) if isinstance(each, dict)]
 
 
-def _citation(cited: dict[str, Any]) -> dict[str, str]:
+def _citation(cited: dict[str, Any]) -> dict[str, Any]:
     title = cited.get("document_title") or cited.get("title") or f"Document {cited.get('document_index', 0)}"
-    pages = (cited.get("start_page_number"), cited.get("end_page_number"))
-    # The end is the page after the last one.
-    place = f"page {pages[0]}" if pages[0] is not None else str(cited.get("url") or cited.get("source") or "")
-    if pages[0] is not None and isinstance(pages[1], int) and pages[1] - 1 > pages[0]:
-        place = f"pages {pages[0]} to {pages[1] - 1}"
-    return {"title": str(title), "place": place, "text": str(cited.get("cited_text") or "")}
+    first, end = cited.get("start_page_number"), cited.get("end_page_number")  # the end is the page after the last one
+    place = f"page {first}" if first is not None else str(cited.get("url") or cited.get("source") or "")
+    if isinstance(first, int) and isinstance(end, int) and end - 1 > first:
+        place = f"pages {first} to {end - 1}"
+    address = place if WEB.match(place) else None
+    return {"title": str(title), "place": place, "address": address, "text": str(cited.get("cited_text") or "")}
 
 
 def _result(block: dict[str, Any]) -> Any:

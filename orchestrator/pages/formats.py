@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,6 +13,9 @@ from shared.contracts.visible_text import one_line, visible
 
 LONGEST_TEXT = 20_000
 """Characters of a payload that a page shows; a link leads to the rest."""
+LONGEST_WORD = 24
+"""Characters that stay on one line."""
+WORDS = re.compile(r"[\s-]")
 UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
@@ -121,7 +125,10 @@ def size(count: float | None) -> str:
 
 def name(value: Any) -> Markup:
     """Return a name that a user or a model chose, isolated from the direction of the text around it."""
-    return Markup("<bdi>{}</bdi>").format(one_line(str(value)))
+    text = one_line(str(value))
+    if max(map(len, WORDS.split(text))) > LONGEST_WORD:
+        return Markup('<bdi class="long">{}</bdi>').format(text)
+    return Markup("<bdi>{}</bdi>").format(text)
 
 
 def with_code(value: str | None) -> Markup:

@@ -63,9 +63,12 @@ def show(request: Request, template: str, title: str, typed: Typed = NOTHING, **
     """Return a page that may have forms, from a template that extends `listing.html`.
 
     Args:
-        values: for the template. `done` is a sentence about the last act; `next` is the query of the next page.
+        values: for the template. `done` is a sentence about the last act; `next` is the query of the next page;
+            `live` is the address of the stream.
     """
     reader = reader_of(request)
+    if request.method == "POST":  # a live page asks for its parts at its address, and this one is that of the form
+        values.pop("live", None)
     more = {"done": None, "next": None, "next_text": "More", "problem": typed.problem, **values}
     return render(
         request,

@@ -44,7 +44,7 @@ OVER = "event: over\ndata:\n\n"
 CHANGES = text(
     "SELECT sum(pg_stat_get_tuples_inserted(c) + pg_stat_get_tuples_updated(c) + pg_stat_get_tuples_deleted(c)) "
     "FROM unnest('{task_status,pauses,limits,stops,statistics_state,workers,alerts,bulk_acts,"
-    "error_states}'::regclass[]) AS c"
+    "error_states,schedules,webhooks,webhook_deliveries}'::regclass[]) AS c"
 )
 
 router = APIRouter(route_class=Page, include_in_schema=False)
@@ -156,6 +156,8 @@ class Streams:
 @router.get("/capabilities/live")
 @router.get("/workers/live")
 @router.get("/bulk-acts/live")
+@router.get("/live/schedules")  # one may have the name `live`
+@router.get("/live/webhooks")
 async def follow_all(request: Request) -> Response:
     """Streams the changes of a page about many tasks."""
     streams: Streams = request.app.state.streams

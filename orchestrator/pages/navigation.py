@@ -41,6 +41,8 @@ MORE = (
     Place("/budgets", "Budgets", "g b"),
     Place("/webhooks", "Webhooks", "g n"),
     Place("/secrets", "Secrets", "g r"),
+    Place("/files", "Files", "g d"),
+    Place("/memory", "Memory", "g y"),
     Place("/keys", "Keys", "g k"),
     Place("/audit", "Audit", "g u"),
 )

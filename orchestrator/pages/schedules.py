@@ -34,6 +34,7 @@ from orchestrator.schedules import store
 from shared.errors import InvalidInput
 
 NEXT_RUNS = 5
+LIVE = "/live/schedules"
 DONE = {
     "create": "Stored. It runs at the times below.",
     "change": "Changed.",
@@ -83,6 +84,7 @@ def _list(request: Request, database: Reading, query: SchedulesQuery, typed: Typ
         namespace=query.namespace,
         done=DONE.get(query.done),
         next=page.next and {"namespace": query.namespace, "cursor": page.next},
+        live=LIVE,
     )
 
 
@@ -181,7 +183,14 @@ def _page(
 ) -> Response:
     schedule = _shown(api.get_schedule(name, query, database))
     return show(
-        request, "schedule.html", "Schedule", typed, schedule=schedule, runs=next_runs(schedule), done=DONE.get(done)
+        request,
+        "schedule.html",
+        "Schedule",
+        typed,
+        schedule=schedule,
+        runs=next_runs(schedule),
+        done=DONE.get(done),
+        live=LIVE,
     )
 
 

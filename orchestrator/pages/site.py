@@ -21,11 +21,13 @@ from orchestrator.pages import (
     bulk_acts,
     capabilities,
     errors,
+    files,
     functions,
     inbox,
     keys,
     limits,
     live,
+    memory,
     not_found,
     overview,
     palette,
@@ -51,7 +53,7 @@ from shared.database.connections import autocommit
 WORK = (overview, live, task_list, task_page, raw, inbox, acts, bulk_acts, saved_views, palette, errors)
 FIGURES = (capabilities, workers, analytics)
 DEFINITIONS = (agents, try_agent, routing, functions, tools)
-OPERATIONS = (schedules, limits, budgets, webhooks, secrets, keys, alerts, silences, audit)
+OPERATIONS = (schedules, limits, budgets, webhooks, secrets, files, memory, keys, alerts, silences, audit)
 PAGES = (*WORK, *FIGURES, *DEFINITIONS, *OPERATIONS)
 """The modules whose pages need a login. The addresses of streams come before those of tasks and errors."""
 POOL_SIZE = 4

@@ -24,6 +24,7 @@ from orchestrator.pages.access import Reading
 from orchestrator.pages.comparing import MOST_STEPS, comparison_of
 from orchestrator.pages.conversation import turns_of
 from orchestrator.pages.decision_form import decision_of
+from orchestrator.pages.forms import DoneQuery
 from orchestrator.pages.graph import graph, nodes_of
 from orchestrator.pages.moves import DONE, permitted
 from orchestrator.pages.rendering import Page, render
@@ -173,13 +174,20 @@ def show_graph(task_id: TaskId, request: Request, database: Reading, key: Caller
 
 @router.get("/tasks/{task_id}/diff/{other_id}")
 def show_diff(
-    task_id: TaskId, other_id: Annotated[TaskRef, Path()], request: Request, database: Reading, key: Caller
+    task_id: TaskId,
+    other_id: Annotated[TaskRef, Path()],
+    query: Annotated[DoneQuery, Query()],
+    request: Request,
+    database: Reading,
+    key: Caller,
 ) -> Response:
-    """The differences between two tasks."""
+    """The differences between two tasks. It follows the second one until that has ended."""
     with database.connect() as connection:
         other = task_id_of(connection, other_id, key.scope)
         check_reached(connection, other, key.scope)
+        seen = last_event(connection, other)  # before the rest: the stream tells of all that is newer
         compared = comparison_of(connection, task_id, other, key.scope)
+    ended = compared.found.b.task.state in FINAL
     return render(
         request,
         "diff.html",
@@ -188,6 +196,9 @@ def show_diff(
         most=MOST_STEPS,
         a=task_id,
         b=other,
+        ended=ended,
+        replayed=query.done == "replay",
+        live=None if ended else f"/tasks/{other}/live?after={seen[0] if seen else 0}",
     )
 
 

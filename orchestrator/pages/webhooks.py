@@ -31,6 +31,7 @@ from orchestrator.pages.rendering import Page
 from shared.errors import InvalidInput
 
 FINAL_STATES = ("succeeded", "failed", "cancelled", "expired")
+LIVE = "/live/webhooks"
 DONE = {
     "change": "Changed.",
     "remove": "The webhook was removed, with its messages.",
@@ -88,6 +89,7 @@ def _list(request: Request, database: Reading, query: WebhooksQuery, typed: Type
         namespace=query.namespace,
         done=DONE.get(query.done),
         next=page.next and {"namespace": query.namespace, "cursor": page.next},
+        live=LIVE,
     )
 
 
@@ -184,6 +186,7 @@ def _page(
         done=DONE.get(query.done),
         next=page.next and {"namespace": query.namespace, "status": query.status, "cursor": page.next},
         next_text="Older messages",
+        live=LIVE,
     )
 
 

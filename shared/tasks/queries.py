@@ -66,8 +66,9 @@ CONDITIONS = {
     "costs_over": f"{OWN_COST} > :costs_over",
     "costs_under": f"{OWN_COST} < :costs_under",
     "unreplayed": "NOT EXISTS (SELECT 1 FROM tasks r WHERE r.replay_of = t.id)",
-    "own_failure": "NOT EXISTS (SELECT 1 FROM task_outcomes o WHERE o.task_id = t.id "
-    "AND o.error->>'type' = 'subtask_failed')",
+    # For EXISTS the planner may read all outcomes into a hash table.
+    "own_failure": "(SELECT o.error->>'type' FROM task_outcomes o WHERE o.task_id = t.id) "
+    "IS DISTINCT FROM 'subtask_failed'",
     "created_after": "t.id >= :created_after AND s.task_id >= :created_after",
     "created_before": "t.id < :created_before AND s.task_id < :created_before",
     "before": "t.id < :before AND s.task_id < :before",

@@ -6,7 +6,8 @@ export function openLazily(part) {
 }
 
 async function load(details) {
-  const answer = await fetch(details.dataset.src);
+  details.setAttribute("aria-busy", "true");
+  const answer = await fetch(details.dataset.src).finally(() => details.removeAttribute("aria-busy"));
   if (!answer.ok) return;
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
   const content = page.getElementById("content");

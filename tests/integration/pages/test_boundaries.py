@@ -51,6 +51,7 @@ FORMS: dict[str, dict[str, str]] = {
     "POST /webhooks/create": {"name": "new", "url": "https://example.com/", "event.tasks": "on"},
     "POST /webhooks/{name}/change": {"event.tasks": "on"},
     "POST /webhooks/{name}/retry": {"delivery": str(uuid4())},
+    "POST /memory/{store_id}/delete-file": {"path": "/memories/notes.md"},
     "POST /keys/create": {"name": "new", "role": "viewer"},
     "POST /silences/add": {"rule": "unserved", "hours": "1", "reason": "known"},
     "POST /silences/remove": {"silence": str(uuid4())},
@@ -58,6 +59,7 @@ FORMS: dict[str, dict[str, str]] = {
     "POST /capabilities/pause": {"name": "none"},
     "POST /capabilities/resume": {"name": "none"},
 }
+QUERIES = {"GET /memory/{store_id}/raw": "?path=/memories/notes.md"}
 PARAMETERS = {"number": "1", "what": "input"}
 """Path parameters that are not the id or the name of something."""
 
@@ -68,7 +70,7 @@ def call(browser: Browser, endpoint: str, token: str, task: str) -> httpx2.Respo
     path = re.sub(r"\{(\w+)\}", lambda name: PARAMETERS.get(name[1], task), path)
     if method == "POST":
         return browser.post(path, {**FORMS.get(endpoint, {}), "csrf_token": token})
-    return browser.request("HEAD" if path.endswith("/live") else "GET", path)
+    return browser.request("HEAD" if "live" in path.split("/") else "GET", path + QUERIES.get(endpoint, ""))
 
 
 def token_of(browser: Browser) -> str:
@@ -125,7 +127,7 @@ def test_foreign_tasks_are_like_unknown_ones(logged_in: Open, client: Client, da
     define_in(database, namespace, NOOP, agent("Theirs", "theirs"))
     foreign = client.submit("Theirs", {"of": "theirs"}, key="theirs", namespace=namespace, labels={"of": "theirs"}).id
     client.pause("agent", "Theirs", namespace=namespace)
-    world = World(namespace, "default", [foreign], foreign, "", "", "", "", "", "")
+    world = World(namespace, "default", [foreign], foreign, *[""] * 8)
     browser = logged_in("admin", **BOUNDS[kind])
     token, before = token_of(browser), stored(database, world)
     for endpoint in (each for each in ENDPOINTS if "{" in each):

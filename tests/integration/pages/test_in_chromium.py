@@ -13,6 +13,7 @@ from playwright.sync_api import Page, expect
 from sqlalchemy import Engine, text
 
 from minions import Client
+from minions.testing import code_execution, web_fetch, web_search
 from orchestrator.observe.statistician import Statistician
 from shared.settings import get_settings
 from tests.integration.api.test_alerts import add
@@ -190,11 +191,15 @@ def test_failed_task_is_replayed_from_a_step_and_compared(
     page = visited.go("/tasks?q=state:failed")
     page.get_by_role("link", name=str(failed)[:13]).click()
     page.get_by_role("link", name="1 act").click()
-    page.get_by_role("button", name="Replay from step 1").click()
-    expect(page.get_by_text("Submitted again, as this new task.")).to_be_visible()
-    inline_worker.run_all()
-    page.get_by_role("link", name="compare").click()
+    page.get_by_text("With another reply of this step…").click()
+    page.get_by_label("Reply, as JSON").fill('{"answer": "edited"}')
+    page.get_by_role("button", name="Replay with this reply").click()
     expect(page.get_by_role("heading", name="Comparison")).to_be_visible()
+    expect(page.get_by_text("B has not ended")).to_be_visible()
+    expect(page.locator("#live-state")).to_have_text("live")
+    inline_worker.run_all()
+    expect(page.get_by_text("B has not ended")).to_have_count(0)
+    expect(page.get_by_label("B, output").first).to_contain_text("edited")
     visited.check()
 
 
@@ -294,6 +299,71 @@ def test_hostile_content_is_text(
     page.goto(f"{visited.site}/tasks/{task}?done=%3Cimg%3E")
     assert page.locator("main img").count() == 0
     assert page.evaluate("window.violations") == []
+
+
+def test_hostile_reply_of_the_api_is_text(
+    visit: Open,
+    client: Client,
+    define: Any,
+    tasks: Tasks,
+    inline_worker: InlineWorker,
+    messages_api: Any,
+    database: Engine,
+) -> None:
+    """Citations, searches, code, files, other models and notes, as a provider or a page on the web may write them."""
+    define({"kind": "agent", "name": "talker", "model": "claude-sonnet-5-5", "config": {"capabilities": ["work"]}})
+    messages_api.script = [{"content": [{"type": "text", "text": "Hello."}], "stop_reason": "end_turn"}]
+    task = str(tasks.submit("talker", {"text": "?"}))
+    inline_worker.run_all()
+    script = "javascript:alert(document.domain)"
+    cited = {"type": "web_search_result_location", "cited_text": HOSTILE, "title": HOSTILE, "url": script}
+    content = [
+        {"type": "text", "text": "It is", "citations": [cited, {"source": script, "start_page_number": HOSTILE}]},
+        *web_search(HOSTILE, (HOSTILE, script)),
+        *web_fetch(script, HOSTILE),
+        *code_execution(HOSTILE, HOSTILE, files=(HOSTILE,)),
+        {"type": "server_tool_use", "id": "x", "name": HOSTILE, "input": {"query": HOSTILE}},
+        {"type": "document", "title": HOSTILE, "source": {"type": "file", "file_id": f"file_{'0' * 64}"}},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/svg+xml", "data": HOSTILE}},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": '" onerror="alert(1)'}},
+        {"type": "image", "source": {"type": "url", "url": "https://tracker.example/pixel.png"}},
+        {"type": "compaction", "content": HOSTILE},
+    ]
+    reply = {
+        "content": content,
+        "instead_of": {"model": f"bedrock/{HOSTILE}", "reason": "refusal"},
+        "edits": [{"type": HOSTILE, "cleared_input_tokens": 9}, 5],
+    }
+    usage = {"input_tokens": 50, "cache_miss": {"type": "tools_changed", "cache_missed_input_tokens": 40}}
+    with database.begin() as connection:
+        connection.execute(text("SET LOCAL session_replication_role = replica"))
+        connection.execute(
+            text("UPDATE steps SET output = CAST(:reply AS jsonb), usage = CAST(:usage AS jsonb)"),
+            {"reply": json.dumps(reply), "usage": json.dumps(usage)},
+        )
+    for dark in (False, True):
+        visited = visit("admin", dark=dark, phone=dark)
+        for path in (f"/tasks/{task}/conversation", f"/tasks/{task}/steps/1", f"/tasks/{task}"):
+            page = visited.go(path)
+            take_picture(page, path.replace(task, "hostile"), "dark" if dark else "light")
+            assert (
+                page.locator("main script, main svg [onload], main [onerror], main a[href^='javascript']").count() == 0
+            )
+            assert Axe().run(page).violations_count == 0, path
+            assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), path
+            assert page.evaluate("window.violations") == [], path
+    page = visited.go(f"/tasks/{task}/conversation")
+    assert page.locator("main img").count() == 1, "the one of a type that is safe"
+    for shown in (
+        script,
+        "Searches the web",
+        "Summary of the conversation",
+        "[image: https://tracker.example/pixel.png]",
+    ):
+        expect(page.locator("main")).to_contain_text(shown)
+    page = visited.go(f"/tasks/{task}/steps/1")
+    for shown in ("paid 40 tokens again", "which refused to answer", "the conversation was compacted"):
+        expect(page.locator("main")).to_contain_text(shown)
 
 
 def test_large_text_is_cut_with_a_link_to_all_of_it(

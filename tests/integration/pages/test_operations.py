@@ -33,7 +33,7 @@ from tests.support.browser import Browser, hidden
 from tests.support.definitions import NOOP, agent_definition
 from tests.support.webhook_receiver import receiving
 
-PLACES = ("schedules", "limits", "budgets", "webhooks", "secrets", "keys", "alerts", "silences", "audit")
+PLACES = ("schedules", "limits", "budgets", "webhooks", "secrets", "memory", "keys", "alerts", "silences", "audit")
 SECRET_PATH = "T000-B000-s3cr3t-path"
 SOON = datetime.now(UTC) + timedelta(hours=1)
 WITH_ADMIN = ("keys", "audit")
@@ -103,7 +103,7 @@ def test_shortcut_leads_to_one_place() -> None:
     assert len(keys) == len(set(keys))
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", [*PLACES, "files"])
 def test_empty_place_says_what_to_do_next(logged_in: Open, place: str) -> None:
     page = logged_in("admin").get(f"/{place}" + ("?until=9000d" if place == "audit" else ""))
     assert page.status_code == 200
@@ -571,6 +571,22 @@ def test_webhook_message_is_sent_again(visit: Visits, world: dict[str, str], cli
     page.get_by_role("button", name="Send again").click()
     expect(page.get_by_text("The message is sent again.")).to_be_visible()
     expect(page.get_by_role("row").nth(1)).to_contain_text("pending")
+    visited.check()
+
+
+def test_schedules_and_webhooks_follow_what_happens(visit: Visits, world: dict[str, str], client: Client) -> None:
+    visited = visit("admin")
+    for path, act in (
+        ("/schedules", lambda: client.change_schedule("nightly", enabled=False)),
+        ("/schedules/nightly", lambda: client.change_schedule("nightly", enabled=True)),
+        ("/webhooks", lambda: client.change_webhook("ledger", enabled=False)),
+        ("/webhooks/ledger", lambda: client.change_webhook("ledger", enabled=True)),
+    ):
+        page = visited.go(path)
+        before = page.locator("main .state").first.inner_text()
+        expect(page.locator("#live-state")).to_have_text("live")
+        act()
+        expect(page.locator("main .state").first).not_to_have_text(before, timeout=15_000)
     visited.check()
 
 

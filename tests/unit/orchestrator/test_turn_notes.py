@@ -42,4 +42,19 @@ def missed(kind: str, tokens: int = 41_000, read: int = 0) -> dict[str, Any]:
     ],
 )
 def test_step_has_notes(step: dict[str, Any], notes: list[str]) -> None:
-    assert notes_of(step) == notes
+    assert notes_of({"kind": "model_call", **step}) == notes
+
+
+def test_other_steps_have_no_notes() -> None:
+    output = {"instead_of": {"model": "claude-opus-5-5", "reason": "refusal"}, "edits": 5}
+    assert notes_of({"kind": "function_call", "output": output}) == []
+
+
+@pytest.mark.parametrize(
+    "odd", [None, True, 5, "text", [1], [{}], {}, {"type": [1]}, {"cache_missed_input_tokens": "9"}]
+)
+def test_step_of_any_shape_is_read(odd: Any) -> None:
+    for step in ({"usage": odd}, {"usage": {"input_tokens": 9, "cache_miss": odd}}, {"output": odd}):
+        assert notes_of({"kind": "model_call", **step}) == []
+    for name in ("content", "edits"):
+        assert notes_of({"kind": "model_call", "output": {name: odd}}) == []

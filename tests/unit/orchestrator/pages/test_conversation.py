@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, strategies
 
 from minions.testing import code_execution, tool_search, web_fetch, web_search
 from orchestrator.pages.conversation import turns_of
+from shared.tasks import attachments
 
 
 def call(number: int, messages: Any, content: Any, **more: Any) -> dict[str, Any]:
@@ -52,7 +54,9 @@ def test_what_the_api_ran_is_shown_as_what_it_is() -> None:
         ("call", "Fetches a page", "https://a.example"),
         ("result", "Result", "<script>alert(1)</script>"),
         ("call", "Runs a command", "python x.py"),
-        ("result", "Result", {"exit code": 0, "output": "2", "files": ["file_1"]}),
+        ("note", "Exit code 0", ""),
+        ("result", "Output", "2"),
+        ("result", "Files", ["file_1"]),
         ("call", "Searches for tools", "mail"),
         ("result", "Result", ["send_mail"]),
     ]
@@ -87,3 +91,36 @@ def test_failed_call_shows_its_error() -> None:
 def test_unknown_forms_are_shown_as_they_are(step: dict[str, Any]) -> None:
     for turn in turns_of([step]):
         assert turn["blocks"] or step["output"] is not None
+
+
+KEYS = ("type", "content", "source", "citations", "data", "media_type", "start_page_number", "end_page_number")
+TYPES = ("text", "image", "document", "tool_result", "bash_code_execution_tool_result", "base64", "image/png")
+ANY = strategies.recursive(
+    strategies.none() | strategies.integers() | strategies.sampled_from(TYPES),
+    lambda inner: strategies.lists(inner, max_size=3) | strategies.dictionaries(strategies.sampled_from(KEYS), inner),
+    max_leaves=12,
+)
+
+
+@given(ANY, ANY)
+def test_reply_of_any_shape_is_shown(message: Any, content: Any) -> None:
+    """An operator may edit the output of a step, and a provider may send what we do not know."""
+    blocks = [{"type": kind, "text": "", "source": message, "citations": [content]} for kind in ("text", "image")]
+    for reply in (content, [content], blocks):
+        assert turns_of([call(1, message, reply), call(1, [{"role": "user", "content": message}], reply)])
+
+
+def test_large_image_is_a_line() -> None:
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "A" * attachments.LARGE}}
+    [turn] = turns_of([call(1, [], [image])])
+    assert turn["blocks"][0]["kind"] == "text"
+    assert len(turn["blocks"][0]["value"]) < 100
+
+
+@pytest.mark.parametrize(
+    ("url", "is_link"), [("https://a.example/b", True), ("javascript:alert(1)", False), (5, False)]
+)
+def test_citation_links_to_the_web_alone(url: Any, is_link: bool) -> None:
+    [turn] = turns_of([call(1, [], [{"type": "text", "text": "so", "citations": [{"title": "B", "url": url}]}])])
+    [citation] = turn["blocks"][0]["citations"]
+    assert (citation["place"], citation["address"]) == (str(url), url if is_link else None)
