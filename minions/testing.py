@@ -151,12 +151,14 @@ class Batch:
 
     Attributes:
         requests: as in the creation: `{"custom_id", "params"}`.
+        headers: of the creation, with names in lower case.
         results: the lines of its results, once it has ended.
         cancelled: it was cancelled before it ended.
     """
 
     id: str
     requests: list[dict[str, Any]]
+    headers: dict[str, str] = field(default_factory=dict)
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     ended_at: datetime | None = None
     results: list[Reply] = field(default_factory=list)
@@ -285,9 +287,9 @@ class MessagesApi:
         name = body.get("container")
         return f"container: Container {name!r} has expired" if name in self.lost_containers else None
 
-    def create_batch(self, requests: list[dict[str, Any]]) -> Batch:
+    def create_batch(self, requests: list[dict[str, Any]], headers: dict[str, str] | None = None) -> Batch:
         """Create a batch, as a creation does, or another user of the key."""
-        batch = Batch(f"msgbatch_{len(self.batches) + 1:04}", requests)
+        batch = Batch(f"msgbatch_{len(self.batches) + 1:04}", requests, headers or {})
         self.batches[batch.id] = batch
         if not self.hold_batches:
             self.end_batches(batch.id)
@@ -297,9 +299,7 @@ class MessagesApi:
         """End the processing of these batches, or of all: their requests take replies from the script."""
         for batch in [self.batches[each] for each in ids or tuple(self.batches)]:
             if batch.ended_at is None:
-                batch.results = [
-                    line for request in reversed(batch.requests) for line in self._lines(request, batch.cancelled)
-                ]
+                batch.results = [line for request in reversed(batch.requests) for line in self._lines(request, batch)]
                 batch.ended_at = datetime.now(UTC)
 
     def show_batch(self, batch: Batch) -> Reply:
@@ -310,14 +310,14 @@ class MessagesApi:
         """Yield the lines of a batch's results. Override it for custom behaviour."""
         yield from batch.results
 
-    def _lines(self, request: dict[str, Any], cancelled: bool) -> list[Reply]:
+    def _lines(self, request: dict[str, Any], batch: Batch) -> list[Reply]:
         """Return the lines of a request in the results of its batch: one, none or two."""
         name, body = request["custom_id"], request["params"]
-        if cancelled:
+        if batch.cancelled:
             return [{"custom_id": name, "result": {"type": "canceled"}}]
-        if fault := _fault(body) or _feature_fault({}, body) or self.container_fault(body):
+        if fault := _fault(body) or _feature_fault(batch.headers, body) or self.container_fault(body):
             return [{"custom_id": name, "result": _errored({"type": "invalid_request_error", "message": fault})}]
-        status, reply = self.answer({}, body)
+        status, reply = self.answer(batch.headers, body)
         match reply.get("batch"):
             case "expired" | "canceled" as kind:
                 return [{"custom_id": name, "result": {"type": kind}}]
@@ -441,7 +441,7 @@ def _handler(api: MessagesApi) -> type[BaseHTTPRequestHandler]:
                     self._write_chunk(json.dumps(line, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
                 self.wfile.write(b"0\r\n\r\n")
 
-        def _create_batch(self, body: dict[str, Any]) -> None:
+        def _create_batch(self, headers: dict[str, str], body: dict[str, Any]) -> None:
             if fault := _batch_fault(body):
                 self._send(400, error(400, "invalid_request_error", fault))
                 return
@@ -449,7 +449,7 @@ def _handler(api: MessagesApi) -> type[BaseHTTPRequestHandler]:
             if isinstance(fate, dict):
                 self._send(fate["status"], fate)
                 return
-            batch = None if fate == "never" else api.create_batch(body["requests"])
+            batch = None if fate == "never" else api.create_batch(body["requests"], headers)
             if fate is None and batch is not None:
                 self._send(200, batch.as_json())
             else:
@@ -478,7 +478,7 @@ def _handler(api: MessagesApi) -> type[BaseHTTPRequestHandler]:
             elif COUNTS.fullmatch(path):
                 self._send(200, {"input_tokens": api.count(body)})
             elif path == BATCHES:
-                self._create_batch(body)
+                self._create_batch(headers, body)
             elif path.endswith("/cancel") and (batch := api.batches.get(path.split("/")[-2])):
                 batch.cancelled = batch.ended_at is None
                 self._send(200, batch.as_json())

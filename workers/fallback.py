@@ -56,9 +56,14 @@ class Models:
         request: ModelRequest,
         asked: dict[str, Any],
         output: Callable[[ModelReply], dict[str, JsonValue]],
+        after_refusal: Callable[[dict[str, Any]], dict[str, Any]],
         stream: type[TextStream] = TextStream,
     ) -> dict[str, Any]:
-        """Return the reply of the first model that gives one, or the last one's refusal. See `call_model`."""
+        """Return the reply of the first model that gives one, or the last one's refusal. See `call_model`.
+
+        Args:
+            after_refusal: receives a refused reply, and returns the fields in which the next request differs.
+        """
         because: dict[str, JsonValue] = {}
 
         def to_record(reply: ModelReply) -> JsonValue:
@@ -71,13 +76,15 @@ class Models:
                     self._journal, self._task, request, asked, to_record, stream, successor=self._successor()
                 )
             except ModelError as error:
-                if error.detail.get("fallback") is None or not self._may_fall_back("unavailable"):
+                given_up = error.detail.get("fallback") or error.detail.get("unanswered")
+                if not given_up or not self._may_fall_back("unavailable"):
                     raise
                 because = {"instead_of": self._replace("unavailable", error.message)}
             else:
                 if reply.get("stop_reason") != "refusal" or not self._may_fall_back("refusal"):
                     return reply
                 because = {"instead_of": self._replace("refusal", _why_refused(reply))}
+                request = replace(request, **after_refusal(reply))
             # What is new was in the step before.
             asked = {"messages": [], "instead_of": {name: because["instead_of"][name] for name in ("model", "reason")}}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from itertools import dropwhile, takewhile
 from typing import Any
 
@@ -172,7 +173,7 @@ class ModelAgent(BaseAgent):
             tool_search=config.tool_search,
             container=self.offered.container(),
             speed=config.speed,
-            context_management=config.context_management,
+            context_management=self.offered.edits(),
             task_budget=budget,
             diagnosed=True,
             previous_reply=replies[-1].get("id") if replies else None,
@@ -187,7 +188,8 @@ class ModelAgent(BaseAgent):
             told = {} if budget is None else {"task_budget": budget}
             return {**reply.as_json(), "form": self.form, **_cap(reply), **told, **self.offered.used_by(reply)}
 
-        reply = models.call(request, asked, to_record)
+        after_refusal = partial(self.offered.after_refusal, is_first=not replies)
+        reply = models.call(request, asked, to_record, after_refusal)
         _refuse_unfinished(reply, config.max_tokens)
         # Numbers that are read back from the journal look different; later steps must not depend on that.
         return {**reply, "content": self.arranged(reply["content"])}

@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from shared.contracts.context_edits import ContextManagement
 from shared.contracts.documents import AgentConfig
 from shared.contracts.server_tools import ApiTool, WebTool
 from shared.contracts.turn_settings import ToolChoice
@@ -55,6 +56,17 @@ class OfferedTools:
         if choice is None or not tools or (choice.first_turn_only and not is_first):
             return None
         return choice.model_copy(update={"name": self._names.get(choice.name or "", choice.name)})
+
+    def edits(self) -> ContextManagement | None:
+        """Return the edits of the conversation, with the API's names of tools."""
+        edits = self.config.context_management
+        return edits and edits.with_names(self._names)
+
+    def after_refusal(self, reply: dict[str, Any], *, is_first: bool) -> dict[str, Any]:
+        """Return what a request offers the next model when one has refused: the uses in its reply count."""
+        self._used.update(reply.get("server_tool_uses", {}))
+        tools = self.tools()
+        return {"tools": tools, "tool_choice": self.choice(tools, is_first=is_first)}
 
     def container(self) -> str | None:
         """Return the container in which the API has run code for this task, unless it has expired."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, cast
@@ -74,15 +74,19 @@ class BatchesApi:
         """Close the connections."""
         self._client.close()
 
-    def create(self, requests: list[dict[str, Any]]) -> str:
+    def create(self, requests: list[dict[str, Any]], betas: Collection[str] = ()) -> str:
         """Create a batch; return its id.
+
+        Args:
+            betas: features that are not on by default. They apply to all requests.
 
         Raises:
             Refused: there is no such batch now.
             Lost: there may be one.
         """
         try:
-            batch = self._client.messages.batches.create(requests=cast(Any, requests))
+            headers = {"anthropic-beta": ",".join(sorted(betas))} if betas else None
+            batch = self._client.messages.batches.create(requests=cast(Any, requests), extra_headers=headers)
         except anthropic.APIError as error:
             raise self._failure(error) from None
         except UNREADABLE as error:

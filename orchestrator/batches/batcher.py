@@ -127,11 +127,12 @@ class Batcher(Loop):
                 send it.
         """
         requests = [{"custom_id": call.custom_id, "params": json.loads(call.body)} for call in calls]
+        betas = {beta for request in requests for beta in request["params"].pop("betas", ())}
         if time.monotonic() > until:
             self._give_up_creation(batch, "The orchestrator slept before it sent the batch.")
             return
         try:
-            batch_id = api.create(requests)
+            batch_id = api.create(requests, betas)
         except Refused as refused:
             self._give_back(batch, calls, refused)
         except Lost as lost:

@@ -5,7 +5,7 @@ The fields and their names are those of the Messages API, which documents what e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -119,6 +119,10 @@ class ContextManagement(Strict):
                 yield from edit.exclude_tools or ()
                 yield from edit.clear_tool_inputs if isinstance(edit.clear_tool_inputs, list) else ()
 
+    def with_names(self, names: Mapping[str, str]) -> ContextManagement:
+        """Return the edits with other names of tools."""
+        return self.model_copy(update={"edits": [_renamed(edit, names) for edit in self.edits]})
+
     def as_sent(self) -> dict[str, Any]:
         """Return it in the form of the API."""
         return self.model_dump(exclude_none=True)
@@ -128,3 +132,14 @@ class ContextManagement(Strict):
         for edit in self.edits:
             if not (can_compact if edit.type == COMPACT else can_clear)(model):
                 yield edit.type
+
+
+def _renamed(edit: Edit, names: Mapping[str, str]) -> Edit:
+    if not isinstance(edit, ClearToolUses):
+        return edit
+    listed = {name: getattr(edit, name) for name in ("exclude_tools", "clear_tool_inputs")}
+    return edit.model_copy(
+        update={
+            name: [names.get(each, each) for each in tools] for name, tools in listed.items() if isinstance(tools, list)
+        }
+    )

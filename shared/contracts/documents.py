@@ -353,6 +353,10 @@ class AgentDefinition(Definition):
             self._check_tool_choice(choice)
         if self.config.tool_search is not None:
             self._check_tool_search()
+        if (edits := self.config.context_management) is not None:
+            for name in edits.tool_names():
+                if name not in self._tool_names():
+                    raise ValueError(f"context_management names {name!r}, which is not one of the agent's tools")
 
     def _check_tool_search(self) -> None:
         if not self.tools:
@@ -360,11 +364,6 @@ class AgentDefinition(Definition):
         for model in (str(self.model), *self.config.fallback_models):
             if fault := tool_search_misfit(model):
                 raise ValueError(f"tool_search: {fault}")
-
-        if (edits := self.config.context_management) is not None:
-            for name in edits.tool_names():
-                if name not in self._tool_names():
-                    raise ValueError(f"context_management names {name!r}, which is not one of the agent's tools")
 
     def _tool_names(self) -> list[str]:
         return [reference.partition("@")[0] for reference in self.tools]

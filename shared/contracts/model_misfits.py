@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from shared.contracts import sampling
 from shared.contracts.context_edits import CLEAR_THINKING
-from shared.contracts.model_features import can_be_fast, takes_task_budget
+from shared.contracts.model_features import can_be_fast, refuses_effort, refuses_thinking, takes_task_budget
 from shared.contracts.sampling import AUTO, OFFLINE
 from shared.providers import ANTHROPIC, split
 
@@ -29,12 +29,19 @@ def check(model: str, config: AgentConfig) -> None:
             sampling.check(split(other)[1], config.sampling(), where="fallback_models")
 
 
+def faults_of_thinking(model: str, config: AgentConfig) -> Iterator[str]:
+    """Yield settings of `thinking` and `effort` that a Claude model is known to refuse, with what to do."""
+    if config.thinking is not None and refuses_thinking(model, config.thinking):
+        yield f"the model {model!r} refuses `thinking: {config.thinking}`: remove it, or use another model"
+    if config.effort is not None and refuses_effort(model, config.effort):
+        yield f"the model {model!r} refuses `effort: {config.effort}`: remove it, or use another model"
+
+
 def _faults(model: str, config: AgentConfig) -> Iterator[str]:
     yield from _faults_of_fallback(model, config)
     if config.lane != "direct":
-        for setting in ("betas", "context_management", "task_budget"):
-            if getattr(config, setting):
-                yield f"{setting} needs a header, which calls in batches do not have: remove `{setting}` or `lane`"
+        if config.betas:
+            yield "betas are headers, which all calls of a batch would have: remove `betas` or `lane`"
         if config.speed == "fast":
             yield "`speed: fast` is not possible in batches: remove `speed` or `lane`"
     if config.speed is not None and not can_be_fast(model):

@@ -11,6 +11,7 @@ from shared.contracts import sampling
 from shared.contracts.constrained import can_be_constrained, requires_all
 from shared.contracts.documents import AgentConfig, AgentDefinition
 from shared.contracts.json_schema import Schema
+from shared.contracts.model_misfits import faults_of_thinking
 from shared.errors import InvalidDefinition
 from shared.providers import (
     ANTHROPIC,
@@ -55,6 +56,9 @@ def check_models(definition: AgentDefinition, providers: Providers) -> None:
                 f"{place}, {field}: the model {model!r} cannot continue a conversation of {definition.model!r}: "
                 "only Claude continues those of Claude, and only models with Chat Completions those of another one."
             )
+        if provider.is_claude and field != "config.router_model":
+            for fault in faults_of_thinking(claude_name(split(model)[1]), config):
+                raise InvalidDefinition(f"{place}, {field}: {fault}.")
         if provider.name != ANTHROPIC and (faults := [*_faults(config, provider, field)]):
             raise InvalidDefinition(f"{place}: the provider {provider.name!r} cannot honour {'; '.join(faults)}.")
         if field != "config.router_model" and provider.is_claude and provider.name != ANTHROPIC:

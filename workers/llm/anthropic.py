@@ -40,7 +40,7 @@ from workers.llm.diagnostics import cache_miss_in, diagnostics_of, forget_diagno
 from workers.llm.failures import MAX_MESSAGE, Failures, is_worth_it
 from workers.llm.features import betas_of, body_of, edits_in
 from workers.llm.limits import ModelLimits
-from workers.llm.server_tools import has_lost_container, tools_of
+from workers.llm.server_tools import forget_container, has_lost_container, known_container, tools_of
 from workers.llm.stream import StreamError, Unreadable, assemble, error_in
 from workers.llm.structured import forget_format, format_of
 from workers.llm.wire import messages_of
@@ -264,9 +264,11 @@ class AnthropicClient:
         # The answer comes hours later; only a model with tools has another turn then.
         late = 1.0 if request.tools else 0.0
         request = replace(_own(request), in_batch=True, lateness=late, speed=None, diagnosed=False)
+        request = replace(request, container=known_container(request))
         arguments = {**_arguments(request), **_of_answer(request)}
         body = arguments.pop("extra_body", {})
-        return json.dumps({**arguments, **body, "max_tokens": request.max_tokens})
+        betas = {"betas": betas_of(request)} if arguments.pop("extra_headers", None) else {}
+        return json.dumps({**arguments, **body, **betas, "max_tokens": request.max_tokens})
 
     def read_batched(self, answer: str, model: str) -> ModelReply:
         """Read the result of a request in a batch. See `BatchClient`."""
@@ -280,11 +282,12 @@ class AnthropicClient:
         return replace(reply, used_besides={**reply.used_besides, "batch": result["batch"]})
 
     def refuses_form(self, answer: str, request: ModelRequest) -> bool:
-        """Return whether the API refuses the output schema as a format. See `BatchClient`."""
+        """Return whether the API refuses the output schema as a format, or has lost the container. See `BatchClient`."""
         result = json.loads(answer)
         if result["type"] != "errored":
             return False
-        return forget_format(_own(request), _batch_error(result, request.model, self._failures()))
+        error = _batch_error(result, request.model, self._failures())
+        return forget_container(request, error) or forget_format(_own(request), error)
 
     def count_tokens(self, request: ModelRequest) -> int:
         """Ask the API, which does not charge for it. See `ModelClient`."""
@@ -399,9 +402,8 @@ def _batch_error(result: dict[str, Any], model: str, failures: Failures) -> Mode
     error = result.get("error") or {}
     said = str(error.get("message") or "no reason was given")
     if result["type"] != "errored":
-        return ModelError(
-            failures.without_key(said)[:MAX_MESSAGE], batch=result["batch"], cost_unknown=result["type"] == "unknown"
-        )
+        how = "cost_unknown" if result["type"] == "unknown" else "unanswered"
+        return ModelError(failures.without_key(said)[:MAX_MESSAGE], batch=result["batch"], **{how: True})
     status = STATUS_OF.get(str(error.get("type")), 500)
     return failures.refusal(status, said, result.get("request_id"), again=False, model=model)
 

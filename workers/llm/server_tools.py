@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 from shared.contracts.server_tools import (
@@ -22,6 +23,9 @@ from workers.llm.structured import tool_of
 SEARCH_VERSION = "20251119"
 # Statuses with which the API refuses a container that it does not have.
 GONE = (400, 404, 410)
+MOST_LOST = 1000
+_lost: OrderedDict[str, None] = OrderedDict()
+"""Containers that batches have found to be gone, the latest last."""
 
 
 def tools_of(request: ModelRequest) -> list[dict[str, Any]]:
@@ -41,6 +45,21 @@ def has_lost_container(request: ModelRequest, error: ModelError) -> bool:
         and error.detail.get("http_status") in GONE
         and "container" in error.message.lower()
     )
+
+
+def forget_container(request: ModelRequest, error: ModelError) -> bool:
+    """Send a container no more in batches if the API refused a call because of it; return whether it did."""
+    if known_container(request) is None or not has_lost_container(request, error):
+        return False
+    _lost[str(request.container)] = None
+    while len(_lost) > MOST_LOST:
+        _lost.popitem(last=False)
+    return True
+
+
+def known_container(request: ModelRequest) -> str | None:
+    """Return the container of a request in a batch, unless it is known to be gone."""
+    return None if request.container in _lost else request.container
 
 
 def _tool(tool: ToolSpec, model: str) -> dict[str, Any]:

@@ -251,14 +251,40 @@ def test_fallback_model_is_asked_in_a_batch_too(
     assert len(messages_api.batches) == 2
 
 
-@pytest.mark.parametrize("setting", [{"task_budget": True}, {"context_management": {"edits": [COMPACT]}}])
-def test_call_that_needs_a_header_is_made_at_once(
-    batching: Callable[..., Site], define_agent: DefineAgent, messages_api: MessagesApi, setting: dict[str, Any]
+def test_other_model_is_asked_when_batches_do_not_answer(
+    batching: Callable[..., Site], define_agent: DefineAgent, messages_api: MessagesApi
 ) -> None:
-    define_agent({"budget": {"tokens": 100_000}, **setting}, model="claude-opus-5-5")
+    messages_api.script = [{**testing.text("No."), "batch": "expired", "if": '"claude-opus-5-5"'}, testing.text("Hi.")]
+    define_agent({"lane": "batch", "fallback_models": [MODEL]}, model="claude-opus-5-5")
+    site = batching()
+    assert site.finish(site.submit())["output"] == {"content": "Hi."}
+    assert [request["model"] for request in messages_api.requests] == ["claude-opus-5-5"] * 3 + [MODEL]
+
+
+def test_call_with_an_authors_beta_is_made_at_once(
+    batching: Callable[..., Site], define_agent: DefineAgent, messages_api: MessagesApi
+) -> None:
+    define_agent({"betas": ["context-1m-2025-08-07"]}, model="claude-opus-5-5")
     site = batching()
     assert site.finish(site.submit(lane="batch"))["output"] == {"content": "Hi."}
     assert not messages_api.batches
+
+
+def test_batch_has_the_betas_of_all_its_calls(
+    batching: Callable[..., Site], define_agent: DefineAgent, messages_api: MessagesApi
+) -> None:
+    budget = {"task_budget": True, "budget": {"tokens": 100_000}}
+    define_agent({**budget, "context_management": {"edits": [COMPACT]}, "lane": "batch"}, model="claude-opus-5-5")
+    site = batching()
+    task = site.submit()
+    define_agent(model="claude-opus-5-5")
+    plain = site.submit(lane="batch")
+    assert {site.finish(each)["state"] for each in (task, plain)} == {"succeeded"}
+    [batch] = messages_api.batches.values()
+    assert batch.headers["anthropic-beta"] == "compact-2026-01-12,task-budgets-2026-03-13"
+    told = [request["params"].get("output_config") for request in batch.requests]
+    assert sorted(map(bool, told)) == [False, True]
+    assert not any("betas" in request["params"] for request in batch.requests)
 
 
 def test_call_in_a_batch_has_no_speed_and_a_cache_for_an_hour(
@@ -271,6 +297,22 @@ def test_call_in_a_batch_has_no_speed_and_a_cache_for_an_hour(
     assert "speed" not in request
     marks = [block["cache_control"] for _, block in testing._blocks(request) if "cache_control" in block]
     assert marks == [{"type": "ephemeral", "ttl": "1h"}] * 2
+
+
+def test_container_that_is_gone_costs_another_batch(
+    batching: Callable[..., Site], define: Define, define_agent: DefineAgent, messages_api: MessagesApi
+) -> None:
+    define({"kind": "tool", "name": "code", "type": "code_execution", "code_execution": {}})
+    define_agent({"lane": "batch"}, tools=["code", "echo"])
+    ran = testing.said(testing.code_execution("ls"), container={"id": "container_9", "expires_at": "2026-11-01"})
+    call = testing.tool_use(("echo", {}))
+    both = {**ran, "content": ran["content"] + call["content"], "stop_reason": "tool_use"}
+    messages_api.script = [both, call, testing.text("Hi.")]
+    messages_api.lost_containers = {"container_9"}
+    site = batching()
+    assert site.finish(site.submit())["output"] == {"content": "Hi."}
+    sent = [batch.requests[0]["params"].get("container") for batch in messages_api.batches.values()]
+    assert sent == [None, "container_9", None, None]
 
 
 # ------------------------------------------------------------------------------------------- a creation without answer
@@ -389,11 +431,11 @@ def test_batch_whose_calls_were_given_back_is_cancelled(
     messages_api.hold_batches = True
     create = messages_api.create_batch
 
-    def create_slowly(requests: list[dict[str, Any]]) -> testing.Batch:
+    def create_slowly(*given: Any) -> testing.Batch:
         with site.engine.begin() as connection:
             connection.execute(text("SELECT minion_batch_refused(id, 'Lost.', '0 s', NULL) FROM message_batches"))
         monkeypatch.setattr(messages_api, "create_batch", create)
-        return create(requests)
+        return create(*given)
 
     monkeypatch.setattr(messages_api, "create_batch", create_slowly)
     site.batcher.run_once()

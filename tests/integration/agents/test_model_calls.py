@@ -134,18 +134,21 @@ def test_the_stable_prefix_is_marked_for_the_cache(ask: Any, define_agent: Any, 
 
 
 @pytest.mark.parametrize(
-    ("config", "sent"),
+    ("model", "config", "sent"),
     [
         (
+            "claude-sonnet-5-5",
             {"thinking": "adaptive", "effort": "low"},
             {"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}},
         ),
-        ({"thinking": 2048}, {"thinking": {"type": "enabled", "budget_tokens": 2048}}),
-        ({}, {}),
+        ("claude-haiku-4-5", {"thinking": 2048}, {"thinking": {"type": "enabled", "budget_tokens": 2048}}),
+        ("claude-sonnet-5-5", {}, {}),
     ],
 )
-def test_thinking_and_effort(ask: Any, define_agent: Any, messages_api: MessagesApi, config: Any, sent: Any) -> None:
-    define_agent(config=config)
+def test_thinking_and_effort(
+    ask: Any, define_agent: Any, messages_api: MessagesApi, model: str, config: Any, sent: Any
+) -> None:
+    define_agent(config=config, model=model)
     ask(HI)
     request = messages_api.requests[0]
     assert {name: request[name] for name in ("thinking", "output_config") if name in request} == sent

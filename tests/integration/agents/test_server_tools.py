@@ -132,7 +132,9 @@ def test_tool_reaches_the_model_as_it_is_set(
     agent_with(given, model=model)
     task, [request] = ask(testing.text("Hi."))
     assert task["state"] == "succeeded", task["error"]
-    assert request["tools"] == [{"name": given["type"], **sent}]
+    [offered] = request["tools"]
+    assert offered.pop("cache_control") == {"type": "ephemeral"}
+    assert offered == {"name": given["type"], **sent}
     SDK_TOOL.validate_python(request["tools"][0])
     assert "container" not in request
 
@@ -252,6 +254,33 @@ def test_tool_that_was_used_too_often_is_left_out(ask: Any, agent_with: Any) -> 
     found = [web_search(name, NEWS) for name in ("a", "b", "c")]
     _, requests = ask(said(*found, stop_reason="pause_turn"), testing.text("Done."))
     assert [each["name"] for each in requests[1]["tools"]] == ["echo"]
+
+
+def test_searches_of_a_refused_reply_count(ask: Any, agent_with: Any) -> None:
+    agent_with(
+        tool("web_search", max_uses_per_task=3),
+        model="claude-opus-5-5",
+        config={"fallback_models": ["claude-opus-5", "claude-sonnet-5-5"], "tool_choice": {"type": "auto"}},
+    )
+    searches = [web_search(name, NEWS) for name in ("a", "b")]
+    refused = {**said(*searches), **{key: testing.refusal()[key] for key in ("stop_reason", "stop_details")}}
+    task, requests = ask(refused, refused, testing.text("Hi."))
+    assert task["output"] == {"content": "Hi."}, task["error"]
+    assert [request.get("tools", [{}])[0].get("max_uses") for request in requests] == [3, 1, None]
+    assert "tool_choice" not in requests[2]
+
+
+def test_edits_of_the_context_have_the_names_that_the_api_knows(ask: Any, agent_with: Any) -> None:
+    edit = {"type": "clear_tool_uses_20250919", "exclude_tools": ["news", "echo"], "clear_tool_inputs": ["notes"]}
+    agent_with(
+        tool("web_search", "news"),
+        tool("memory", "notes", per="agent"),
+        others=["echo"],
+        config={"context_management": {"edits": [edit]}},
+    )
+    _, requests = ask(testing.text("Hi."))
+    sent = {**edit, "exclude_tools": ["web_search", "echo"], "clear_tool_inputs": ["memory"]}
+    assert requests[0]["context_management"] == {"edits": [sent]}
 
 
 def test_limit_holds_when_the_task_runs_again(

@@ -31,3 +31,12 @@ def test_failed_summary_replaces_nothing() -> None:
 
 def test_conversation_without_a_summary_stays_whole() -> None:
     assert after_compaction([ASKED, reply(TEXT), MORE]) == [ASKED, reply(TEXT), MORE]
+
+
+def test_result_after_a_summary_keeps_its_call() -> None:
+    call = {"type": "tool_use", "id": "toolu_1", "name": "act", "input": {}}
+    results = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "toolu_1", "content": "1"}]}
+    cut_between = [ASKED, reply(call, SUMMARY, {**call, "id": "toolu_2"}), results]
+    assert after_compaction(cut_between) == cut_between
+    assert after_compaction([ASKED, reply(SUMMARY), *cut_between]) == [reply(SUMMARY), *cut_between]
+    assert after_compaction([ASKED, reply(SUMMARY, call), results]) == [reply(SUMMARY, call), results]

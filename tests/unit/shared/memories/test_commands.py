@@ -93,6 +93,12 @@ def test_file_is_created_changed_moved_and_deleted() -> None:
     assert files == {}
 
 
+def test_text_that_is_everywhere_is_refused_at_once() -> None:
+    with pytest.raises(InvalidInput, match="Multiple occurrences") as refused:
+        run({"/memories/a": "a" * 10_000_000}, command="str_replace", path="/memories/a", old_str="a", new_str="b")
+    assert len(refused.value.message) < 1000
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
