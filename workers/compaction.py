@@ -10,8 +10,8 @@ Messages = list[dict[str, Any]]
 def after_compaction(messages: Messages) -> Messages:
     """Return the messages from the latest summary on; all of them if there is none.
 
-    A summary without content is one that the API could not write: it replaces nothing. One in the middle of a turn stays
-    behind the calls before it whose results come after it: the API refuses a result without its call.
+    A summary without content is one that the API could not write: it replaces nothing. Nor does one between a call and
+    its result, because the API refuses a result without its call.
     """
     for number in range(len(messages) - 1, -1, -1):
         content = messages[number]["content"]

@@ -28,11 +28,12 @@ from shared.contracts.sampling import OFFLINE
 from shared.contracts.strict_json import JsonValue
 from shared.database.connections import get_engine, persist
 from shared.tasks import files
+from shared.tasks.records import KnownStep
+from workers.fallback import Models
 from workers.journal import Journal, StepResult
 from workers.llm.base import ModelReply, ModelRequest, text_in
 from workers.llm.media_tokens import without_media
 from workers.llm.offline import NOTICE
-from workers.model_call import call_model
 from workers.task import ClaimedTask
 from workers.text_stream import SilentStream
 
@@ -109,26 +110,26 @@ class Summary:
     through: UUID | None = None
 
 
-def history(config: AgentConfig, task: ClaimedTask, journal: Journal, model: str) -> list[dict[str, Any]]:
+def history(config: AgentConfig, task: ClaimedTask, journal: Journal, models: Models) -> list[dict[str, Any]]:
     """Return the messages before those of the task, in the form of the Messages API: the first is a user's, roles
     alternate, none is blank. Tool calls are in it only if they were submitted: those of a task are in its own journal.
 
     Args:
         journal: receives the summary, if one is needed, as its next step.
-        model: writes the summary; the offline planner truncates instead.
+        models: the current one writes the summary; the offline planner truncates instead.
 
     Raises:
         ModelError: the model returned no usable summary.
     """
     if task.conversation_id is None:
         return []
-    summary = _read_back(journal, model) or persist(lambda: _latest(task))
+    summary = _read_back(journal, models) or persist(lambda: _latest(task))
     while True:
         said = _read(task, summary, config.history_tokens)
         older = _older(summary, said, config.history_tokens)
         if not older or _continued_without_summary(journal):
             return _format(summary, said)
-        summary = _summarise(summary, older, config.history_tokens, task, journal, model)
+        summary = _summarise(summary, older, config.history_tokens, task, journal, models)
 
 
 def tokens_in(content: str) -> int:
@@ -136,30 +137,32 @@ def tokens_in(content: str) -> int:
     return math.ceil(len(content.encode("utf-8", "surrogatepass")) / BYTES_PER_TOKEN)
 
 
-def _read_back(journal: Journal, model: str) -> Summary | None:
+def _read_back(journal: Journal, models: Models) -> Summary | None:
     """The summary of an earlier execution. Its step is requested with the same words as when it was recorded."""
     summary = None
     while (output := _recorded_summary(journal)) is not None:
-        journal.call("model_call", model, _question(output), _never_called, effect="idempotent")
+        models.call(ModelRequest(models.current, "", [], (), 1), _question(output), ModelReply.as_json)
         summary = Summary(output["summary"], UUID(output["through"]))
     return summary
 
 
 def _recorded_summary(journal: Journal) -> dict[str, Any] | None:
-    known = journal.upcoming()
+    """Return the output of the next step, after those of models that were not available, if it is a summary."""
+    known = next(dropwhile(_gave_up, journal.upcoming()), None)
     if known is None or known["status"] != "finished":
         return None
     output = known["output"]
     return output if isinstance(output, dict) and {"summary", "through"} <= set(output) else None
 
 
-def _never_called(_: int) -> StepResult:
-    raise AssertionError("a finished step is read back")
+def _gave_up(known: KnownStep) -> bool:
+    """Return whether another model was asked instead of a step's."""
+    return known["status"] == "failed" and "fallback" in known["error"]
 
 
 def _continued_without_summary(journal: Journal) -> bool:
     """Return whether an earlier execution continued without a summary; its estimate differed, and is kept."""
-    known = journal.upcoming()
+    known = next(journal.upcoming(), None)
     return known is not None and known["status"] == "finished"
 
 
@@ -204,7 +207,7 @@ def _older(summary: Summary, said: list[PastMessage], limit: int) -> list[PastMe
 
 
 def _summarise(
-    before: Summary, older: list[PastMessage], limit: int, task: ClaimedTask, journal: Journal, model: str
+    before: Summary, older: list[PastMessage], limit: int, task: ClaimedTask, journal: Journal, models: Models
 ) -> Summary:
     """Summarise in one step. Its request names the messages without their text, which the conversation keeps."""
     scope: dict[str, JsonValue] = {
@@ -215,22 +218,22 @@ def _summarise(
     longest = min(LONGEST_SUMMARY, limit // 4)
 
     def shorten(_: int) -> StepResult:
-        return StepResult({**scope, "summary": _shorten(before, older, longest), "model": model})
+        return StepResult({**scope, "summary": _shorten(before, older, longest), "model": OFFLINE})
 
-    def summary_from(reply: ModelReply) -> JsonValue:
+    def summary_from(reply: ModelReply) -> dict[str, JsonValue]:
         # A refusal or a partial answer is no summary; an answer cut off at the length limit is one.
         said = text_in(reply.as_json()) if reply.stop_reason in ("end_turn", "stop_sequence", "max_tokens") else ""
         return {**scope, "summary": _truncate(said, longest) or _shorten(before, older, longest), "model": reply.model}
 
-    if model == OFFLINE:
-        output = journal.call("model_call", model, _question(scope), shorten, effect="idempotent")
+    if models.current == OFFLINE:
+        output = journal.call("model_call", OFFLINE, _question(scope), shorten, effect="idempotent")
     else:
-        request = _request(before, older, limit, model, longest, task.namespace)
-        output = call_model(journal, task, request, _question(scope), summary_from, SilentStream)
+        request = _request(before, older, limit, models.current, longest, task.namespace)
+        output = models.call(request, _question(scope), summary_from, stream=SilentStream)
     return Summary(output["summary"], UUID(output["through"]))
 
 
-def _question(scope: dict[str, JsonValue]) -> JsonValue:
+def _question(scope: dict[str, JsonValue]) -> dict[str, JsonValue]:
     return {"summarise": {name: scope[name] for name in ("after", "through", "messages")}}
 
 

@@ -56,7 +56,7 @@ class Models:
         request: ModelRequest,
         asked: dict[str, Any],
         output: Callable[[ModelReply], dict[str, JsonValue]],
-        after_refusal: Callable[[dict[str, Any]], dict[str, Any]],
+        after_refusal: Callable[[dict[str, Any]], dict[str, Any]] = lambda _: {},
         stream: type[TextStream] = TextStream,
     ) -> dict[str, Any]:
         """Return the reply of the first model that gives one, or the last one's refusal. See `call_model`.
@@ -64,6 +64,8 @@ class Models:
         Args:
             after_refusal: receives a refused reply, and returns the fields in which the next request differs.
         """
+        # What is new is in the step of the first model.
+        asked_again = {name: [] if name == "messages" else value for name, value in asked.items()}
         because: dict[str, JsonValue] = {}
 
         def to_record(reply: ModelReply) -> JsonValue:
@@ -85,8 +87,8 @@ class Models:
                     return reply
                 because = {"instead_of": self._replace("refusal", _why_refused(reply))}
                 request = replace(request, **after_refusal(reply))
-            # What is new was in the step before.
-            asked = {"messages": [], "instead_of": {name: because["instead_of"][name] for name in ("model", "reason")}}
+            replaced = {name: because["instead_of"][name] for name in ("model", "reason")}
+            asked = {**asked_again, "instead_of": replaced}
 
     def _others(self) -> tuple[str, ...]:
         return tuple(model for model in self.all if model != self.current)

@@ -173,11 +173,13 @@ class Journal:
         part.numbers = iter([self._take() for _ in range(steps)])
         return part
 
-    def upcoming(self) -> KnownStep | None:
-        """Return the record of the next step from an earlier execution, if there is one."""
+    def upcoming(self) -> Iterator[KnownStep]:
+        """Yield the records of the next steps from an earlier execution."""
         number = self._take()
         self.numbers = itertools.chain([number], self.numbers)
-        return self.known.get(number)
+        while (known := self.known.get(number)) is not None:
+            yield known
+            number += 1
 
     def refuse_if_stopped(self) -> None:
         """Check for stops again if the last check is not fresh.

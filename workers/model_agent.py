@@ -74,7 +74,7 @@ class ModelAgent(BaseAgent):
         """Run turns until the model stops calling tools."""
         models = Models(self._model(), self.definition.config, self.task, self.journal)
         new = [message.model_dump() for message in self._new_messages(value)]
-        before = history(self.definition.config, self.task, self.journal, models.current)
+        before = history(self.definition.config, self.task, self.journal, models)
         self.journal.joins = True
         messages = [*before, *new]
         repairs = 0

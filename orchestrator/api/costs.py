@@ -36,7 +36,7 @@ class GroupCost(Cost):
 
 
 class Otherwise(BaseModel):
-    """The model and the lane of a what-if; null: as recorded."""
+    """The model and the lane of a what-if; null: the recorded model, the lane `direct`."""
 
     model: str | None
     lane: str | None

@@ -94,6 +94,13 @@ REPLACED = text(
                     AND m.at < now() - :age))
     """
 )
+# Results of changes quote what was written.
+FORGOTTEN = text(
+    """
+    DELETE FROM memory_changes c WHERE c.at < now() - :age AND NOT EXISTS (
+        SELECT 1 FROM memory_versions v WHERE v.store_id = c.store_id AND v.number = c.number)
+    """
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,14 +253,17 @@ def erase(
 
 
 def prune(connection: Connection, days: float, limit: int = 500) -> tuple[int, int]:
-    """Delete stores that were not used for some days, and versions that were replaced before then.
+    """Delete stores that were not used for some days, and versions that were replaced before then, with the changes of
+    which nothing else is left.
 
     Returns:
-        the number of each.
+        the number of stores and of versions.
     """
     age = timedelta(days=days)
     unused = connection.execute(UNUSED, {"age": age, "most": limit}).rowcount
-    return unused, connection.execute(REPLACED, {"age": age}).rowcount
+    replaced = connection.execute(REPLACED, {"age": age}).rowcount
+    connection.execute(FORGOTTEN, {"age": age})
+    return unused, replaced
 
 
 def _keep(connection: Connection, store: UUID | None, command: str, made: commands.Changed, origin: Origin) -> None:

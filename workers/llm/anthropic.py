@@ -282,7 +282,7 @@ class AnthropicClient:
         return replace(reply, used_besides={**reply.used_besides, "batch": result["batch"]})
 
     def refuses_form(self, answer: str, request: ModelRequest) -> bool:
-        """Return whether the API refuses the output schema as a format, or has lost the container. See `BatchClient`."""
+        """Return whether the API refuses the output schema as a format, or lost the container. See `BatchClient`."""
         result = json.loads(answer)
         if result["type"] != "errored":
             return False

@@ -110,7 +110,7 @@ class ModelRequest:
 
     @property
     def needs_headers(self) -> bool:
-        """Return whether it needs headers of its own, which a call in a batch cannot have: the author's betas may change
+        """Return whether it needs headers of its own, which a call in a batch cannot have: an author's betas may change
         other calls too. (Those of our settings permit fields, and change nothing else.)
         """
         return bool(self.betas)
@@ -220,7 +220,7 @@ class BatchClient(Protocol):
     """Client of a provider that answers calls in batches, too."""
 
     def batch_body(self, request: ModelRequest) -> str:
-        """Return the body of a request for a batch, as JSON text in ASCII. Its `betas` belong into the header of the batch."""
+        """Return the body of a request for a batch, as JSON text in ASCII. Its `betas` are for the batch's header."""
 
     def read_batched(self, answer: str, model: str) -> ModelReply:
         """Return the reply in an answer, as an orchestrator has recorded it.

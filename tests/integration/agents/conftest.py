@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from minions.testing import MessagesApi
 from tests.conftest import Define
 from tests.integration.conftest import ACT
+from tests.support.sdk_types import faults_of
 
 ANYTHING = {"type": "object"}
 TOOLS = [
@@ -36,6 +38,16 @@ def _plain(content: Any) -> Any:
     if [block["type"] for block in blocks] == ["text"]:
         return blocks[0]["text"]
     return blocks
+
+
+@pytest.fixture
+def messages_api(messages_api: MessagesApi) -> Iterator[MessagesApi]:
+    """The scripted model, whose requests are checked against the types of the SDK."""
+    yield messages_api
+    # (A test may have cleared the older requests.)
+    for headers, request in zip(reversed(messages_api.headers), reversed(messages_api.requests), strict=False):
+        if "anthropic-version" in headers:
+            assert faults_of(request) == []
 
 
 @pytest.fixture

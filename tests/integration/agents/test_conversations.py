@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from tests.integration.agents.conftest import DefineAgent, plain
 from tests.integration.conftest import InlineWorker, Tasks
 from workers import minion
 from workers.conversation import HEAD, PastMessage, Summary, _format, _older, _shorten, _truncate, tokens_in
+from workers.llm import patience
 
 LIMIT = 500
 WORDS = "wörter " * 20
@@ -153,6 +155,47 @@ def test_interrupted_task_pays_for_its_summary_once(
     assert sum("Sum up" in plain(request)[0]["content"] for request in messages_api.requests) == paid
     assert plain(messages_api.requests[-1])[0]["content"].startswith(HEAD)
     assert len(messages_api.requests) == paid + 1
+
+
+@pytest.mark.parametrize("write", [1, 2, 3])
+def test_other_model_writes_the_summary_when_the_first_is_unavailable(
+    tasks: Tasks,
+    inline_worker: InlineWorker,
+    messages_api: MessagesApi,
+    define_agent: DefineAgent,
+    database: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    write: int,
+) -> None:
+    """The worker dies in place of a write, and another one comes to the same models."""
+    first, second = "claude-opus-5-5", "claude-opus-5"
+    config = {"history_tokens": LIMIT, "fallback_models": [second], "fallback_after": "1s"}
+    define_agent(config, model=first, tools=[])
+    talk(database, TURNS)
+    overloaded = testing.error(529, "overloaded_error", "Overloaded", headers={"x-should-retry": "true"})
+    messages_api.script = [
+        {**overloaded, "if": f'"model": "{first}"'},
+        {**SUMMARY, "if": "Sum up this conversation"},
+        ANSWER,
+    ]
+    monkeypatch.setattr(patience, "FIRST_SECONDS", 0.6)
+    task = tasks.submit("Agent", messages=["And now?"], conversation_id="c")
+    [message] = inline_worker.dispatch()
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(lifecycle, "write_steps", dying_after(write))
+        minion.run(task, message.claim, inline_worker.id)
+    with database.begin() as connection:
+        connection.execute(RELEASE, {"task": task})
+    inline_worker.run_all()
+    assert tasks.get(task)["output"] == {"content": "Hi."}, tasks.get(task)["error"]
+    steps = tasks.steps(task)
+    assert [(step["name"], step["status"]) for step in steps] == [
+        (first, "failed"),
+        (second, "finished"),
+        (second, "finished"),
+    ]
+    assert steps[1]["input"]["instead_of"] == {"model": first, "reason": "unavailable"}
+    assert summaries(database) == [("Ada asked for words.", task)]
 
 
 def dying_after(writes: int) -> Callable[..., Any]:

@@ -186,3 +186,4 @@ def test_unused_stores_and_replaced_versions_are_pruned(remember: Any, database:
         assert [each["path"] for each in store.files(connection, found["id"])] == [NOTE]
         assert store.read(connection, found["id"], NOTE) == "2"
         assert store.read(connection, found["id"], NOTE, 1) is None
+        assert [each["number"] for each in store.changes(connection, found["id"])] == [2]
