@@ -58,8 +58,9 @@ def _is_plain(kind: Any, value: Any) -> bool:
 
 def _faults_of_union(kinds: tuple[Any, ...], value: Any, place: str) -> Iterator[str]:
     """Yield the faults of the member that the value's `type` names; of several or none, those with the fewest."""
-    tagged = [kind for kind in kinds if is_typeddict(kind) and isinstance(value, dict) and _is_named(kind, value)]
-    tried = [[*_faults(kind, value, place)] for kind in tagged or kinds]
+    typed = [kind for kind in kinds if is_typeddict(kind)]
+    tagged = [kind for kind in typed if isinstance(value, dict) and _is_named(kind, value)]
+    tried = [[*_faults(kind, value, place)] for kind in kinds if kind in tagged or not (tagged and kind in typed)]
     yield from min(tried, key=len)
 
 

@@ -122,7 +122,7 @@ def test_unsafe_call_waits_for_earlier_calls(
         run(child["id"], inline_worker)
     die_while_it_runs(task, inline_worker, "workers.model_agent.ToolCalls.make", monkeypatch)
     assert not log.exists()
-    die_while_it_runs(task, inline_worker, "workers.tool_calls._result_block", monkeypatch)
+    die_while_it_runs(task, inline_worker, "workers.tool_calls.ToolCalls._result_block", monkeypatch)
     inline_worker.run_all()
     assert (tasks.get(task)["output"], log.read_text().count("\n")) == ({"content": "done"}, 2)
     assert [step["number"] for step in tasks.steps(task)] == list(range(1, len(tasks.steps(task)) + 1))
