@@ -174,13 +174,22 @@ def our_file(block: Block) -> str | None:
 
 
 def cites(content: Content) -> bool:
-    """Return whether a content has a document or a search result on which citations are on."""
-    return any(
-        (block.get("citations") or {}).get("enabled", False)
-        if block.get("type") in ("document", "search_result")
-        else block.get("type") == "tool_result" and cites(block.get("content") or "")
-        for block in (content if isinstance(content, list) else ())
-    )
+    """Return whether a content has a document or a search result on which citations are on, or a cited page."""
+    return any(_cites(block) for block in (content if isinstance(content, list) else ()))
+
+
+def _cites(block: Block) -> bool:
+    match block.get("type"):
+        case "document" | "search_result":
+            citations = block.get("citations")
+            return isinstance(citations, dict) and bool(citations.get("enabled"))
+        case "tool_result":
+            return cites(block.get("content") or "")
+        case "web_fetch_tool_result":
+            fetched = block.get("content")
+            page = fetched.get("content") if isinstance(fetched, dict) else None
+            return isinstance(page, dict) and cites([page])
+    return False
 
 
 def content_in(value: JsonValue, *, where: str) -> list[Block] | None:

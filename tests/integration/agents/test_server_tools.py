@@ -355,6 +355,16 @@ def test_answer_with_cited_pages_is_not_constrained(ask: Any, agent_with: Any) -
     assert (task["output"], "output_config" in request) == ({"n": 1}, False)
 
 
+def test_answer_after_the_last_cited_page_is_not_constrained(ask: Any, agent_with: Any) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    agent_with(tool("web_fetch", citations=True, max_uses_per_task=1), output_schema=schema)
+    fetched = web_fetch(NEWS[1], "The page")
+    fetched[1]["content"]["content"]["citations"] = {"enabled": True}
+    task, requests = ask(said(fetched, stop_reason="pause_turn"), testing.text('{"n": 1}'))
+    assert task["output"] == {"n": 1}
+    assert ["output_config" in request or "tools" in request for request in requests] == [True, False]
+
+
 def test_deferred_tools_are_found_by_a_search(ask: Any, agent_with: Any, define: Define) -> None:
     define({"kind": "tool", "name": "late", "type": "builtin", "builtin": "echo", "effect": "pure"})
     agent_with(tool("memory", per="agent"), others=["echo", "late"], config={"tool_search": {"loaded": 2}})

@@ -68,10 +68,10 @@ class Api(MessagesApi):
         self.strike()
         return True
 
-    def create_batch(self, requests: list[dict[str, Any]]) -> Batch:
+    def create_batch(self, requests: list[dict[str, Any]], headers: dict[str, str] | None = None) -> Batch:
         if self.reach("before the creation"):
             raise ConnectionResetError
-        batch = super().create_batch(requests)
+        batch = super().create_batch(requests, headers)
         self.reach("after the creation")
         return batch
 
