@@ -95,7 +95,7 @@ def files_in(content: Any) -> list[str]:
         return [name for each in content for name in files_in(each)]
     if not isinstance(content, dict):
         return []
-    if content.get("type") in FILES:
+    if str(content.get("type")) in FILES:
         return [str(content.get("file_id"))]
     return files_in(content.get("content"))
 

@@ -91,9 +91,9 @@ class OfferedTools:
         """Take in a recorded reply."""
         self._used.update(reply.get("server_tool_uses", {}))
         self._container = reply.get("container", self._container)
-        answered = {block.get("tool_use_id") for block in reply["content"]}
+        answered = [block.get("tool_use_id") for block in reply["content"]]
         begun = (block for block in reply["content"] if block["type"] == "server_tool_use")
-        self._pending = frozenset(block["name"] for block in begun if block.get("id") not in answered)
+        self._pending = frozenset(str(block.get("name")) for block in begun if block.get("id") not in answered)
 
     def _spec(self, position: int, tool: Tool) -> ToolSpec:
         search = self.config.tool_search

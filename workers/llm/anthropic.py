@@ -457,17 +457,28 @@ def _plain_message(body: bytes) -> dict[str, Any]:
 def _sound(block: Block) -> Block:
     """Return a block with all fields that its kind requires, even if a gateway left some out."""
     match block.get("type"):
+        case "text" if not _is_text(block):
+            raise Unreadable(f"a text that is none: {json.dumps(block)[:200]}")
         case "text":
             return {**block, "text": block.get("text") or ""}
         case "thinking":
             return {**block, "thinking": block.get("thinking") or ""}
-        case "tool_use" if not (block.get("id") and block.get("name")):
+        case "tool_use" | "server_tool_use" if not all(map(_is_named, (block.get("id"), block.get("name")))):
             raise Unreadable(f"a tool call without id or name: {json.dumps(block)[:200]}")
         case "tool_use":
             return {**block, "input": _input_of(block.get("input"))}
         case str():
             return block
     raise Unreadable(f"a block without a type: {json.dumps(block)[:200]}")
+
+
+def _is_text(block: Block) -> bool:
+    text, citations = block.get("text"), block.get("citations")
+    return isinstance(text, str | None) and isinstance(citations, list | None)
+
+
+def _is_named(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
 
 
 def _input_of(given: Any) -> dict[str, Any]:
@@ -492,7 +503,7 @@ def _reply(message: dict[str, Any], asked: str) -> ModelReply:
         content=kept,
         stop_reason=storable(str(message.get("stop_reason") or NO_REASON)),
         model=model,
-        stop_details=storable(message.get("stop_details")),
+        stop_details=storable(details) if isinstance(details := message.get("stop_details"), dict) else None,
         exact=json.dumps(content) if replaced else None,
         id=storable(str(message["id"])) if message.get("id") else None,
         edits=edits_in(message),

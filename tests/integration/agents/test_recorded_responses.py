@@ -643,6 +643,12 @@ CASES = {
     ),
     "an event that is no object": Case([sse(*lines_of(begun()), "data: null", "")], error="answer cannot be read: "),
     "bytes that are no text": Case([Recorded(b"data: \xff\n\n")], error="answer cannot be read: "),
+    "a text that is a list": Case([plain(message({"type": "text", "text": ["Hi."]}))], error="a text that is none"),
+    "details that are no object": Case([plain(message({"type": "text", "text": "Hi."}, stop_details="none"))], "Hi."),
+    "a search whose name is no text": Case(
+        [plain(message({"type": "server_tool_use", "id": "t", "name": ["web_search"], "input": {}}))],
+        error="a tool call without id or name",
+    ),
     "a call without a name": Case(
         [plain(message({"type": "tool_use", "id": "t", "input": {}}))], error="a tool call without id or name"
     ),
