@@ -46,7 +46,7 @@ class Environment:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self.folder = stack.enter_context(scratch_dir(disk=True))
+            self.folder = stack.enter_context(scratch_dir())
             self._servers = stack.enter_context(EmbeddedServers(self.folder))
             self.addresses = self._servers.start()
             configure(self.addresses, self.folder)

@@ -1,4 +1,4 @@
-"""Data folders for tests and benchmarks."""
+"""Data folders for tests."""
 
 from __future__ import annotations
 
@@ -18,22 +18,16 @@ from orchestrator.local.embedded.system_user import make_folder, server_user
 from shared.settings import default_data_dir
 
 _LOCK = "scratch.lock"
-_MEMORY = Path("/dev/shm")  # noqa: S108 - only a folder in it that is ours
-_ROOM = 4 << 30
 
 
 @contextmanager
-def scratch_dir(*, disk: bool = False) -> Iterator[Path]:
+def scratch_dir() -> Iterator[Path]:
     """Yield a new private folder that can hold embedded servers' data, even as root; it is removed afterwards.
 
     (Root's servers run as another user, which cannot enter pytest's `tmp_path`.) Folders whose owners died are
     removed at the next use.
-
-    Args:
-        disk: whether it must be on a disk, to measure one. Otherwise it is in memory, if that has room: a new cluster
-            is a thousand files.
     """
-    base = (None if disk else _memory()) or default_data_dir() / "scratch"
+    base = default_data_dir() / "scratch"
     make_folder(base, server_user())
     with _alone_in(base):
         _remove_abandoned(base)
@@ -44,20 +38,6 @@ def scratch_dir(*, disk: bool = False) -> Iterator[Path]:
         with _alone_in(base):
             _remove(folder)
         disown(lock)
-
-
-def _memory() -> Path | None:
-    """Return our folder in memory; None where memory has no room, may hold no programs, or the folder is not ours."""
-    ours = _MEMORY / f"minions-{os.geteuid()}"
-    try:
-        facts = os.statvfs(_MEMORY)
-        if facts.f_bavail * facts.f_frsize < _ROOM or facts.f_flag & os.ST_NOEXEC:
-            return None
-        make_folder(ours, server_user())
-        # Any user of the machine may have created it, or a link in its place.
-        return ours / default_data_dir().name if ours.lstat().st_uid == os.geteuid() else None
-    except OSError:
-        return None
 
 
 @contextmanager

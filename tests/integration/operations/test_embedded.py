@@ -26,7 +26,6 @@ from orchestrator.local.embedded.system_user import SystemUser, server_user
 from orchestrator.local.embedded.traces import command_line
 from orchestrator.local.embedded.valkey import traces as valkey_traces
 from shared.errors import Conflict, Unavailable
-from shared.settings import default_data_dir
 
 AS_ROOT = os.geteuid() == 0
 LINUX = sys.platform == "linux"
@@ -518,7 +517,7 @@ def test_as_an_ordinary_user(folder: Path) -> None:
         "from orchestrator.local.embedded import EmbeddedServers, scratch_dir\n"
         "for _ in range(2):\n"
         "    with EmbeddedServers(Path(sys.argv[1])) as servers: print(os.getuid(), servers.postgres.running)\n"
-        "with scratch_dir(disk=True) as path: print(path)\n"
+        "with scratch_dir() as path: print(path)\n"
     )
     environment["HOME"] = str(home)
     run = subprocess.run(
@@ -568,18 +567,6 @@ def test_a_scratch_folder_is_private_and_goes_away() -> None:
     assert not path.exists()
     assert not servers.postgres.running
     servers.stop()
-
-
-def test_a_scratch_folder_is_on_the_disk_if_memory_has_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    on_disk = str(default_data_dir())
-    with scratch_dir(disk=True) as path:
-        assert str(path).startswith(on_disk)
-    monkeypatch.setattr("orchestrator.local.embedded.scratch._ROOM", 1 << 60)
-    with scratch_dir() as path:
-        assert str(path).startswith(on_disk)
-    monkeypatch.setattr("orchestrator.local.embedded.scratch._MEMORY", Path("/no/such/folder"))
-    with scratch_dir() as path:
-        assert str(path).startswith(on_disk)
 
 
 def test_scratch_folders_of_dead_owners_are_removed() -> None:
