@@ -36,8 +36,8 @@ def test_unknown_error_type_is_read_as_tool_error() -> None:
     assert type(from_record({"type": "of_another_release", "message": "It broke."})) is ToolError
 
 
-# Only callers of the API meet these: a forged webhook, and an answer that is not JSON.
-OF_THE_CLIENT = {"MinionsError", "InvalidSignature", "ServerError"}
+# Only callers of the API meet these: a forged webhook, an output of another type, an answer that is not JSON.
+OF_THE_CLIENT = {"MinionsError", "InvalidSignature", "OutputMismatch", "ServerError"}
 BOTH = {name for name, kind in vars(client).items() if isinstance(kind, type) and issubclass(kind, Exception)}
 BOTH -= OF_THE_CLIENT
 

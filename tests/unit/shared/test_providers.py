@@ -112,7 +112,7 @@ def test_key_belongs_to_its_provider(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_features_of_openai_itself_are_known() -> None:
     own, openai = provider(**OPENAI, url="http://127.0.0.1/v1"), provider(**OPENAI)
     assert openai.address == OPENAI_URL
-    assert [[each.has(feature) for feature in EVERYTHING] for each in (own, openai)] == [[False] * 4, [True] * 4]  # type: ignore[arg-type]
+    assert [[each.has(feature) for feature in EVERYTHING] for each in (own, openai)] == [[False] * 5, [True] * 5]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
