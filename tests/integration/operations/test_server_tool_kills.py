@@ -9,7 +9,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,11 @@ from sqlalchemy import Engine, text
 from minions import testing
 from minions.testing import MessagesApi, code_execution, said, tool_use, web_search
 from shared.memories import store
+from tests.chaos.system import descendants
 from tests.conftest import Define
 from tests.integration.conftest import Tasks
+from tests.support.forks import nursery_of_lanes
+from tests.support.lanes import is_alive, lanes_of
 from tests.support.model_client import use_model_url
 from tests.support.processes import Process, killed_on_exit, start_worker, wait_online, wait_until
 
@@ -123,6 +126,15 @@ def waiting(engine: Engine) -> int | None:
         return pid
 
 
+def kill_with_lane(worker: Process) -> None:
+    """Kill a worker and its lane, which has a session of its own: until it notices, it would go on to the next call."""
+    pids = [worker.pid, *descendants(worker.pid), *lanes_of(nursery_of_lanes(), worker.pid)]
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not any(map(is_alive, pids)), "the worker and its lane are gone")
+
+
 @pytest.mark.parametrize("point", POINTS)
 def test_nothing_is_done_twice_when_the_worker_is_killed(
     point: str,
@@ -153,7 +165,7 @@ def test_nothing_is_done_twice_when_the_worker_is_killed(
     with held(database, table, when, row):
         task = tasks.submit("Researcher", "How many boats?", key="ann", budget={"dollars": 50.0})
         pid = wait_until(lambda: waiting(database), f"the worker is {point}")
-        os.killpg(victim.pid, signal.SIGKILL)
+        kill_with_lane(victim)
         if again:
             with database.begin() as connection:
                 connection.execute(END_STATEMENT, {"pid": pid})
