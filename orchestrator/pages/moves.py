@@ -18,7 +18,7 @@ DONE = {
     "edit": "Approved, with your arguments.",
     "reject": "Rejected.",
     "result": "The result was recorded.",
-    "again": "The call is made again.",
+    "again": "The call is repeated.",
     "fail": "The step was failed.",
 }
 
