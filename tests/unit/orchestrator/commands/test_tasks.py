@@ -31,7 +31,12 @@ def test_uses_of_the_api_are_one_line_each() -> None:
         *web_search("boats\n\u001b[2Jships", ("Boats", "https://a.example")),
         *web_search("ships", error="max_uses_exceeded"),
         *code_execution("false", return_code=1, files=("file_1",)),
-        {"type": "server_tool_use", "id": "srvtoolu_unanswered", "name": "web_fetch", "input": {"url": "https://b.example"}},
+        {
+            "type": "server_tool_use",
+            "id": "srvtoolu_unanswered",
+            "name": "web_fetch",
+            "input": {"url": "https://b.example"},
+        },
     ]
     assert list(_server_tool_uses({"content": content})) == [
         'Searches the web: boats\\n\\u001b[2Jships → ["Boats: https://a.example"]',
