@@ -30,6 +30,7 @@ from orchestrator.commands import (
     doctor,
     erase,
     errors,
+    evaluations,
     files,
     functions,
     keys,
@@ -67,6 +68,7 @@ GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Tasks that wait for a person", (decisions,)),
     ("Failed tasks", (errors, replays)),
     ("When tasks start", (rules, standing_budgets, schedules)),
+    ("Recorded tasks", (evaluations,)),
     ("Definitions", (definitions, agents, functions, secrets)),
     (
         "Operation",

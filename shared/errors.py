@@ -198,6 +198,18 @@ class HistoryDiverged(MinionError):
     code = "history_diverged"
 
 
+class RecordingDiffers(MinionError):
+    """A task of an evaluation asked for something else than its recording holds; `detail` has both requests."""
+
+    code = "recording_differs"
+
+
+class WouldHaveCalled(MinionError):
+    """A task of an evaluation ended before a call that may have an effect and that was not recorded."""
+
+    code = "would_have_called"
+
+
 class Unavailable(MinionError, roots.Unavailable):
     """The database, the broker or the API cannot be reached."""
 

@@ -88,7 +88,9 @@ class ChainAgent(BaseAgent):
         """Run one of the agents, chosen by a model or by the words of the input; the choice is a separate step."""
         names = [relation.agent for relation in self.definition.relations]
         decide = self._decision(names, value)
-        chosen = self.journal.call("tool_call", "router", {"among": names}, decide, effect="idempotent")
+        chosen = self.journal.call(
+            "tool_call", "router", {"among": names}, decide, effect="idempotent", outside="nothing"
+        )
         outcomes = self.journal.children([(chosen["agent"], value)])
         if isinstance(outcomes, Suspended):
             return outcomes

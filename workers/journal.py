@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from uuid import UUID
 
 import structlog
@@ -43,7 +43,9 @@ from workers.pricing import FREE, Reservation
 
 log = structlog.get_logger(__name__)
 
-Kind = Literal["model_call", "tool_call", "function_call"]
+Kind = Literal["model_call", "tool_call", "function_call", "wait"]
+Outside = Literal["nothing", "pure", "idempotent", "unsafe"]
+"""The effect of a step outside of its task, for an evaluation. `nothing`: the step is part of the agent's own work."""
 FORMAT = 1
 WITH_BLOCKS = 2
 """Format of a task whose messages are blocks, or whose input has files: release 0.2 hands it back."""
@@ -84,6 +86,10 @@ class StepResult:
     peak_memory_bytes: int = 0
     function_version_id: UUID | None = None
     cached: dict[str, JsonValue] | None = None
+
+
+Perform = Callable[[int], StepResult]
+"""Performs the effect of a step, whose number it receives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +135,7 @@ class Journal:
     """The steps of one task, either read back or run and recorded.
 
     Attributes:
+        is_evaluation: most effects are not performed: see `workers.rehearsal`.
         known: steps of earlier executions by number, as returned by `minion_journal`.
         has_budget: a budget applies to the task, so no step begins before its reservation is written.
         reserves: a standing budget was found to apply to a call, so the next ones reserve their worst case at once.
@@ -142,6 +149,8 @@ class Journal:
         lane: that of the task's model calls.
         deadline: of the task.
     """
+
+    is_evaluation: ClassVar[bool] = False
 
     task_id: UUID
     claim: int
@@ -195,6 +204,10 @@ class Journal:
         """Return the limits that the beginning of a model call returned; None if there was none, or not just now."""
         return self.rates if time.monotonic() - self.written_at < FRESH_SECONDS else None
 
+    def history(self) -> list[dict[str, Any]] | None:
+        """Return the recorded messages before those of an evaluation; None: they are those of the conversation."""
+        return None
+
     def commit(self) -> None:
         """Commit finished steps that wait for the next write, before something slow begins."""
         with self.lock:
@@ -210,12 +223,13 @@ class Journal:
         kind: Kind,
         name: str,
         request: JsonValue,
-        perform: Callable[[int], StepResult],
+        perform: Perform,
         *,
         effect: str,
         reserve: Callable[[], Reservation] | None = None,
         hashed: JsonValue = None,
         batched: BatchedCall | None = None,
+        outside: Outside | None = None,
     ) -> JsonValue:
         """Run a step, or read it back.
 
@@ -227,6 +241,7 @@ class Journal:
                 holds that amount until the step is over.
             hashed: value to hash in place of the request, if the request holds texts whose keys have some order.
             batched: the same call for the batch lane, if the task's lane permits it.
+            outside: by default the same as `effect`.
 
         Raises:
             Batched: the call is in the batch lane, and has no answer yet.
@@ -238,6 +253,7 @@ class Journal:
             ClaimLost: stop, without writing anything.
             MinionError: the error raised by `perform`, which is recorded.
         """
+        perform = self._effect_of(kind, name, request, perform, outside or effect)
         number, request_hash = self._take(), digest([kind, name, request if hashed is None else hashed])
         known = self._matching(number, kind, name, request_hash, request)
         if known is not None and known["status"] == "finished":
@@ -328,6 +344,10 @@ class Journal:
             raise _not_retryable(ToolError(f"Nobody has approved {name!r} in time.", step=number))
         return known["output"]["arguments"]
 
+    def _effect_of(self, kind: Kind, name: str, request: JsonValue, perform: Perform, outside: Outside) -> Perform:
+        """Return what a step does. Every effect of a task passes here before it begins."""
+        return perform
+
     def _batched(self, started: StepRecord, known: KnownStep | None, batched: BatchedCall) -> str | None:
         """Return the answer to a call of the batch lane. None: the call must be made directly.
 
@@ -372,7 +392,7 @@ class Journal:
     def _perform(
         self,
         started: StepRecord,
-        perform: Callable[[int], StepResult],
+        perform: Perform,
         reserved: Reservation | None,
         *,
         paid: bool = False,

@@ -27,7 +27,7 @@ from shared.database.connections import (
 )
 from shared.errors import BudgetExceeded, Cancelled, MinionError, TimeLimitExceeded
 from shared.notifications import publish_finished, publish_progress
-from shared.tasks import batches, lifecycle
+from shared.tasks import batches, evaluations, lifecycle
 from shared.tasks.records import ExecutionResult
 from shared.tasks.states import State
 from shared.telemetry import report
@@ -51,6 +51,7 @@ from workers.outcomes import (
     Succeeded,
     Suspended,
 )
+from workers.rehearsal import RehearsalJournal
 from workers.task import ClaimedTask
 
 log = structlog.get_logger(__name__)
@@ -113,7 +114,8 @@ def _work(task: ClaimedTask, limits: Sequence[float] | None, meter: Meter) -> st
 def journal_of(task: ClaimedTask) -> Journal:
     """Return the journal of a task that was just claimed."""
     known = {step["number"]: step for step in task.steps}
-    return Journal(task.id, task.claim, known, has_budget=task.has_budget)
+    kind = RehearsalJournal if task.journal_format == evaluations.FORMAT else Journal
+    return kind(task.id, task.claim, known, has_budget=task.has_budget)
 
 
 def perform(task: ClaimedTask, journal: Journal, meter: Meter, limits: Sequence[float] | None = None) -> Outcome:
@@ -123,7 +125,7 @@ def perform(task: ClaimedTask, journal: Journal, meter: Meter, limits: Sequence[
         ClaimLost: stop, without writing anything.
     """
     try:
-        if task.journal_format not in (journals.FORMAT, journals.WITH_BLOCKS):
+        if task.journal_format not in (journals.FORMAT, journals.WITH_BLOCKS, evaluations.FORMAT):
             log.warning("handed_back", why="unknown journal format", journal_format=task.journal_format)
             return Snoozed(LATER_RELEASE_SECONDS, "handed_back")
         if limits is not None and not time_limits.are_of(task.agent_version_id, limits):

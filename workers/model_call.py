@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from shared.contracts.key_order import as_in_jsonb
+from shared.contracts.server_tools import Memory
 from shared.contracts.strict_json import JsonValue, stable
 from shared.errors import ModelError
 from workers.journal import BatchedCall, Journal, StepResult
@@ -87,8 +88,14 @@ def call_model(
         reserve=reserve,
         hashed=_without_order(asked, request.input),
         batched=batched,
+        outside="idempotent" if _has_server_tools(request) else "nothing",
     )
     return kept
+
+
+def _has_server_tools(request: ModelRequest) -> bool:
+    """Return whether the API may search, fetch or run code within the call."""
+    return any(tool.api_tool is not None and not isinstance(tool.api_tool, Memory) for tool in request.tools)
 
 
 def _batch_body(client: BatchClient, request: ModelRequest, fault: str | None) -> str:

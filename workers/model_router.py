@@ -78,7 +78,7 @@ def _prompt_facts(config: AgentConfig, task: ClaimedTask, journal: Journal, amon
     def perform(step: int) -> StepResult:
         return StepResult({"model": resolve(str(config.router_model), task.namespace), "agents": persist(read)})
 
-    return journal.call("tool_call", "candidates", {"among": among}, perform, effect="pure")
+    return journal.call("tool_call", "candidates", {"among": among}, perform, effect="pure", outside="nothing")
 
 
 def _ask(journal: Journal, task: ClaimedTask, request: ModelRequest, new: list[dict[str, Any]]) -> str:

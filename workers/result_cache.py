@@ -20,13 +20,11 @@ from shared.contracts.strict_json import JsonValue, canonical
 from shared.database.connections import persistently
 from shared.tasks import cached_results
 from shared.tasks.directives import directive_in
-from workers.journal import StepResult
+from workers.journal import Perform, StepResult
 from workers.task import ClaimedTask
 
 FORMAT = 1
 """Of the keys."""
-
-Perform = Callable[[int], StepResult]
 
 
 @dataclass(frozen=True, slots=True)

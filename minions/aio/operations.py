@@ -56,6 +56,37 @@ class AsyncOperations:
                 return
             asked |= {"cursor": page["next"], "start_at": page["start_at"]}
 
+    async def evaluate(
+        self,
+        recording: Mapping[str, Any],
+        *,
+        level: str,
+        agent: str | None = None,
+        version: int | None = None,
+        allow_idempotent: bool = False,
+        labels: Mapping[str, str] | None = None,
+        budget: Mapping[str, Any] | None = None,
+        namespace: str | None = None,
+    ) -> AsyncTask:
+        """Submit a task that runs against a recording, with no effect on the world.
+
+        Args:
+            recording: of a task, as `minion record` writes it.
+            level: `replay`: every step must be the recorded one. `shadow`: the model is called, and tools have their
+                recorded results.
+            agent: by default that of the recording.
+            version: by default the active one.
+            allow_idempotent: at the level `shadow`, make idempotent calls that were not recorded.
+
+        Raises:
+            UnknownAgent, NotFound: there is no such agent or version.
+            InvalidInput: the recording is not valid.
+        """
+        options = given(agent=agent, version=version, labels=labels, budget=budget, namespace=namespace)
+        asked = {**options, "recording": recording, "level": level, "allow_idempotent": allow_idempotent}
+        body = to_json(asked, what="The recording")
+        return self._task(await self._transport.post("/v1/evaluations", body, safe=False))
+
     def dead_letters(self, agent: str | None = None, namespace: str | None = None) -> AsyncIterator[dict[str, Any]]:
         """Yield failed tasks without a replay, grouped by the kind of error."""
         return self._transport.pages("/v1/dead-letters", {"agent": agent, "namespace": namespace, "limit": PAGE})

@@ -26,6 +26,11 @@ REQUESTS: dict[tuple[str, str], Any] = {
     ("post", "/v1/tasks/{task_id}/decisions"): {"verdict": "approve", "step": 7, "reason": "Checked the order."},
     ("post", "/v1/tasks/{task_id}/budget"): {"add_dollars": 0.5},
     ("post", "/v1/replays"): {"agent": "triage", "states": ["failed"], "dry_run": True},
+    ("post", "/v1/evaluations"): {
+        "version": 4,
+        "level": "replay",
+        "recording": {"agent": "triage", "input": {"text": "I was charged twice"}, "output": {"queue": "billing"}},
+    },
     ("post", "/v1/bulk-acts"): {"act": "replay", "query": "agent:triage state:failed since:1d", "dry_run": True},
     ("patch", "/v1/tasks/{task_id}/labels"): {"labels": {"team": "billing", "urgent": None}},
     ("post", "/v1/erasures"): {"tenant": "acme", "dry_run": True},

@@ -13,15 +13,20 @@ from sqlalchemy import TextClause, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, DOUBLE_PRECISION
 
 from orchestrator.observe.histogram import BOUNDS
+from shared.tasks.evaluations import FORMAT
 
 RANGE = (
     "{row}.ended_in >= :low AND {row}.ended_in < :high "
     "AND (CAST(:since AS timestamptz) IS NULL OR {row}.{moment} > :since)"
 )
 HOUR = "date_trunc('hour', LEAST(GREATEST({end}, t.created_at), now()), 'UTC') AS bucket"
-OWNER = """
-    t.namespace, COALESCE(t.agent_name, '') AS agent, COALESCE(v.number, 0) AS version,
-    COALESCE(s.capability, t.capability, '') AS capability, COALESCE(t.key, '') AS tenant
+EVALUATIONS = " (evaluation)"
+"""Follows the name of an agent whose tasks were evaluations: they are none of its production."""
+OWNER = f"""
+    t.namespace,
+    COALESCE(t.agent_name, '') || CASE t.journal_format WHEN {FORMAT} THEN '{EVALUATIONS}' ELSE '' END AS agent,
+    COALESCE(v.number, 0) AS version, COALESCE(s.capability, t.capability, '') AS capability,
+    COALESCE(t.key, '') AS tenant
 """
 OF_TASK = """
     JOIN tasks t ON t.id = {row}.task_id JOIN task_status s ON s.task_id = t.id
@@ -49,8 +54,10 @@ def _cost(step: str) -> str:
 
 TASKS = _statement(f"""
     SELECT {HOUR.format(end="o.finished_at")}, {OWNER}, o.state AS outcome,
-           CASE WHEN o.state = 'failed' THEN COALESCE(o.error_fingerprint, '') END AS fingerprint,
-           CASE WHEN o.state = 'failed' THEN COALESCE(o.error->>'type', '') END AS error,
+           CASE WHEN o.state = 'failed' AND t.journal_format <> {FORMAT}
+                THEN COALESCE(o.error_fingerprint, '') END AS fingerprint,
+           CASE WHEN o.state = 'failed' AND t.journal_format <> {FORMAT}
+                THEN COALESCE(o.error->>'type', '') END AS error,
            width_bucket(d.run, :bounds) AS run, count(*) AS count, sum(d.run) AS run_seconds
         FROM task_outcomes o {OF_TASK.format(row="o")}
         CROSS JOIN LATERAL (SELECT {_seconds("t.created_at", "o.finished_at")} AS run) d

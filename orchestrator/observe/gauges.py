@@ -144,6 +144,7 @@ DEAD_LETTERS = text(
     """
     SELECT count(*) FROM (
         SELECT FROM task_outcomes o WHERE o.state = 'failed' AND o.error->>'type' <> 'subtask_failed'
+              AND (SELECT t.journal_format FROM tasks t WHERE t.id = o.task_id) <> 3
               AND NOT EXISTS (SELECT FROM tasks r WHERE r.replay_of = o.task_id) LIMIT :most) AS failed
     """
 )

@@ -27,8 +27,8 @@ def load(path: Path) -> list[AnyDefinition]:
     """
     found = [
         parse_definition(_with_code(document, file), where=str(file))
-        for file in _files(path)
-        for document in _documents(file)
+        for file in files_below(path)
+        for document in documents(file)
     ]
     if not found:
         raise InvalidDefinition(f"{path}: it contains no definitions. Each must have a `kind` and a `name`.")
@@ -54,7 +54,13 @@ def write(document: dict[str, Any]) -> str:
     return visible(yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110))
 
 
-def _files(path: Path) -> list[Path]:
+def files_below(path: Path) -> list[Path]:
+    """Return a file, or the YAML and JSON files below a folder in the order of their names.
+
+    Raises:
+        FileFault: there is no such file or folder.
+        InvalidDefinition: the folder has no such file.
+    """
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -65,7 +71,13 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _documents(file: Path) -> Iterator[Any]:
+def documents(file: Path) -> Iterator[Any]:
+    """Yield the documents of a file, as plain data.
+
+    Raises:
+        FileFault: the file cannot be read.
+        InvalidDefinition: it is too large, or not valid YAML or JSON; names the place.
+    """
     try:
         text = _text(file)
         documents = [parse(text, what="The file")] if file.suffix == ".json" else yaml.load_all(text, Loader=_Loader)

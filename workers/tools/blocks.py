@@ -15,8 +15,7 @@ from shared.database.connections import get_engine, persist, persistently
 from shared.errors import InvalidInput, InvalidOutput, TooLarge
 from shared.tasks import attachments, files
 from shared.tasks.files import NewFile
-from workers.journal import StepResult
-from workers.result_cache import Perform
+from workers.journal import Perform, StepResult
 from workers.task import ClaimedTask
 
 

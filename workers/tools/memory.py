@@ -41,7 +41,7 @@ class MemoryTool:
             ToolError: the task has no memory.
         """
         fields = commands.checked(arguments)
-        address = self._address(task)
+        address = self._address(task, journal)
         request = {"memory": [address.per, address.owner], **fields}
 
         def look(step: int) -> StepResult:
@@ -60,10 +60,13 @@ class MemoryTool:
             return StepResult(result)
 
         if fields["command"] == "view":
-            return journal.call("tool_call", self.name, request, look, effect="pure")
-        return journal.call("tool_call", self.name, request, change, effect="idempotent")
+            return journal.call("tool_call", self.name, request, look, effect="pure", outside="unsafe")
+        return journal.call("tool_call", self.name, request, change, effect="idempotent", outside="unsafe")
 
-    def _address(self, task: ClaimedTask) -> Address:
+    def _address(self, task: ClaimedTask, journal: Journal) -> Address:
+        if journal.is_evaluation:
+            # It has neither a conversation nor a tenant, and its memory is in its recording.
+            return Address(task.namespace, self.name, self.settings.per, "", None)
         match self.settings.per:
             case "conversation":
                 owner, key, lacks = task.conversation_id, task.key, "belongs to no conversation"

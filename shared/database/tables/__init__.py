@@ -37,6 +37,7 @@ from shared.database.tables.definitions import (
     Tool,
     ToolVersion,
 )
+from shared.database.tables.evaluations import Evaluation
 from shared.database.tables.events import TaskEventRow
 from shared.database.tables.files import ConversationFile, File, TaskFile
 from shared.database.tables.memories import MemoryChange, MemoryStore, MemoryVersion
@@ -88,6 +89,7 @@ __all__ = [
     "ConversationFile",
     "ConversationSummary",
     "ErrorState",
+    "Evaluation",
     "Execution",
     "File",
     "Function",

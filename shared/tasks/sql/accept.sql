@@ -279,12 +279,20 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT encode(substring(sha256(convert_to(parent::text || '/' || step::text, 'UTF8')) FOR 16), 'hex')::uuid
 $$;
 
+-- A replay of an evaluation would be a real task, whose tools have effects.
+CREATE OR REPLACE FUNCTION minion_refuse_replay(source uuid) RETURNS smallint LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'Task % is an evaluation, and cannot be replayed. Run `minion eval` again, or submit a new task.', source
+        USING ERRCODE = 'MN009';
+END $$;
+
 -- Inserts tasks, with one statement for each table. It is the only insert of tasks, used by every entry point. A request
 -- holds agent | capability | messages, input, and optionally input_order (of its keys: `minion_key_order`), namespace,
 -- idempotency_key, key, labels, priority, run_at, deadline, conversation_id, parent_id, parent_step, replay_of, new_keys
 -- (a replay whose calls get new idempotency keys), agent_version_id, traceparent, submitted_by, submitter_key (the id of
 -- the API key, or `bootstrap`), unique_key, unique_while, budget ({tokens, dollars, steps, seconds, on_breach}), lane (of its
--- model calls; else that of its parent or original), and `validated`: the id of the agent version whose input schema the
+-- model calls; else that of its parent or original), evaluation (true: the caller stores its recording, see
+-- `shared.tasks.evaluations`; tasks below an evaluation are ones too), and `validated`: the id of the agent version whose input schema the
 -- caller has already checked the input against.
 -- Returns the tasks in the order of the requests. Each request sees the effects of those before it. The caller notifies the
 -- dispatcher.
@@ -331,6 +339,8 @@ BEGIN
         SELECT a.*, t.version_id, t.agent_name, p.id AS parent_id, p.root_id, p.depth, p.submitted_by, p.traceparent,
                p.priority AS parent_priority, p.rank AS parent_rank, p.budget_ids, o.origin_id,
                COALESCE(a.request->>'lane', p.lane, o.lane) AS lane,
+               CASE WHEN o.journal_format = 3 THEN minion_refuse_replay(a.replayed)
+                    WHEN p.journal_format = 3 OR a.request->'evaluation' = 'true' THEN 3 ELSE 1 END AS journal_format,
                COALESCE(a.n > k.first, false) AS follows,
                -- The preparer looks into messages further than PostgreSQL does.
                CASE WHEN a.request->>'validated' = t.version_id::text OR t.input_schema IS NULL AND a.messages IS NULL
@@ -358,20 +368,22 @@ BEGIN
                 SELECT t.*, COALESCE(t.effect_origin, t.origin_id) AS effects, s.priority, s.rank
                     FROM tasks t JOIN task_status s ON s.task_id = t.id WHERE t.id = a.parent LIMIT 1) AS p ON true
             LEFT JOIN LATERAL (
-                SELECT origin_id, effect_origin, submitter_keys, lane FROM tasks WHERE id = a.replayed LIMIT 1) AS o ON true
+                SELECT origin_id, effect_origin, submitter_keys, lane, journal_format FROM tasks
+                    WHERE id = a.replayed LIMIT 1) AS o ON true
             ORDER BY a.n
     ), stored AS (
         INSERT INTO tasks (id, namespace, agent_name, agent_version_id, capability, input, input_order, messages,
                            parent_id, parent_step, root_id, depth, replay_of, origin_id, effect_origin,
                            conversation_id, key, labels, submitted_by, traceparent, deadline, budget_ids, submitter_keys,
-                           lane)
+                           lane, journal_format)
             SELECT id, ns, agent_name, version_id, request->>'capability',
                    CASE WHEN request ? 'input' THEN request->'input' END,
                    NULLIF(request->'input_order', 'null'::jsonb), messages,
                    parent_id, (request->>'parent_step')::integer, COALESCE(root_id, id), COALESCE(depth + 1, 0), replayed,
                    COALESCE(origin_id, id), effects, request->>'conversation_id', key, labels,
                    COALESCE(request->>'submitted_by', submitted_by), COALESCE(request->>'traceparent', traceparent),
-                   deadline, CASE WHEN budget IS NULL THEN budget_ids ELSE budget_ids || id END, submitter_keys, lane
+                   deadline, CASE WHEN budget IS NULL THEN budget_ids ELSE budget_ids || id END, submitter_keys, lane,
+                   journal_format
                 FROM made
     ), statuses AS (
         INSERT INTO task_status (task_id, state, capability, priority, due_at, deadline, namespace, agent_name, key,

@@ -1,0 +1,1 @@
+"""Cases: recorded tasks as files, what is expected of an agent, and reports of how its versions did."""
