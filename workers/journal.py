@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 from uuid import UUID
 
 import structlog
@@ -253,7 +253,7 @@ class Journal:
             ClaimLost: stop, without writing anything.
             MinionError: the error raised by `perform`, which is recorded.
         """
-        perform = self._effect_of(kind, name, request, perform, outside or effect)
+        perform = self._effect_of(kind, name, request, perform, outside or cast(Outside, effect))
         number, request_hash = self._take(), digest([kind, name, request if hashed is None else hashed])
         known = self._matching(number, kind, name, request_hash, request)
         if known is not None and known["status"] == "finished":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 from rich.progress import Progress
@@ -25,13 +25,10 @@ from orchestrator.commands.output import (
     styled,
 )
 from orchestrator.commands.task_ids import TASK, named
-from orchestrator.evaluations import case_files
-from orchestrator.evaluations.case import schema
-from orchestrator.evaluations.recorder import record as record_task
-from orchestrator.evaluations.report import FORMAT, Report, compare, junit_of, parse_report, summary_of
-from orchestrator.evaluations.run import Plan, run_cases
-from shared.access.roles import MASK
 from shared.contracts.strict_json import canonical
+
+if TYPE_CHECKING:
+    from orchestrator.evaluations.report import Report
 
 LONGEST_SHOWN = 2000
 
@@ -39,10 +36,12 @@ LONGEST_SHOWN = 2000
 class _RunByDefault(TyperGroup):
     """`minion eval cases/` is `minion eval run cases/`."""
 
+    default = "run"
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Name the command if the first argument does not."""
         if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
-            args = ["run", *args]
+            args = [self.default, *args]
         parsed: list[str] = super().parse_args(ctx, args)
         return parsed
 
@@ -71,6 +70,10 @@ def record(
     ),
 ) -> None:
     """Print a task that has ended as a case: its input, every step, and its outcome."""
+    # Other commands start faster without what this needs.
+    from orchestrator.evaluations import case_files
+    from orchestrator.evaluations.recorder import record as record_task
+
     with connect() as client:
         case = record_task(client, named(task_id), name=name, redacted=redact)
     if out is None:
@@ -102,6 +105,10 @@ def run(
     as_json: bool = AS_JSON,
 ) -> None:
     """Run an agent against cases; the exit code is 1 if one does not pass."""
+    from orchestrator.evaluations import case_files
+    from orchestrator.evaluations.report import FORMAT, junit_of, parse_report, summary_of
+    from orchestrator.evaluations.run import Plan, run_cases
+
     cases = case_files.load(paths)
     name, version = Plan.target(agent)
     plan = Plan(level, name, version, trials, allow_idempotent, dollars, namespace)
@@ -136,7 +143,10 @@ def compare_reports(
     as_json: bool = AS_JSON,
 ) -> None:
     """Compare two reports; the exit code is 1 if a case passes less often in B, or is only in A."""
-    found = compare(*(parse_report(case_files.read_json(file), where=str(file)) for file in (a, b)))
+    from orchestrator.evaluations.case_files import read_json
+    from orchestrator.evaluations.report import compare, parse_report
+
+    found = compare(*(parse_report(read_json(file), where=str(file)) for file in (a, b)))
     if as_json:
         print_json(found)
     else:
@@ -148,11 +158,15 @@ def compare_reports(
 @eval_app.command("schema")
 def print_schema() -> None:
     """Print the JSON Schema of a case."""
+    from orchestrator.evaluations.case import schema
+
     print_json(schema())
 
 
 def _prompt_of(client: Client, results: Sequence[dict[str, Any]], namespace: str | None) -> str | None:
     """Return the prompt of the version that ran, if it is the active one and the key may see it."""
+    from shared.access.roles import MASK
+
     try:
         agent = client.agent(results[0]["agent"], namespace=namespace)
     except MinionsError:
@@ -162,6 +176,8 @@ def _prompt_of(client: Client, results: Sequence[dict[str, Any]], namespace: str
 
 
 def _print(report: Report) -> None:
+    from orchestrator.evaluations.report import summary_of
+
     rows = [
         (result.case, result.trial, "passed" if result.passed else "failed", *_used(result.usage))
         for result in report.results

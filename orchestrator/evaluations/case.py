@@ -1,6 +1,6 @@
 """The format of a case: a recorded task, and what people expect of an agent that runs against it.
 
-`docs/case.schema.json` is its JSON Schema.
+`minion eval schema` prints its JSON Schema, which is in the documentation too.
 """
 
 from __future__ import annotations

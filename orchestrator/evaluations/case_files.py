@@ -131,7 +131,7 @@ def _read(reference: Any, file: Path, left: int) -> bytes:
             raise InvalidInput(f"{file}: {reference['path']!r} is not a file below the folder of the case.")
         if path.stat().st_size > left:
             raise InvalidInput(f"{file}: the files beside it have more than {MOST_BYTES:,} bytes together.")
-        raw = path.read_bytes()
+        raw: bytes = path.read_bytes()
     except (OSError, ValueError) as error:
         raise FileFault(f"{file}: {reference['path']!r} cannot be read: {error}.") from None
     if hashlib.sha256(raw).hexdigest() != reference["sha256"]:

@@ -139,7 +139,7 @@ def _judge(client: Client, case: Case, judge: Judge, run: RecordedTask, plan: Pl
         ],
     }
     labels = {"evaluation": "judge", "case": case.name}
-    namespace = {} if plan.namespace is None else {"namespace": plan.namespace}
+    namespace: dict[str, Any] = {} if plan.namespace is None else {"namespace": plan.namespace}
     task = client.wait(client.submit(judge.agent, asked, labels=labels, **namespace))
     dollars = sum(run["cost_microdollars"] for run in client.executions(task)) / 1e6
     output = task.output if isinstance(task.output, dict) else {}

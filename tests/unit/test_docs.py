@@ -159,6 +159,8 @@ def test_commands_and_options_in_the_text_exist(file: Path):
         if hasattr(command, "commands") and words and words[0].isalpha():
             assert words[0] in command.commands, f"minion {name} {words[0]}"
             command = command.commands[words[0]]
+        elif hasattr(command, "default"):
+            command = command.commands[command.default]
         options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         used = {word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)}
         assert used <= options | {"--help", "--json"}, f"minion {name} {rest}"
