@@ -20,7 +20,18 @@ from typing import Any
 from shared.contracts.recording import RecordedStep, RecordedTask
 from shared.contracts.strict_json import JsonValue, canonical, digest, first_difference, stable
 from shared.database.connections import persistently
-from shared.errors import MinionError, NotFound, RecordingDiffers, ToolError, WouldHaveCalled, from_record
+from shared.errors import (
+    FunctionError,
+    InvalidInput,
+    InvalidOutput,
+    MinionError,
+    ModelError,
+    NotFound,
+    RecordingDiffers,
+    ToolError,
+    WouldHaveCalled,
+    from_record,
+)
 from shared.tasks import evaluations
 from shared.tasks.batches import BatchCall
 from shared.tasks.evaluations import Evaluation
@@ -31,6 +42,8 @@ from workers.pricing import Reservation
 
 ENDS = frozenset({RecordingDiffers.code, WouldHaveCalled.code})
 """Errors that end the whole evaluation, also when a sub-task ends with them."""
+OF_CALLS = (ToolError, FunctionError, ModelError, InvalidInput, InvalidOutput)
+"""Errors with which a call can fail."""
 LONGEST_SHOWN = 20_000
 """Characters of a request in an error."""
 ELAPSED: JsonValue = {"timed_out": True}
@@ -201,6 +214,8 @@ def _result_of(step: RecordedStep) -> StepResult:
     """
     if step.error is not None:
         error = from_record(step.error)
+        # A case is edited by hand, and other errors say something about this task.
+        error = error if isinstance(error, OF_CALLS) else ToolError(error.message)
         error.retryable = False
         raise error
     return StepResult(step.output)

@@ -58,10 +58,18 @@ class ToolUse(Block):
     input: dict[str, Any]
 
 
+class ServerToolUse(Block):
+    """A call that the model's API made itself."""
+
+    type: Literal["server_tool_use"]
+    id: str
+    name: str
+
+
 class Reply(_Open):
     """The output of a model call."""
 
-    content: list[Text | ToolUse | Block]
+    content: list[Text | ToolUse | ServerToolUse | Block]
     stop_reason: str
     model: str
     exact: str | None = None
@@ -74,7 +82,7 @@ class Reply(_Open):
     @model_validator(mode="after")
     def _known_blocks_are_whole(self) -> Self:
         for block in self.content:
-            if type(block) is Block and block.type in ("text", "tool_use"):
+            if type(block) is Block and block.type in ("text", "tool_use", "server_tool_use"):
                 raise ValueError(f"a block of type {block.type} lacks a field, or has one of another type")
         if self.exact is not None and not _is_list(self.exact):
             raise ValueError("`exact` must be the JSON text of a list of blocks")

@@ -38,6 +38,7 @@ SITE = {
 }
 FREE = {"kind": "agent", "name": "Free", "type": "agent", "model": MODEL, "tools": ["echo", "act", "send"]}
 ASK = {"kind": "tool", "name": "ask", "type": "agent", "agent": "Free", "input_schema": ANYTHING}
+QUESTION = {"messages": [{"role": "user", "content": '{"text": "go"}'}]}
 ALL = ["echo", "act", "send", "careful", "checked", "help", "notes", "site", "ask"]
 
 
@@ -345,6 +346,16 @@ HOSTILE: dict[str, Any] = {
     "reply without blocks": {"steps": [{"number": 1, "kind": "model_call", "name": "m", "output": {}}]},
     "sub-task without a task": {"steps": [{"number": 1, "kind": "subtask", "name": "a"}]},
     "two steps with a number": {"steps": [{"number": 1, "kind": "wait", "name": "a"}] * 2},
+    "search without a name": {
+        "steps": [
+            {
+                "number": 1,
+                "kind": "model_call",
+                "name": "m",
+                "output": {"content": [{"type": "server_tool_use"}], "stop_reason": "end_turn", "model": "m"},
+            }
+        ]
+    },
     "other fields": {"steps": [], "run": "rm"},
     "error that is none": {"error": {"type": ["x"]}},
 }
@@ -355,6 +366,16 @@ HOSTILE: dict[str, Any] = {
 def test_invalid_recording_is_refused_with_its_place(client: Client, wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match="The recording is not valid"):
         client.evaluate({"agent": "Agent", "input": {}, **wrong}, level="replay")
+
+
+@pytest.mark.parametrize("kind", ["budget_exceeded", "cancelled", "unknown"])
+def test_recorded_error_of_another_kind_fails_the_task(
+    evaluated: Callable[..., Task], agent: Callable[..., None], kind: str
+) -> None:
+    error = {"type": kind, "message": "edited by hand"}
+    step = {"number": 1, "kind": "model_call", "name": MODEL, "request": QUESTION, "error": error}
+    found = evaluated({"agent": "Agent", "input": {"text": "go"}, "steps": [step]}, "replay")
+    assert (found.state, found.error) == ("failed", {"type": "tool_error", "message": "edited by hand"})
 
 
 def test_recording_without_steps_is_the_least(client: Client, agent: Callable[..., None]) -> None:
