@@ -222,6 +222,32 @@ def test_trials_within_a_budget_as_junit(
     assert (poor.code, "budget" in poor.line) == (1, True)
 
 
+JUDGE = """
+kind: function
+name: judge_calls
+code: |
+  def judge_calls(question: str, input: dict, output: dict, calls: list) -> dict:
+      return {"score": len(calls) / 10, "reason": f"{question} {len(calls)} calls for {output['order']}."}
+---
+{kind: agent, name: call-judge, type: function, function: judge_calls, config: {capabilities: [refunds]}}
+"""
+
+
+def test_agents_judge_what_else_holds(
+    model: ScriptedModel, cases: Path, inline_worker: InlineWorker, run_cli: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "judge.yaml").write_text(JUDGE)
+    with Session(inline_worker.engine) as session:
+        store_definitions(session, load(tmp_path / "judge.yaml"))
+    case = yaml.safe_load((cases / "W-1.yaml").read_text())
+    file = tmp_path / "judged.yaml"
+    for least, code in ((0.4, 0), (0.5, 1)):
+        judge = {"agent": "call-judge", "question": "Enough?", "at_least": least}
+        file.write_text(yaml.safe_dump({**case, "expect": {"judges": [judge]}}))
+        done = run_cli("eval", str(file), "--level", "judge")
+        assert (done.code, "call-judge judged: Enough? 4 calls for W-1." in done.line) == (code, bool(code)), done
+
+
 BAD_FILES = {
     "aliases": ("minions_case: 1\na: &a [x]\nb: [*a, *a]", "aliases"),
     "newer": ("minions_case: 2\nname: x", "has the format 2"),
