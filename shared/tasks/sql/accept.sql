@@ -292,8 +292,8 @@ END $$;
 -- (a replay whose calls get new idempotency keys), agent_version_id, traceparent, submitted_by, submitter_key (the id of
 -- the API key, or `bootstrap`), unique_key, unique_while, budget ({tokens, dollars, steps, seconds, on_breach}), lane (of its
 -- model calls; else that of its parent or original), evaluation (true: the caller stores its recording, see
--- `shared.tasks.evaluations`; tasks below an evaluation are ones too), and `validated`: the id of the agent version whose input schema the
--- caller has already checked the input against.
+-- `shared.tasks.evaluations`; tasks below an evaluation are ones too), and `validated`: the id of the agent version whose
+-- input schema the caller has already checked the input against.
 -- Returns the tasks in the order of the requests. Each request sees the effects of those before it. The caller notifies the
 -- dispatcher.
 CREATE OR REPLACE FUNCTION minion_insert_tasks(requests jsonb) RETURNS TABLE (task_id uuid, created boolean)
