@@ -14,7 +14,7 @@ from shared.definitions.files import documents, files_below, write
 from shared.errors import FileFault, InvalidDefinition, InvalidInput
 
 LARGE = 16 << 10
-"""Characters of a text that is stored in a file of its own."""
+"""Characters from which a text is stored in a separate file."""
 MOST_BYTES = 32 << 20
 """Of all files beside a case."""
 REFERENCE = "$external"
@@ -71,7 +71,7 @@ def save(case: dict[str, Any], file: Path) -> list[Path]:
     written: dict[Path, bytes] = {}
 
     def put_out(text: str) -> JsonValue:
-        if len(text) <= LARGE:
+        if len(text) < LARGE:
             return text
         raw = text.encode("utf-8", "surrogatepass")
         digest = hashlib.sha256(raw).hexdigest()
