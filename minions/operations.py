@@ -56,7 +56,7 @@ class Operations:
                 return
             asked |= {"cursor": page["next"], "start_at": page["start_at"]}
 
-    def evaluate(
+    def submit_trial(
         self,
         recording: Mapping[str, Any],
         *,
@@ -85,7 +85,7 @@ class Operations:
         options = given(agent=agent, version=version, labels=labels, budget=budget, namespace=namespace)
         asked = {**options, "recording": recording, "level": level, "allow_idempotent": allow_idempotent}
         body = to_json(asked, what="The recording")
-        return self._task(self._transport.post("/v1/evaluations", body, safe=False))
+        return self._task(self._transport.post("/v1/trials", body, safe=False))
 
     def dead_letters(self, agent: str | None = None, namespace: str | None = None) -> Iterator[dict[str, Any]]:
         """Yield failed tasks without a replay, grouped by the kind of error."""

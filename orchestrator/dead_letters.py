@@ -17,7 +17,7 @@ GROUPS = text(
            (array_agg(o.task_id ORDER BY o.task_id DESC))[1] AS example
         FROM task_outcomes o JOIN tasks t ON t.id = o.task_id
         WHERE o.state = 'failed' AND t.namespace = :namespace AND o.error->>'type' <> 'subtask_failed'
-          -- An evaluation fails to say what it found.
+          -- A trial fails to say what it found.
           AND t.journal_format <> 3
           AND (CAST(:agent AS text) IS NULL OR t.agent_name = :agent)
           AND o.error_fingerprint > :after

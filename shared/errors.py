@@ -199,13 +199,13 @@ class HistoryDiverged(MinionError):
 
 
 class RecordingDiffers(MinionError):
-    """A task of an evaluation asked for something else than its recording holds; `detail` has both requests."""
+    """A task of a trial asked for something else than its recording holds; `detail` has both requests."""
 
     code = "recording_differs"
 
 
 class WouldHaveCalled(MinionError):
-    """A task of an evaluation ended before a call that may have an effect and that was not recorded."""
+    """A task of a trial ended before a call that may have an effect and that was not recorded."""
 
     code = "would_have_called"
 

@@ -45,7 +45,7 @@ log = structlog.get_logger(__name__)
 
 Kind = Literal["model_call", "tool_call", "function_call", "wait"]
 Outside = Literal["nothing", "pure", "idempotent", "unsafe"]
-"""The effect of a step outside of its task, for an evaluation. `nothing`: the step is part of the agent's own work."""
+"""The effect of a step outside of its task, for a trial. `nothing`: the step is part of the agent's own work."""
 FORMAT = 1
 WITH_BLOCKS = 2
 """Format of a task whose messages are blocks, or whose input has files: release 0.2 hands it back."""
@@ -135,7 +135,7 @@ class Journal:
     """The steps of one task, either read back or run and recorded.
 
     Attributes:
-        is_evaluation: most effects are not performed: see `workers.rehearsal`.
+        is_trial: most effects are not performed: see `workers.rehearsal`.
         known: steps of earlier executions by number, as returned by `minion_journal`.
         has_budget: a budget applies to the task, so no step begins before its reservation is written.
         reserves: a standing budget was found to apply to a call, so the next ones reserve their worst case at once.
@@ -150,7 +150,7 @@ class Journal:
         deadline: of the task.
     """
 
-    is_evaluation: ClassVar[bool] = False
+    is_trial: ClassVar[bool] = False
 
     task_id: UUID
     claim: int
@@ -205,7 +205,7 @@ class Journal:
         return self.rates if time.monotonic() - self.written_at < FRESH_SECONDS else None
 
     def history(self) -> list[dict[str, Any]] | None:
-        """Return the recorded messages before those of an evaluation; None: they are those of the conversation."""
+        """Return the recorded messages before those of a trial; None: they are those of the conversation."""
         return None
 
     def commit(self) -> None:

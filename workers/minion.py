@@ -27,7 +27,7 @@ from shared.database.connections import (
 )
 from shared.errors import BudgetExceeded, Cancelled, MinionError, TimeLimitExceeded
 from shared.notifications import publish_finished, publish_progress
-from shared.tasks import batches, evaluations, lifecycle
+from shared.tasks import batches, lifecycle, trials
 from shared.tasks.records import ExecutionResult
 from shared.tasks.states import State
 from shared.telemetry import report
@@ -114,7 +114,7 @@ def _work(task: ClaimedTask, limits: Sequence[float] | None, meter: Meter) -> st
 def journal_of(task: ClaimedTask) -> Journal:
     """Return the journal of a task that was just claimed."""
     known = {step["number"]: step for step in task.steps}
-    kind = RehearsalJournal if task.journal_format == evaluations.FORMAT else Journal
+    kind = RehearsalJournal if task.journal_format == trials.FORMAT else Journal
     return kind(task.id, task.claim, known, has_budget=task.has_budget)
 
 
@@ -125,7 +125,7 @@ def perform(task: ClaimedTask, journal: Journal, meter: Meter, limits: Sequence[
         ClaimLost: stop, without writing anything.
     """
     try:
-        if task.journal_format not in (journals.FORMAT, journals.WITH_BLOCKS, evaluations.FORMAT):
+        if task.journal_format not in (journals.FORMAT, journals.WITH_BLOCKS, trials.FORMAT):
             log.warning("handed_back", why="unknown journal format", journal_format=task.journal_format)
             return Snoozed(LATER_RELEASE_SECONDS, "handed_back")
         if limits is not None and not time_limits.are_of(task.agent_version_id, limits):

@@ -1,8 +1,8 @@
-"""Evaluations: the same run of an agent, with a journal that decides which effects begin.
+"""Trials: the same run of an agent, with a journal that decides which effects begin.
 
 At the level `replay` none does: every step must be the recorded one, and has the recorded result. At the level `shadow`
 the model is called, and other steps have the result that was recorded for the same call. A call that was not recorded
-is made if it is pure, or idempotent and the evaluation permits that. Any other one ends the task.
+is made if it is pure, or idempotent and the trial permits that. Any other one ends the task.
 
 Nothing waits: for a person, a signal or a timer there is a recorded result, or the task ends.
 """
@@ -32,22 +32,22 @@ from shared.errors import (
     WouldHaveCalled,
     from_record,
 )
-from shared.tasks import evaluations
+from shared.tasks import trials
 from shared.tasks.batches import BatchCall
-from shared.tasks.evaluations import Evaluation
 from shared.tasks.records import KnownStep, StepRecord
+from shared.tasks.trials import Trial
 from workers.journal import BatchedCall, Journal, Kind, Outside, Perform, StepResult
 from workers.outcomes import ChildOutcome, Suspended
 from workers.pricing import Reservation
 
 ENDS = frozenset({RecordingDiffers.code, WouldHaveCalled.code})
-"""Errors that end the whole evaluation, also when a sub-task ends with them."""
+"""Errors that end the whole trial, also when a sub-task ends with them."""
 OF_CALLS = (ToolError, FunctionError, ModelError, InvalidInput, InvalidOutput)
 """Errors with which a call can fail."""
 LONGEST_SHOWN = 20_000
 """Characters of a request in an error."""
 ELAPSED: JsonValue = {"timed_out": True}
-"""The result of a timer, which an evaluation does not wait for."""
+"""The result of a timer, which a trial does not wait for."""
 
 
 @dataclass
@@ -84,26 +84,26 @@ class Answers:
 
 @dataclass
 class RehearsalJournal(Journal):
-    """The journal of a task of an evaluation."""
+    """The journal of a task of a trial."""
 
-    is_evaluation = True
+    is_trial = True
 
     @cached_property
-    def evaluation(self) -> Evaluation:
+    def trial(self) -> Trial:
         """What the task runs against.
 
         Raises:
             NotFound: nothing is stored, so nothing can run.
         """
-        found = persistently(evaluations.load, self.task_id)
+        found = persistently(trials.load, self.task_id)
         if found is None:
-            raise NotFound("The recording of this evaluation is not stored. Run `minion eval` again.")
+            raise NotFound("The recording of this trial is not stored. Run `minion eval` again.")
         return found
 
     @cached_property
     def recording(self) -> RecordedTask:
         """The recording; one without steps for a sub-task that was not recorded."""
-        return self.evaluation.recording or RecordedTask(agent="")
+        return self.trial.recording or RecordedTask(agent="")
 
     @cached_property
     def answers(self) -> Answers:
@@ -118,14 +118,14 @@ class RehearsalJournal(Journal):
     @property
     def is_replay(self) -> bool:
         """Return whether every step must be the recorded one."""
-        return self.evaluation.level == "replay"
+        return self.trial.level == "replay"
 
     def history(self) -> list[dict[str, Any]]:
         """Return the recorded messages before those of the task."""
         return self.recording.history
 
     def children(self, requests: Sequence[tuple[str, JsonValue]]) -> list[ChildOutcome] | Suspended:
-        """Return the outcomes of sub-tasks, which are evaluations too, or the suspension that creates them.
+        """Return the outcomes of sub-tasks, which are trials too, or the suspension that creates them.
 
         Raises:
             RecordingDiffers, WouldHaveCalled: one of them ended so.
@@ -171,7 +171,7 @@ class RehearsalJournal(Journal):
             return perform
         if kind != "model_call" and (step := self.answers.take(kind, name, request, is_unsafe=outside == "unsafe")):
             return lambda _: _result_of(step)
-        if outside == "pure" or (outside == "idempotent" and self.evaluation.allow_idempotent):
+        if outside == "pure" or (outside == "idempotent" and self.trial.allow_idempotent):
             return perform
         return _ending(_would_have_called(kind, name, request, outside))
 
@@ -248,7 +248,7 @@ def _ending(error: MinionError) -> Perform:
 
 
 def _never_made(_: int) -> StepResult:
-    raise AssertionError("an evaluation asks no person")
+    raise AssertionError("a trial asks no person")
 
 
 def _identity(kind: str, name: str, request: JsonValue) -> str:

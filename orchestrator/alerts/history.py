@@ -17,7 +17,7 @@ from sqlalchemy import Connection, text
 from orchestrator.alerts.detector import HOURS_BEFORE, Finding, Hour, Signal, Subject
 from orchestrator.alerts.queues import hour_of
 from orchestrator.observe import histogram
-from orchestrator.observe.ends import EVALUATIONS
+from orchestrator.observe.ends import TRIALS
 
 log = structlog.get_logger(__name__)
 
@@ -42,7 +42,7 @@ ENDED = text(
     SELECT namespace, agent, capability, sum(count) FILTER (WHERE outcome IN ('succeeded', 'failed'))::bigint AS ended,
            COALESCE(sum(count) FILTER (WHERE outcome = 'failed'), 0)::bigint AS failed
         FROM statistics WHERE grain = 'hour' AND kind = 'task' AND bucket = :bucket AND NOT folded AND agent <> ''
-          AND NOT agent LIKE :evaluations
+          AND NOT agent LIKE :trials
         GROUP BY 1, 2, 3
     """
 )
@@ -50,14 +50,14 @@ TIMED = text(
     """
     SELECT namespace, agent, capability, runs, waits FROM statistics
         WHERE grain = 'hour' AND kind = 'execution' AND bucket = :bucket AND NOT folded AND agent <> ''
-          AND NOT agent LIKE :evaluations
+          AND NOT agent LIKE :trials
     """
 )
 COST = text(
     """
     SELECT namespace, agent, capability, sum(microdollars)::bigint AS microdollars FROM statistics
         WHERE grain = 'hour' AND kind = 'step' AND bucket = :bucket AND NOT folded AND agent <> ''
-          AND NOT agent LIKE :evaluations GROUP BY 1, 2, 3
+          AND NOT agent LIKE :trials GROUP BY 1, 2, 3
     """
 )
 WATCHED = text("SELECT namespace, capability, seconds / samples AS age FROM watched_hours WHERE bucket = :bucket")
@@ -190,7 +190,7 @@ OF_AGENTS = tuple(signal for signal in Signal if signal is not Signal.QUEUE)
 
 def _figures(connection: Connection, bucket: datetime) -> dict[Name, _Figures]:
     found: dict[Name, _Figures] = defaultdict(_Figures)
-    values = {"bucket": bucket, "evaluations": f"%{EVALUATIONS}"}
+    values = {"bucket": bucket, "trials": f"%{TRIALS}"}
     for row in connection.execute(ENDED, values):
         found[row.namespace, row.agent, row.capability].ended = row.ended or 0
         found[row.namespace, row.agent, row.capability].failed = row.failed

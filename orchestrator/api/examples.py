@@ -26,7 +26,7 @@ REQUESTS: dict[tuple[str, str], Any] = {
     ("post", "/v1/tasks/{task_id}/decisions"): {"verdict": "approve", "step": 7, "reason": "Checked the order."},
     ("post", "/v1/tasks/{task_id}/budget"): {"add_dollars": 0.5},
     ("post", "/v1/replays"): {"agent": "triage", "states": ["failed"], "dry_run": True},
-    ("post", "/v1/evaluations"): {
+    ("post", "/v1/trials"): {
         "version": 4,
         "level": "replay",
         "recording": {"agent": "triage", "input": {"text": "I was charged twice"}, "output": {"queue": "billing"}},

@@ -112,8 +112,8 @@ RULES: Mapping[str, Rule] = {
     "GET /v1/errors/{fingerprint}": READ,
     "PUT /v1/errors/{fingerprint}": _namespace(P.ERRORS_WRITE),
     "POST /v1/replays": _tasks(P.TASKS_REPLAY),
-    # An evaluation has no tenant key, and runs any version.
-    "POST /v1/evaluations": _namespace(P.TASKS_SUBMIT),
+    # A trial has no tenant key, and runs any version.
+    "POST /v1/trials": _namespace(P.TASKS_SUBMIT),
     # Replaying and labelling need `tasks:replay` and `tasks:label` too.
     "POST /v1/bulk-acts": _tasks(P.TASKS_CANCEL),
     "GET /v1/bulk-acts": READ,

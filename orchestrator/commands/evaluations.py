@@ -28,7 +28,7 @@ from orchestrator.commands.task_ids import TASK, named
 from shared.contracts.strict_json import canonical
 
 if TYPE_CHECKING:
-    from orchestrator.evaluations.report import Report
+    from orchestrator.cases.report import Report
 
 LONGEST_SHOWN = 2000
 
@@ -71,8 +71,8 @@ def record(
 ) -> None:
     """Print a task that has ended as a case: its input, every step, and its outcome."""
     # Other commands start faster without what this needs.
-    from orchestrator.evaluations import case_files
-    from orchestrator.evaluations.recorder import record as record_task
+    from orchestrator.cases import case_files
+    from orchestrator.cases.recorder import record as record_task
 
     with connect() as client:
         case = record_task(client, named(task_id), name=name, redacted=redact)
@@ -105,9 +105,9 @@ def run(
     as_json: bool = AS_JSON,
 ) -> None:
     """Run an agent against cases; the exit code is 1 if one does not pass."""
-    from orchestrator.evaluations import case_files
-    from orchestrator.evaluations.report import FORMAT, junit_of, parse_report, summary_of
-    from orchestrator.evaluations.run import Plan, run_cases
+    from orchestrator.cases import case_files
+    from orchestrator.cases.report import FORMAT, junit_of, parse_report, summary_of
+    from orchestrator.cases.run import Plan, run_cases
 
     cases = case_files.load(paths)
     name, version = Plan.target(agent)
@@ -143,8 +143,8 @@ def compare_reports(
     as_json: bool = AS_JSON,
 ) -> None:
     """Compare two reports; the exit code is 1 if a case passes less often in B, or is only in A."""
-    from orchestrator.evaluations.case_files import read_json
-    from orchestrator.evaluations.report import compare, parse_report
+    from orchestrator.cases.case_files import read_json
+    from orchestrator.cases.report import compare, parse_report
 
     found = compare(*(parse_report(read_json(file), where=str(file)) for file in (a, b)))
     if as_json:
@@ -158,7 +158,7 @@ def compare_reports(
 @eval_app.command("schema")
 def print_schema() -> None:
     """Print the JSON Schema of a case."""
-    from orchestrator.evaluations.case import schema
+    from orchestrator.cases.case import schema
 
     print_json(schema())
 
@@ -176,7 +176,7 @@ def _prompt_of(client: Client, results: Sequence[dict[str, Any]], namespace: str
 
 
 def _print(report: Report) -> None:
-    from orchestrator.evaluations.report import summary_of
+    from orchestrator.cases.report import summary_of
 
     rows = [
         (result.case, result.trial, "passed" if result.passed else "failed", *_used(result.usage))

@@ -13,18 +13,18 @@ from sqlalchemy import TextClause, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, DOUBLE_PRECISION
 
 from orchestrator.observe.histogram import BOUNDS
-from shared.tasks.evaluations import FORMAT
+from shared.tasks.trials import FORMAT
 
 RANGE = (
     "{row}.ended_in >= :low AND {row}.ended_in < :high "
     "AND (CAST(:since AS timestamptz) IS NULL OR {row}.{moment} > :since)"
 )
 HOUR = "date_trunc('hour', LEAST(GREATEST({end}, t.created_at), now()), 'UTC') AS bucket"
-EVALUATIONS = " (evaluation)"
-"""Follows the name of an agent whose tasks were evaluations: they are none of its production."""
+TRIALS = " (trial)"
+"""Follows the name of an agent whose tasks were trials: they are none of its production."""
 OWNER = f"""
     t.namespace,
-    COALESCE(t.agent_name, '') || CASE t.journal_format WHEN {FORMAT} THEN '{EVALUATIONS}' ELSE '' END AS agent,
+    COALESCE(t.agent_name, '') || CASE t.journal_format WHEN {FORMAT} THEN '{TRIALS}' ELSE '' END AS agent,
     COALESCE(v.number, 0) AS version, COALESCE(s.capability, t.capability, '') AS capability,
     COALESCE(t.key, '') AS tenant
 """

@@ -1,6 +1,6 @@
 """The recording of a task: what it received, each step with its request and result, and how it ended.
 
-An evaluation runs another version of the agent against it. A sub-task is part of the step that created it.
+A trial runs another version of the agent against it. A sub-task is part of the step that created it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DEEPEST = 10
 StepKind = Literal["model_call", "tool_call", "function_call", "subtask", "wait"]
 Effect = Literal["pure", "idempotent", "unsafe"]
 Level = Literal["replay", "shadow"]
-"""How much of an evaluation is real: nothing but the agent's own path, or also its model."""
+"""How much of a trial is real: nothing but the agent's own path, or also its model."""
 
 
 class _Open(BaseModel):

@@ -15,7 +15,7 @@ class NewTask(TypedDict, total=False):
         validated: the agent version whose input schema the input was checked against.
         new_keys: a replay's calls get new idempotency keys.
         submitter_key: the id of the API key that submits it, or `bootstrap` for the administrator's.
-        evaluation: its recording is stored in the same transaction: see `shared.tasks.evaluations`.
+        trial: its recording is stored in the same transaction: see `shared.tasks.trials`.
     """
 
     agent: str
@@ -41,7 +41,7 @@ class NewTask(TypedDict, total=False):
     budget: dict[str, Any]
     lane: Lane
     validated: str
-    evaluation: bool
+    trial: bool
 
 
 class Approver(TypedDict):

@@ -64,7 +64,7 @@ class MemoryTool:
         return journal.call("tool_call", self.name, request, change, effect="idempotent", outside="unsafe")
 
     def _address(self, task: ClaimedTask, journal: Journal) -> Address:
-        if journal.is_evaluation:
+        if journal.is_trial:
             # It has neither a conversation nor a tenant, and its memory is in its recording.
             return Address(task.namespace, self.name, self.settings.per, "", None)
         match self.settings.per:

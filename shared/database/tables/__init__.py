@@ -37,7 +37,6 @@ from shared.database.tables.definitions import (
     Tool,
     ToolVersion,
 )
-from shared.database.tables.evaluations import Evaluation
 from shared.database.tables.events import TaskEventRow
 from shared.database.tables.files import ConversationFile, File, TaskFile
 from shared.database.tables.memories import MemoryChange, MemoryStore, MemoryVersion
@@ -67,6 +66,7 @@ from shared.database.tables.tasks import (
     TaskStatus,
     Worker,
 )
+from shared.database.tables.trials import Trial
 
 __all__ = [
     "Agent",
@@ -89,7 +89,6 @@ __all__ = [
     "ConversationFile",
     "ConversationSummary",
     "ErrorState",
-    "Evaluation",
     "Execution",
     "File",
     "Function",
@@ -130,6 +129,7 @@ __all__ = [
     "Tool",
     "ToolVersion",
     "TracingState",
+    "Trial",
     "UniqueTask",
     "WatchedHour",
     "Webhook",

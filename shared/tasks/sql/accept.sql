@@ -279,10 +279,10 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT encode(substring(sha256(convert_to(parent::text || '/' || step::text, 'UTF8')) FOR 16), 'hex')::uuid
 $$;
 
--- A replay of an evaluation would be a real task, whose tools have effects.
+-- A replay of a trial would be a real task, whose tools have effects.
 CREATE OR REPLACE FUNCTION minion_refuse_replay(source uuid) RETURNS smallint LANGUAGE plpgsql AS $$
 BEGIN
-    RAISE EXCEPTION 'Task % is an evaluation, and cannot be replayed. Run `minion eval` again, or submit a new task.', source
+    RAISE EXCEPTION 'Task % is a trial, and cannot be replayed. Run `minion eval` again, or submit a new task.', source
         USING ERRCODE = 'MN009';
 END $$;
 
@@ -291,8 +291,8 @@ END $$;
 -- idempotency_key, key, labels, priority, run_at, deadline, conversation_id, parent_id, parent_step, replay_of, new_keys
 -- (a replay whose calls get new idempotency keys), agent_version_id, traceparent, submitted_by, submitter_key (the id of
 -- the API key, or `bootstrap`), unique_key, unique_while, budget ({tokens, dollars, steps, seconds, on_breach}), lane (of its
--- model calls; else that of its parent or original), evaluation (true: the caller stores its recording, see
--- `shared.tasks.evaluations`; tasks below an evaluation are ones too), and `validated`: the id of the agent version whose
+-- model calls; else that of its parent or original), trial (true: the caller stores its recording, see
+-- `shared.tasks.trials`; tasks below a trial are ones too), and `validated`: the id of the agent version whose
 -- input schema the caller has already checked the input against.
 -- Returns the tasks in the order of the requests. Each request sees the effects of those before it. The caller notifies the
 -- dispatcher.
@@ -340,7 +340,7 @@ BEGIN
                p.priority AS parent_priority, p.rank AS parent_rank, p.budget_ids, o.origin_id,
                COALESCE(a.request->>'lane', p.lane, o.lane) AS lane,
                CASE WHEN o.journal_format = 3 THEN minion_refuse_replay(a.replayed)
-                    WHEN p.journal_format = 3 OR a.request->'evaluation' = 'true' THEN 3 ELSE 1 END AS journal_format,
+                    WHEN p.journal_format = 3 OR a.request->'trial' = 'true' THEN 3 ELSE 1 END AS journal_format,
                COALESCE(a.n > k.first, false) AS follows,
                -- The preparer looks into messages further than PostgreSQL does.
                CASE WHEN a.request->>'validated' = t.version_id::text OR t.input_schema IS NULL AND a.messages IS NULL

@@ -33,7 +33,7 @@ BEGIN
 END $$;
 
 -- Workers of release 0.2 know neither blocks nor files: they hand such a task back, and one of this release takes it.
--- An evaluation has a format that they do not know either.
+-- A trial has a format that they do not know either.
 CREATE OR REPLACE FUNCTION minion_mark_blocks() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     NEW.journal_format := GREATEST(NEW.journal_format, 2);

@@ -47,7 +47,7 @@ BEGIN
     END IF;
     INSERT INTO webhook_deliveries (webhook_id, task_id, state)
         SELECT w.id, t, final FROM webhooks w JOIN tasks k ON k.id = t
-            -- The ends of evaluations are no news of the production.
+            -- The ends of trials are no news of the production.
             WHERE w.enabled AND 'tasks' = ANY (w.events) AND w.namespace = k.namespace AND k.journal_format <> 3
               AND (w.states = '{}' OR final = ANY (w.states))
               AND (w.agents = '{}' OR k.agent_name = ANY (w.agents)) AND k.labels @> w.labels

@@ -35,7 +35,7 @@ from tests.support.definitions import function_definition
 from tests.support.processes import ROOT
 
 # A task names its submitter itself, and is as immutable as a row of the log.
-SUBMISSIONS = {"POST /v1/tasks", "POST /v1/tasks/bulk", "POST /v1/evaluations"}
+SUBMISSIONS = {"POST /v1/tasks", "POST /v1/tasks/bulk", "POST /v1/trials"}
 # They change nothing: their question is too long for an address, or private.
 QUESTIONS = {"POST /v1/routes", "POST /v1/tasks/wait"}
 SCHEDULE = {"interval_seconds": 3600, "request": {"agent": "Careful", "input": {"secret": "of the tenant"}}}

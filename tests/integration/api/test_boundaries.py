@@ -43,7 +43,7 @@ BODIES: dict[str, Any] = {
     "POST /v1/tasks/{task_id}/budget": {"stop": True},
     "PUT /v1/errors/{fingerprint}": {"state": "resolved"},
     "POST /v1/replays": {"dry_run": True},
-    "POST /v1/evaluations": {"level": "replay", "recording": {"agent": "Ours"}},
+    "POST /v1/trials": {"level": "replay", "recording": {"agent": "Ours"}},
     "POST /v1/bulk-acts": {"act": "cancel", "query": "agent:Theirs", "dry_run": True},
     "PATCH /v1/tasks/{task_id}/labels": {"labels": {"a": "b"}},
     "POST /v1/erasures": {"tenant": "theirs"},

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from minions import Client
 from minions.testing import MessagesApi, Reply, tool_use
 from minions.testing import text as said
-from orchestrator.evaluations.case import schema
+from orchestrator.cases.case import schema
 from shared.definitions.apply import store_definitions
 from shared.definitions.files import load
 from tests.integration.api.conftest import Run

@@ -1,9 +1,9 @@
-"""Evaluations: tasks that run an agent's version against a recording, with no effect on the world.
+"""Trials: tasks that run an agent's version against a recording, with no effect on the world.
 
-They are ordinary tasks: the same queues, journal, budgets and limits. What makes them evaluations is the journal format
+They are ordinary tasks: the same queues, journal, budgets and limits. What makes them trials is the journal format
 3, which never changes and which all tasks below them get too. A worker runs a task of this format only with the
 recording of its root (`workers.rehearsal`), so neither a worker of an earlier release nor a lost row can run it for
-real. An evaluation has no conversation and no tenant key, is not replayed, and sends no webhooks.
+real. A trial has no conversation and no tenant key, is not replayed, and sends no webhooks.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ from shared.tasks.lifecycle import Accepted
 from shared.tasks.records import NewTask
 
 FORMAT = 3
-"""The journal format of evaluations."""
+"""The journal format of trials."""
 
 STORE = text(
-    "INSERT INTO evaluations (task_id, level, allow_idempotent, recording) "
+    "INSERT INTO trials (task_id, level, allow_idempotent, recording) "
     "VALUES (:task, :level, :allow_idempotent, :recording)"
 )
 LOAD = text(
-    "SELECT level, allow_idempotent, recording FROM evaluations "
-    "WHERE task_id = (SELECT root_id FROM tasks WHERE id = :task)"
+    "SELECT level, allow_idempotent, recording FROM trials WHERE task_id = (SELECT root_id FROM tasks WHERE id = :task)"
 )
 # From the root down to the task.
 LINE = text(
@@ -51,8 +50,8 @@ VERSION = text(
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
-    """What a task of an evaluation runs against.
+class Trial:
+    """What a task of a trial runs against.
 
     Attributes:
         allow_idempotent: at the level `shadow`, idempotent calls that were not recorded are made.
@@ -64,7 +63,7 @@ class Evaluation:
     recording: RecordedTask | None
 
 
-def submit(connection: Connection, task: NewTask, evaluation: Evaluation, *, scope: Scope | None = None) -> Accepted:
+def submit(connection: Connection, task: NewTask, trial: Trial, *, scope: Scope | None = None) -> Accepted:
     """Accept a task that runs against a recording.
 
     Args:
@@ -75,21 +74,21 @@ def submit(connection: Connection, task: NewTask, evaluation: Evaluation, *, sco
         InvalidInput: the recording has a file that does not exist any more.
         MinionError: the task is refused.
     """
-    assert evaluation.recording is not None
+    assert trial.recording is not None
     assert not {"conversation_id", "key"} & task.keys()
     namespace = task.get("namespace", "default")
-    recorded = evaluation.recording.model_dump(exclude_defaults=True)
+    recorded = trial.recording.model_dump(exclude_defaults=True)
     named = kept_files(recorded, recorded)
     if missing := named - files.media_of(connection, namespace, sorted(named), scope).keys():
         raise InvalidInput(
             f"The recording has the file {min(missing)}, which is not in the namespace {namespace!r}. Upload it with "
             "`minion files put`, or remove it from the case."
         )
-    [accepted] = lifecycle.accept(connection, [{**task, "evaluation": True}])
+    [accepted] = lifecycle.accept(connection, [{**task, "trial": True}])
     values = {
         "task": accepted.task_id,
-        "level": evaluation.level,
-        "allow_idempotent": evaluation.allow_idempotent,
+        "level": trial.level,
+        "allow_idempotent": trial.allow_idempotent,
         "recording": json.dumps(recorded),
     }
     connection.execute(STORE, values)
@@ -97,8 +96,8 @@ def submit(connection: Connection, task: NewTask, evaluation: Evaluation, *, sco
     return accepted
 
 
-def load(connection: Connection, /, task: UUID) -> Evaluation | None:
-    """Return what a task of an evaluation runs against; None if its recording is not stored."""
+def load(connection: Connection, /, task: UUID) -> Trial | None:
+    """Return what a task of a trial runs against; None if its recording is not stored."""
     row = connection.execute(LOAD, {"task": task}).one_or_none()
     if row is None:
         return None
@@ -107,7 +106,7 @@ def load(connection: Connection, /, task: UUID) -> Evaluation | None:
         if recording is None:
             break
         recording = _below(recording, row.level, below.parent_step, below.agent, below.input)
-    return Evaluation(row.level, row.allow_idempotent, recording)
+    return Trial(row.level, row.allow_idempotent, recording)
 
 
 def version_of(connection: Connection, namespace: str, agent: str, number: int) -> UUID:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.evaluations.case import Case, Expectations
+from orchestrator.cases.case import Case, Expectations
 from shared.contracts.json_schema import violations
 from shared.contracts.recording import RecordedStep, RecordedTask
 from shared.contracts.strict_json import canonical, digest, first_difference, stable

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.evaluations.case import Case, parse_case
+from orchestrator.cases.case import Case, parse_case
 from shared.contracts.strict_json import JsonValue, parse
 from shared.definitions.files import documents, files_below, write
 from shared.errors import FileFault, InvalidDefinition, InvalidInput

@@ -1,4 +1,4 @@
-"""Evaluations: recorded tasks run again on the same worker code, without an effect on the world."""
+"""Trials: recorded tasks run again on the same worker code, without an effect on the world."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from minions import Client, Task
 from minions.errors import Conflict, Forbidden, InvalidInput, MinionsError
 from minions.testing import MessagesApi, tool_use
 from minions.testing import text as said
+from orchestrator.cases.case import parse_case
+from orchestrator.cases.recorder import record
+from orchestrator.cases.verdict import of_replay, of_shadow
 from orchestrator.dead_letters import dead_letters
-from orchestrator.evaluations.case import parse_case
-from orchestrator.evaluations.recorder import record
-from orchestrator.evaluations.verdict import of_replay, of_shadow
 from orchestrator.observe.counting import catch_up
 from shared.contracts.recording import RecordedTask, parse_recording
-from shared.tasks.evaluations import FORMAT
+from shared.tasks.trials import FORMAT
 from tests.conftest import Define
 from tests.integration.agents.conftest import ANYTHING, TOOLS
 from tests.integration.api.conftest import Api, WithKey
@@ -78,7 +78,7 @@ def evaluated(client: Client, inline_worker: InlineWorker, messages_api: Message
     def run(recording: dict[str, Any], level: str, *replies: Any, **options: Any) -> Task:
         messages_api.script[:] = replies
         messages_api.requests.clear()
-        task = client.evaluate(recording, level=level, **options)
+        task = client.submit_trial(recording, level=level, **options)
         inline_worker.run_all()
         return client.get(task)
 
@@ -206,7 +206,7 @@ def test_no_unrecorded_effect_begins_in_any_way(
 
     recording = recorded(client, ran(noting([("send", {"recorded": 1})]), said("done")))
     made = log.read_text().splitlines()
-    # The evaluation permits even idempotent calls.
+    # The trial permits even idempotent calls.
     for reply in (noting(calls), noting([("echo", {}), *calls])):
         found = evaluated(recording, "shadow", reply, said("done"), allow_idempotent=True)
         assert found.error is not None
@@ -221,7 +221,7 @@ def test_no_unrecorded_effect_begins_in_any_way(
 
 
 @pytest.mark.usefixtures("agent")
-def test_effect_of_sub_agent_ends_the_whole_evaluation(
+def test_effect_of_sub_agent_ends_the_whole_trial(
     ran: Callable[..., Task], evaluated: Callable[..., Task], client: Client, tmp_path: Path
 ) -> None:
     log = tmp_path / "calls"
@@ -265,7 +265,7 @@ def test_tools_that_the_api_runs_are_idempotent(
 # ------------------------------------------------------------------------------------------- apart from the production
 
 
-def test_evaluation_is_never_run_as_another_task(
+def test_trial_is_never_run_as_another_task(
     ran: Callable[..., Task], evaluated: Callable[..., Task], client: Client, database: Engine,
     inline_worker: InlineWorker, agent: Callable[..., None], tmp_path: Path,
 ) -> None:  # fmt: skip
@@ -273,25 +273,25 @@ def test_evaluation_is_never_run_as_another_task(
     recording = recorded(client, ran(tool_use(("send", {"log": str(log)})), said("done")))
     found = evaluated(recording, "replay")
     for ways in ({}, {"from_step": 1}):
-        with pytest.raises(Conflict, match="is an evaluation, and cannot be replayed"):
+        with pytest.raises(Conflict, match="is a trial, and cannot be replayed"):
             client.replay(found, **ways)
     with database.begin() as connection:
-        connection.execute(text("DELETE FROM evaluations"))
+        connection.execute(text("DELETE FROM trials"))
     noted = log.read_text()
-    again = client.evaluate(recording, level="shadow")
+    again = client.submit_trial(recording, level="shadow")
     with database.begin() as connection:
         formats = connection.scalars(text("SELECT journal_format FROM tasks WHERE id = :id"), {"id": again.id})
         assert list(formats) == [FORMAT]
-        connection.execute(text("DELETE FROM evaluations"))
+        connection.execute(text("DELETE FROM trials"))
     inline_worker.run_all()
     lost = client.get(again).error
     assert lost is not None
-    assert "The recording of this evaluation is not stored" in lost["message"]
+    assert "The recording of this trial is not stored" in lost["message"]
     assert log.read_text() == noted
 
 
 @pytest.mark.usefixtures("agent")
-def test_evaluation_leaves_the_production_alone(
+def test_trial_leaves_the_production_alone(
     ran: Callable[..., Task], evaluated: Callable[..., Task], client: Client, database: Engine
 ) -> None:
     task = ran(said("done"), conversation_id="talk", key="tenant")
@@ -306,7 +306,7 @@ def test_evaluation_leaves_the_production_alone(
         assert dead_letters(connection, namespace="default", limit=10).items == []
     catch_up(database)
     agents = {item["agent"]: item["count"] for item in client.stats(by=["agent"])["items"]}
-    assert agents == {"Agent": 1, "Agent (evaluation)": 1}
+    assert agents == {"Agent": 1, "Agent (trial)": 1}
     with database.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM statistics WHERE kind = 'failure'")) == 0
 
@@ -365,7 +365,7 @@ HOSTILE: dict[str, Any] = {
 @pytest.mark.usefixtures("agent")
 def test_invalid_recording_is_refused_with_its_place(client: Client, wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match="The recording is not valid"):
-        client.evaluate({"agent": "Agent", "input": {}, **wrong}, level="replay")
+        client.submit_trial({"agent": "Agent", "input": {}, **wrong}, level="replay")
 
 
 @pytest.mark.parametrize("kind", ["budget_exceeded", "cancelled", "unknown"])
@@ -380,4 +380,4 @@ def test_recorded_error_of_another_kind_fails_the_task(
 
 def test_recording_without_steps_is_the_least(client: Client, agent: Callable[..., None]) -> None:
     assert RecordedTask(agent="Agent").steps == []
-    assert client.evaluate({"agent": "Agent", "input": {}}, level="replay").state in ("pending", "queued")
+    assert client.submit_trial({"agent": "Agent", "input": {}}, level="replay").state in ("pending", "queued")

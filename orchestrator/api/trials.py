@@ -1,4 +1,4 @@
-"""Evaluations over HTTP: tasks that run against a recording, with no effect on the world."""
+"""Trials over HTTP: tasks that run against a recording, with no effect on the world."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from shared.contracts.strict_json import check_size
 from shared.contracts.strict_model import Strict
 from shared.database.connections import autocommit
 from shared.settings import get_settings
-from shared.tasks import evaluations, queries
-from shared.tasks.evaluations import Evaluation
+from shared.tasks import queries, trials
 from shared.tasks.records import NewTask
+from shared.tasks.trials import Trial
 
-router = APIRouter(prefix="/v1/evaluations", tags=["evaluations"])
+router = APIRouter(prefix="/v1/trials", tags=["trials"])
 
 
-class EvaluationRequest(Strict):
+class TrialRequest(Strict):
     """A recording, and the version of an agent that runs against it."""
 
     agent: str | None = Field(None, max_length=200, description="By default the agent of the recording.")
@@ -52,13 +52,13 @@ class EvaluationRequest(Strict):
     status_code=201,
     response_model=Task,
     responses=problems.documented(404, 409, 413, 415),
-    openapi_extra=body.documented(EvaluationRequest.model_json_schema()),
+    openapi_extra=body.documented(TrialRequest.model_json_schema()),
 )
 def evaluate(sent: body.BulkBody, database: Database, response: Response, key: Caller) -> dict[str, Any]:
     """Accepts a task that runs against a recording. It is an ordinary task, on the same workers, with its budget, and
     what the model used is paid for. It has no conversation and no tenant key, sends no webhooks, and cannot be
-    replayed. The tasks below it are evaluations too."""
-    asked = body.parse_model(EvaluationRequest, sent)
+    replayed. The tasks below it are trials too."""
+    asked = body.parse_model(TrialRequest, sent)
     recording = parse_recording(asked.recording)
     namespace = key.scope.namespace_of(asked.namespace if "namespace" in asked.model_fields_set else None)
     limit = get_settings().max_input_bytes
@@ -79,10 +79,10 @@ def evaluate(sent: body.BulkBody, database: Database, response: Response, key: C
         task["budget"] = asked.budget.model_dump(mode="json", exclude_none=True)
     with database.begin() as connection:
         if asked.version is not None:
-            version = evaluations.version_of(connection, namespace, task["agent"], asked.version)
+            version = trials.version_of(connection, namespace, task["agent"], asked.version)
             task["agent_version_id"] = str(version)
-        against = Evaluation(asked.level, asked.allow_idempotent, recording)
-        accepted = evaluations.submit(connection, task, against, scope=key.scope)
+        against = Trial(asked.level, asked.allow_idempotent, recording)
+        accepted = trials.submit(connection, task, against, scope=key.scope)
     response.headers["Location"] = link(f"/v1/tasks/{accepted.task_id}")
     with autocommit(database).connect() as connection:
         return queries.get_task(connection, accepted.task_id)

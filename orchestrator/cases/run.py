@@ -8,9 +8,9 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from minions import Client, Task
-from orchestrator.evaluations import verdict
-from orchestrator.evaluations.case import Case, Judge
-from orchestrator.evaluations.recorder import recording_of
+from orchestrator.cases import verdict
+from orchestrator.cases.case import Case, Judge
+from orchestrator.cases.recorder import recording_of
 from shared.contracts.recording import RecordedTask, parse_recording
 from shared.errors import InvalidInput
 
@@ -75,7 +75,7 @@ def run_cases(client: Client, cases: Sequence[Case], plan: Plan, progress: Progr
 
 def _submit(client: Client, case: Case, trial: int, plan: Plan, run_id: str, trials: int) -> Task:
     budget = None if plan.dollars is None else {"dollars": max(1e-6, plan.dollars / trials), "on_breach": "fail"}
-    return client.evaluate(
+    return client.submit_trial(
         case.task.model_dump(exclude_defaults=True),
         level="replay" if plan.level == "replay" else "shadow",
         agent=plan.agent,

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from orchestrator.evaluations.report import Report, junit_of, parse_report, pass_k, wilson
+from orchestrator.cases.report import Report, junit_of, parse_report, pass_k, wilson
 from shared.errors import InvalidInput
 
 

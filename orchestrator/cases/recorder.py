@@ -7,8 +7,8 @@ from typing import Any
 
 from minions import Client, Task
 from minions.errors import MinionsError
-from orchestrator.evaluations.case import FORMAT, parse_case
-from orchestrator.evaluations.redaction import redact
+from orchestrator.cases.case import FORMAT, parse_case
+from orchestrator.cases.redaction import redact
 from shared import __version__
 from shared.access.roles import MASK
 from shared.errors import Conflict, Forbidden, InvalidInput
