@@ -76,7 +76,7 @@ def test_window_bounds_messages_in_the_broker(tasks: Tasks, dispatched: Any) -> 
         tasks.submit("Act", {})
     assert len(dispatched(window=4)) == 4
     assert dispatched(window=4) == []
-    assert dispatched(window=7) == []
+    assert dispatched(window=5) == []
     assert len(dispatched(window=8)) == 4
 
 
