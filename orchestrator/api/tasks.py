@@ -71,7 +71,7 @@ def read_traceparent(
     request: Request,
     traceparent: Annotated[
         str | None,
-        Header(description="The caller's span (W3C Trace Context), for tasks without a `traceparent` of their own."),
+        Header(description="The caller's span (W3C Trace Context), for tasks that have no `traceparent`."),
     ] = None,
 ) -> str | None:
     """Return the caller's span from the headers; None if they name none, or not exactly one that is valid."""

@@ -40,6 +40,7 @@ log = structlog.get_logger(__name__)
 START_SECONDS = 90.0
 STOP_SECONDS = 12.0
 LOOK_SECONDS = 1.0
+READY_POLL_SECONDS = 0.5
 DEFAULT_CONCURRENCY = 2
 FLOWER_PORT = 5555
 OF_MODELS = ("ANTHROPIC_", "OPENAI_", "AWS_", "GOOGLE_", "MINION_PROVIDER_KEYS")
@@ -81,18 +82,22 @@ def parse_pool(text: str) -> Pool:
         raise InvalidInput(f"The pool {text!r} is not valid: {error}") from None
 
 
-def running_system(settings: Settings) -> dict[str, str] | None:
-    """The places of the system that MINION_API_URL names, or of this installation's `minion up`, if it answers.
+def running_system(settings: Settings, patience: float = START_SECONDS) -> dict[str, str] | None:
+    """Return the places of the system that MINION_API_URL names, which may still be starting, or of this installation's
+    `minion up`, if it answers.
+
+    Args:
+        patience: seconds in which the system that MINION_API_URL names must become ready.
 
     Raises:
         NotConfigured: there may be one, and this process has no API key for it.
+        Unavailable: MINION_API_URL is set, and the system is not ready in time.
     """
+    if settings.api_url:
+        _wait_for(settings.api_url, settings.require_api_key(), patience)
+        return {"API": f"{settings.api_url}/docs"}
     try:
-        facts: dict[str, Any] = (
-            {"api_url": settings.api_url, "places": {"API": f"{settings.api_url}/docs"}}
-            if settings.api_url
-            else json.loads((settings.data_dir / RUN_FILE).read_text())
-        )
+        facts: dict[str, Any] = json.loads((settings.data_dir / RUN_FILE).read_text())
     except (OSError, ValueError):
         return None
     key = settings.require_api_key()
@@ -101,6 +106,18 @@ def running_system(settings: Settings) -> dict[str, str] | None:
             return dict(facts["places"]) if client.ready() else None
     except (OSError, ValueError, KeyError, MinionsError):
         return None
+
+
+def _wait_for(url: str, key: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    with Client(url, key, timeout=5.0, retries=0) as client:
+        while not client.ready():
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"MINION_API_URL is {url}, and no system was ready there within {seconds:g} s: start its "
+                    "orchestrator and look at its /readyz, or unset MINION_API_URL to start a separate system."
+                )
+            time.sleep(READY_POLL_SECONDS)
 
 
 class LocalSystem:

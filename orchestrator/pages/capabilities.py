@@ -47,7 +47,7 @@ router = APIRouter(route_class=Page, include_in_schema=False)
 
 
 class DoneQuery(StrictQuery):
-    """What was just done."""
+    """The act that was just done."""
 
     done: Text = ""
 

@@ -73,7 +73,7 @@ class Clients(Generic[Client]):
 
 @dataclass(frozen=True, slots=True)
 class Line(Generic[Client]):
-    """What the calls with one account share: clients, limits, and the words of their errors."""
+    """The state that calls with one account share: clients, limits, and the words of their errors."""
 
     account: Account
     clients: Clients[Client]
