@@ -320,8 +320,7 @@ class AgentRegistry:
         canary = canaries.find(connection, row.id)
         if canary is not None:
             outcome = "completed" if canary["version_id"] == row.active_version_id else "ended"
-            about = {"namespace": self.namespace, "outcome": outcome, "reason": reason}
-            canaries.end(connection, actor, row.id, row.name, **about)
+            canaries.end(connection, actor, row.id, row.name, namespace=self.namespace, outcome=outcome, reason=reason)
 
     def _version(self, session: Session, row: Agent, version: int) -> UUID:
         """Return the id of a version.
@@ -330,7 +329,7 @@ class AgentRegistry:
             NotFound: the agent has no such version.
         """
         query = select(AgentVersion.number, AgentVersion.id).filter_by(agent_id=row.id)
-        versions = {row.number: row.id for row in session.execute(query)}
+        versions: dict[int, UUID] = {each.number: each.id for each in session.execute(query)}
         if not is_number(version) or version not in versions:
             raise NotFound(f"The agent {row.name!r} has no version {str(version)[:20]}.")
         return versions[version]

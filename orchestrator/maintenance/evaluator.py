@@ -140,22 +140,24 @@ def record_scores(connection: Connection) -> int:
     """Record the scores of judging tasks that have ended; return how many there were."""
     rows = connection.execute(ENDED, {"most": BATCH}).mappings().all()
     for row in rows:
-        verdict = row["output"] if row["state"] == "succeeded" else None
-        score = score_in(verdict)
-        if score is None:
+        verdict = verdict_in(row["output"]) if row["state"] == "succeeded" else None
+        if verdict is None:
             _close(connection, row, "failed", problem=_problem(row))
             continue
-        passed = verdict.get("passed") if isinstance(verdict.get("passed"), bool) else None
+        score, passed = verdict
         evaluations.add(connection, row["task_id"], row["agent_version_id"], row["evaluator"], score, passed=passed)
         _close(connection, row, "scored", score=score, passed=passed)
     return len(rows)
 
 
-def score_in(verdict: Any) -> float | None:
-    """Return the score in a judge's output; None if it has none between 0 and 1."""
-    score = verdict.get("score") if isinstance(verdict, dict) else None
-    valid = isinstance(score, int | float) and not isinstance(score, bool) and 0 <= score <= 1
-    return float(score) if valid else None
+def verdict_in(output: Any) -> tuple[float, bool | None] | None:
+    """Return the score in a judge's output, and whether the task passed; None if no score is between 0 and 1."""
+    if not isinstance(output, dict):
+        return None
+    score, passed = output.get("score"), output.get("passed")
+    if not isinstance(score, int | float) or isinstance(score, bool) or not 0 <= score <= 1:
+        return None
+    return float(score), passed if isinstance(passed, bool) else None
 
 
 def _problem(row: RowMapping) -> str:

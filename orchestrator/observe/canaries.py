@@ -81,8 +81,8 @@ def add_score(connection: Connection, task: UUID, evaluator: str, score: float) 
 def figures_of(connection: Connection, canary: UUID) -> Figures:
     """Return the samples of a canary."""
     figures: Figures = defaultdict(lambda: {True: Sample(), False: Sample()})
-    for row in connection.execute(SAMPLES, {"canary": canary}):
-        figures[row.measure][row.of_canary] = Sample(row.count, row.sum, row.squares)
+    for row in connection.execute(SAMPLES, {"canary": canary}).mappings():
+        figures[row["measure"]][row["of_canary"]] = Sample(row["count"], row["sum"], row["squares"])
     return figures
 
 

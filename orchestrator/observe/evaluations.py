@@ -114,8 +114,8 @@ def add(
 def scores_of(connection: Connection, versions: Sequence[UUID]) -> dict[UUID, dict[str, Any]]:
     """Return the scores of agent versions by evaluator: `tasks`, `mean`, and `passed` if the judge says so."""
     found: dict[UUID, dict[str, Any]] = {}
-    for row in connection.execute(SCORES, {"versions": list(versions)}):
-        passed = row.passed / row.judged if row.judged else None
-        score = {"tasks": row.count, "mean": round(row.mean, 4), "passed": passed}
-        found.setdefault(row.agent_version_id, {})[row.evaluator] = score
+    for row in connection.execute(SCORES, {"versions": list(versions)}).mappings():
+        passed = row["passed"] / row["judged"] if row["judged"] else None
+        score = {"tasks": row["count"], "mean": round(row["mean"], 4), "passed": passed}
+        found.setdefault(row["agent_version_id"], {})[row["evaluator"]] = score
     return found

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from sqlalchemy import Engine, text
 
 from minions import Client, errors
 from tests.conftest import Define
 from tests.integration.api.conftest import Run, WithKey
 from tests.support.definitions import NOOP, agent_definition
+from tests.support.lifecycle_driver import LifecycleDriver
 
 ALMOST_ALL = "99.99%"
 
@@ -71,7 +71,7 @@ def test_key_of_a_tenant_sees_no_figures(client: Client, sorter: str, with_key: 
 def test_commands_start_and_end_a_canary(client: Client, sorter: str, run_cli: Run, tmp_path: Path) -> None:
     started = run_cli("agents", "activate", sorter, "--to", "2", "--share", "10%", "--max-cost", "25%")
     assert started.code == 0
-    assert "Version 2 gets 10% of new tasks" in started.err
+    assert "Version 2 gets 10% of new tasks" in started.line
     assert "1, 10% of tasks: 2" in run_cli("agents").out
     canary = json.loads(run_cli("agents", "show", sorter).out)["canary"]
     assert (canary["max_cost"], canary["max_failures"]) == (0.25, 0.05)
@@ -80,20 +80,18 @@ def test_commands_start_and_end_a_canary(client: Client, sorter: str, run_cli: R
     assert run_cli("agents", "activate", sorter, "--share", "10%").code == 2
     path = tmp_path / "sorter.yaml"
     path.write_text(yaml.safe_dump(agent_definition(sorter, description="newest")))
-    assert "canary" in run_cli("apply", str(path), "--share", "5%").err
+    assert "canary" in run_cli("apply", str(path), "--share", "5%").line
     assert client.agent(sorter)["canary"]["version"] == 3
 
 
 def test_old_tasks_are_evaluated_by_command(
-    client: Client, sorter: str, define: Define, database: Engine, run_cli: Run
+    client: Client, driver: LifecycleDriver, sorter: str, define: Define, run_cli: Run
 ) -> None:
     define(agent_definition("Judge"))
-    task = client.submit(sorter, {}).id
-    with database.begin() as connection:
-        connection.execute(text("SELECT minion_settle(:task, 'succeeded', '{}')"), {"task": task})
+    driver.finish(driver.run(sorter))
     options = ("--agent", sorter, "--evaluator", "Judge", "--since", "1d", "--budget", "2")
-    assert "Judge judges 1 tasks, for at most 2.000000 dollars each" in run_cli("evaluate", *options).err
-    assert "has no succeeded tasks" in run_cli("evaluate", *options).err
+    assert "Judge judges 1 tasks, for at most 2.000000 dollars each" in run_cli("evaluate", *options).line
+    assert "has no succeeded tasks" in run_cli("evaluate", *options).line
     assert next(client.audit(act="evaluation.start"))["after"]["tasks"] == 0
     with pytest.raises(errors.UnknownAgent):
         client.evaluate(sorter, "Nobody", since=datetime(2026, 1, 1, tzinfo=UTC), dollars=1)

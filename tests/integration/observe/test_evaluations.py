@@ -139,7 +139,7 @@ def test_rate_and_budget_bound_evaluations(driver: LifecycleDriver, define: Defi
     judging = judge(driver, evaluator, {"score": 1})
     assert sorted(row.state for row in rows(driver.engine)) == ["scored", "scored", "skipped", "skipped"]
     budget = driver.row(judging[0])["budget"]
-    assert (budget["dollars"], budget["on_breach"]) == (0.5, "fail")
+    assert (budget["dollars"]["limit"], budget["on_breach"]) == (0.5, "fail")
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,8 @@ def test_large_parts_are_left_out(
 ) -> None:
     task = driver.run("A", input={"text": "x" * 3000})
     driver.finish(task, output={"answer": 42})
-    monkeypatch.setattr(get_settings(), "max_input_bytes", 2000)
+    smaller = get_settings().model_copy(update={"max_input_bytes": 2000})
+    monkeypatch.setattr(duty, "get_settings", lambda: smaller)
     [judging] = judge(driver, evaluator, {"score": 1})
     assert driver.row(judging)["input"]["input"] == {"left_out_bytes": 3012}
     assert driver.row(judging)["input"]["output"] == {"answer": 42}
@@ -212,7 +213,7 @@ def test_old_tasks_are_judged_within_a_budget(driver: LifecycleDriver, define: D
     assert driver.call(choose, wanted) == 3
     evaluator = Evaluator(settings, driver.engine)
     judging = judge(driver, evaluator, {"score": 0.5})
-    assert [driver.row(task)["budget"]["dollars"] for task in judging] == [1.0] * 3
+    assert [driver.row(task)["budget"]["dollars"]["limit"] for task in judging] == [1.0] * 3
     assert scores(driver, 1) == {"B": {"tasks": 3, "mean": 0.5, "passed": None}}
     assert [driver.call(choose, wanted) for _ in range(2)] == [1, 0], "none twice"
 
