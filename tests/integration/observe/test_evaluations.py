@@ -97,12 +97,11 @@ def test_only_succeeded_tasks_are_judged_and_never_judges(
 
 
 def test_share_of_tasks_is_judged(driver: LifecycleDriver, define: Define, evaluator: Evaluator) -> None:
-    define(judged("20%"))
+    define(judged("50%"))
     for _ in range(40):
         driver.finish(driver.run("A"))
     catch_up(driver.engine)
-    # 8 are expected; more than four standard deviations.
-    assert 0 < len(rows(driver.engine)) < 20
+    assert 0 < len(rows(driver.engine)) < 40
 
 
 def test_task_is_judged_once_by_orchestrators_that_die(
