@@ -2391,10 +2391,10 @@ BEGIN
     END LOOP;
 END $$;
 
-CREATE FUNCTION minion_drawn(version uuid, unit text, share integer) RETURNS boolean
+CREATE FUNCTION minion_drawn(salt uuid, unit text, share integer) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
-    SELECT (hashtextextended(version::text || '/' || unit, 0) & 9223372036854775807) % 10000 < share
+    SELECT (hashtextextended(salt::text || '/' || unit, 0) & 9223372036854775807) % 10000 < share
 $$;
 
 CREATE FUNCTION minion_effect_origin(parent uuid, step integer) RETURNS uuid

@@ -82,10 +82,8 @@ class Canary(BaseModel):
     started_at: datetime
     ended_at: datetime | None
     outcome: str | None = Field(description="completed, rolled_back, ended or changed; null while it is in force.")
-    reason: str | None
-    figures: CanaryFigures | None = Field(
-        description="null for a key that is bound to agents, capabilities or a tenant."
-    )
+    reason: str | None = Field(description="null for a key that is bound to agents, capabilities or a tenant.")
+    figures: CanaryFigures | None = Field(description="null for the same keys.")
 
 
 class AgentSummary(BaseModel):
@@ -259,7 +257,7 @@ def _scored(connection: Connection, versions: Sequence[RowMapping]) -> list[dict
 def _canaries(connection: Connection, agents: list[UUID], key: Key) -> dict[UUID, dict[str, Any]]:
     """Return the last canary of each agent. Its figures are about the tasks of all callers."""
     found = canaries.latest(connection, agents)
-    hidden = {"figures": None} if key.scope.is_partial else {}
+    hidden = {"figures": None, "reason": None} if key.scope.is_partial else {}
     return {agent: {**canary, **hidden} for agent, canary in found.items()}
 
 

@@ -114,7 +114,9 @@ def keep(connection: Connection, canary: UUID, agent: UUID) -> None:
             connection.execute(LOOKED, {"canary": canary, "measure": measure, "number": number})
             if why := compare(row, measure, sides[True], sides[False], alpha_of(number)):
                 _end(connection, row, "rolled_back", why, described(figures))
-                connection.execute(HOLD, {"agent": agent, "version": row["version_id"], "reason": why})
+                # All who read the agent see this, so it has no figures.
+                held = f"The canary, version {row['version']}, was rolled back."
+                connection.execute(HOLD, {"agent": agent, "version": row["version_id"], "reason": held})
                 return
 
 

@@ -1,10 +1,11 @@
 -- Canaries: a share of an agent's new tasks gets another version than the active one.
 
--- Whether a canary's version gets the tasks of `unit`: a conversation, a tenant key or a root task, which keep their
--- version. A larger share keeps the units of a smaller one. The hash is that of hash partitions, so it does not change.
-CREATE OR REPLACE FUNCTION minion_drawn(version uuid, unit text, share integer) RETURNS boolean
+-- Whether a version, or an evaluator, gets `unit`: a conversation, a tenant key or a root task, which keep their version;
+-- or a task that has ended. A larger share, in hundredths of a percent, keeps the units of a smaller one. The hash is that
+-- of hash partitions, so it does not change.
+CREATE OR REPLACE FUNCTION minion_drawn(salt uuid, unit text, share integer) RETURNS boolean
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-    SELECT (hashtextextended(version::text || '/' || unit, 0) & 9223372036854775807) % 10000 < share
+    SELECT (hashtextextended(salt::text || '/' || unit, 0) & 9223372036854775807) % 10000 < share
 $$;
 
 -- The canary in force beside an active version, for a request with these fields (as `minion_resolve` reads them). None

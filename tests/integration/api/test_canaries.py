@@ -63,9 +63,9 @@ def test_wrong_canaries_are_refused(client: Client, sorter: str) -> None:
 
 
 def test_key_of_a_tenant_sees_no_figures(client: Client, sorter: str, with_key: WithKey) -> None:
-    client.set_canary(sorter, 2, "10%")
+    client.set_canary(sorter, 2, "10%", "acme's bug")
     seen = with_key("viewer", tenant="acme").get(f"/v1/agents/{sorter}").json()["canary"]
-    assert (seen["share"], seen["figures"]) == ("10%", None)
+    assert (seen["share"], seen["figures"], seen["reason"]) == ("10%", None, None)
 
 
 def test_commands_start_and_end_a_canary(client: Client, sorter: str, run_cli: Run, tmp_path: Path) -> None:
