@@ -35,6 +35,7 @@ CREATE TABLE agent_versions (
     search tsvector GENERATED ALWAYS AS (minion_search_text(name, description, capabilities)) STORED NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     key_order jsonb,
+    evaluators jsonb,
     CONSTRAINT agent_versions_type_check CHECK ((type = ANY (ARRAY['agent'::text, 'function'::text])))
 );
 ALTER TABLE ONLY agent_versions
@@ -43,6 +44,7 @@ ALTER TABLE ONLY agent_versions
     ADD CONSTRAINT agent_versions_pkey PRIMARY KEY (id);
 CREATE INDEX agent_versions_capabilities_idx ON agent_versions USING gin (capabilities);
 CREATE UNIQUE INDEX agent_versions_content_idx ON agent_versions USING btree (agent_id, checksum, md5(COALESCE((key_order)::text, ''::text)));
+CREATE INDEX agent_versions_evaluators_idx ON agent_versions USING btree (id) WHERE (evaluators IS NOT NULL);
 CREATE INDEX agent_versions_search_idx ON agent_versions USING gin (search);
 CREATE TRIGGER agent_versions_immutable BEFORE UPDATE ON agent_versions FOR EACH ROW EXECUTE FUNCTION minion_refuse_change();
 ALTER TABLE ONLY agent_versions
@@ -346,6 +348,51 @@ ALTER TABLE ONLY cached_results
 ALTER TABLE ONLY cached_results
     ADD CONSTRAINT cached_results_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
 
+CREATE TABLE canaries (
+    id uuid DEFAULT minion_uuidv7() NOT NULL,
+    agent_id uuid NOT NULL,
+    version_id uuid NOT NULL,
+    baseline_id uuid NOT NULL,
+    share integer NOT NULL,
+    max_failures double precision NOT NULL,
+    max_cost double precision NOT NULL,
+    max_score_drop double precision NOT NULL,
+    min_tasks integer NOT NULL,
+    looks jsonb DEFAULT '{}'::jsonb NOT NULL,
+    started_at timestamp with time zone DEFAULT now() NOT NULL,
+    ended_at timestamp with time zone,
+    outcome text,
+    reason text,
+    CONSTRAINT canaries_ended_check CHECK (((ended_at IS NULL) = (outcome IS NULL))),
+    CONSTRAINT canaries_outcome_check CHECK ((outcome = ANY (ARRAY['completed'::text, 'rolled_back'::text, 'ended'::text, 'changed'::text]))),
+    CONSTRAINT canaries_share_check CHECK (((share >= 1) AND (share <= 9999))),
+    CONSTRAINT canaries_versions_check CHECK ((version_id <> baseline_id))
+);
+ALTER TABLE ONLY canaries
+    ADD CONSTRAINT canaries_pkey PRIMARY KEY (id);
+CREATE INDEX canaries_agent_idx ON canaries USING btree (agent_id, id);
+CREATE INDEX canaries_baseline_idx ON canaries USING btree (baseline_id) WHERE (ended_at IS NULL);
+CREATE UNIQUE INDEX canaries_open_idx ON canaries USING btree (agent_id) WHERE (ended_at IS NULL);
+ALTER TABLE ONLY canaries
+    ADD CONSTRAINT canaries_agent_id_fkey FOREIGN KEY (agent_id) REFERENCES agents(id) ON DELETE CASCADE;
+ALTER TABLE ONLY canaries
+    ADD CONSTRAINT canaries_baseline_id_fkey FOREIGN KEY (baseline_id) REFERENCES agent_versions(id) ON DELETE CASCADE;
+ALTER TABLE ONLY canaries
+    ADD CONSTRAINT canaries_version_id_fkey FOREIGN KEY (version_id) REFERENCES agent_versions(id) ON DELETE CASCADE;
+
+CREATE TABLE canary_samples (
+    canary_id uuid NOT NULL,
+    of_canary boolean NOT NULL,
+    measure text NOT NULL,
+    count bigint DEFAULT 0 NOT NULL,
+    sum double precision DEFAULT 0 NOT NULL,
+    squares double precision DEFAULT 0 NOT NULL
+);
+ALTER TABLE ONLY canary_samples
+    ADD CONSTRAINT canary_samples_pkey PRIMARY KEY (canary_id, of_canary, measure);
+ALTER TABLE ONLY canary_samples
+    ADD CONSTRAINT canary_samples_canary_id_fkey FOREIGN KEY (canary_id) REFERENCES canaries(id) ON DELETE CASCADE;
+
 CREATE TABLE contents (
     sha256 text NOT NULL,
     value jsonb NOT NULL,
@@ -403,6 +450,48 @@ CREATE TABLE error_states (
 );
 ALTER TABLE ONLY error_states
     ADD CONSTRAINT error_states_pkey PRIMARY KEY (namespace, fingerprint);
+
+CREATE TABLE evaluation_scores (
+    agent_version_id uuid NOT NULL,
+    evaluator text NOT NULL,
+    count bigint DEFAULT 0 NOT NULL,
+    sum double precision DEFAULT 0 NOT NULL,
+    squares double precision DEFAULT 0 NOT NULL,
+    passed bigint DEFAULT 0 NOT NULL,
+    judged bigint DEFAULT 0 NOT NULL
+);
+ALTER TABLE ONLY evaluation_scores
+    ADD CONSTRAINT evaluation_scores_pkey PRIMARY KEY (agent_version_id, evaluator);
+ALTER TABLE ONLY evaluation_scores
+    ADD CONSTRAINT evaluation_scores_agent_version_id_fkey FOREIGN KEY (agent_version_id) REFERENCES agent_versions(id) ON DELETE CASCADE;
+
+CREATE TABLE evaluations (
+    task_id uuid NOT NULL,
+    evaluator text NOT NULL,
+    agent_version_id uuid NOT NULL,
+    state text DEFAULT 'due'::text NOT NULL,
+    max_per_hour integer,
+    budget jsonb,
+    judge_task_id uuid,
+    score double precision,
+    passed boolean,
+    problem text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    submitted_at timestamp with time zone,
+    CONSTRAINT evaluations_score_check CHECK (((score >= (0)::double precision) AND (score <= (1)::double precision))),
+    CONSTRAINT evaluations_scored_check CHECK (((state = 'scored'::text) = (score IS NOT NULL))),
+    CONSTRAINT evaluations_state_check CHECK ((state = ANY (ARRAY['due'::text, 'submitted'::text, 'scored'::text, 'failed'::text, 'skipped'::text])))
+);
+ALTER TABLE ONLY evaluations
+    ADD CONSTRAINT evaluations_pkey PRIMARY KEY (task_id, evaluator);
+CREATE INDEX evaluations_due_idx ON evaluations USING btree (task_id) WHERE (state = 'due'::text);
+CREATE INDEX evaluations_judge_idx ON evaluations USING btree (judge_task_id) WHERE (judge_task_id IS NOT NULL);
+CREATE INDEX evaluations_rate_idx ON evaluations USING btree (agent_version_id, evaluator, submitted_at);
+CREATE INDEX evaluations_submitted_idx ON evaluations USING btree (task_id) WHERE (state = 'submitted'::text);
+ALTER TABLE ONLY evaluations
+    ADD CONSTRAINT evaluations_agent_version_id_fkey FOREIGN KEY (agent_version_id) REFERENCES agent_versions(id) ON DELETE CASCADE;
+ALTER TABLE ONLY evaluations
+    ADD CONSTRAINT evaluations_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
 
 CREATE TABLE executions (
     task_id uuid NOT NULL,
@@ -1474,7 +1563,8 @@ DECLARE
 BEGIN
     IF expected IS NOT NULL AND NOT EXISTS (
             SELECT FROM agents WHERE namespace = COALESCE(request->>'namespace', 'default') AND name = request->>'agent'
-                AND active_version_id = expected AND status <> 'disabled') THEN
+                AND active_version_id = expected AND status <> 'disabled'
+                AND NOT EXISTS (SELECT FROM minion_canary_for(request, expected))) THEN
         RETURN;
     END IF;
     SELECT * INTO accepted FROM minion_insert_tasks(jsonb_build_array(request));
@@ -1747,6 +1837,14 @@ CREATE FUNCTION minion_budget_of(t uuid) RETURNS jsonb
                 WHERE r.budget_task_id = b.task_id AND r.settled_at IS NULL
                   AND (s.state = 'running' AND s.claim = r.claim OR minion_is_batched(r.task_id, r.step, r.claim))) h
         WHERE b.task_id = t
+$$;
+
+CREATE FUNCTION minion_canary_for(request jsonb, active uuid) RETURNS TABLE(version_id uuid, share integer)
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT c.version_id, c.share FROM canaries c JOIN agent_versions v ON v.id = c.version_id
+        WHERE c.baseline_id = active AND c.ended_at IS NULL AND request->>'agent_version_id' IS NULL
+          AND COALESCE(request->>'capability' = ANY (v.capabilities), true)
 $$;
 
 CREATE FUNCTION minion_change_budget(t uuid, extra jsonb, stop boolean) RETURNS uuid
@@ -2293,6 +2391,12 @@ BEGIN
     END LOOP;
 END $$;
 
+CREATE FUNCTION minion_drawn(salt uuid, unit text, share integer) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT (hashtextextended(salt::text || '/' || unit, 0) & 9223372036854775807) % 10000 < share
+$$;
+
 CREATE FUNCTION minion_effect_origin(parent uuid, step integer) RETURNS uuid
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -2832,12 +2936,20 @@ BEGIN
                 WITH ORDINALITY AS r (request, id, holder, n)
             -- The planner would expect a single row of the equality alone, and join the rest with nested loops.
             WHERE CASE WHEN r.id = r.holder THEN true END
-    ), targets AS MATERIALIZED (
-        SELECT d.named, t.*, (
-                   SELECT NULLIF(v.definition->'config'->'budget', 'null'::jsonb) FROM agent_versions v
-                       WHERE v.id = t.version_id) AS budget
+    ), active AS MATERIALIZED (
+        SELECT d.named, t.*, c.version_id AS canary, c.share, false AS drawn
             FROM (SELECT named FROM asked GROUP BY named ORDER BY min(n)) AS d
             CROSS JOIN LATERAL minion_resolve(d.named) AS t
+            LEFT JOIN LATERAL minion_canary_for(d.named, t.version_id) AS c ON true
+    ), targets AS MATERIALIZED (
+        SELECT t.*, (
+                   SELECT NULLIF(v.definition->'config'->'budget', 'null'::jsonb) FROM agent_versions v
+                       WHERE v.id = t.version_id) AS budget
+            FROM (SELECT * FROM active
+                  UNION ALL
+                  SELECT b.named, t.*, b.canary, b.share, true FROM active b CROSS JOIN LATERAL
+                      minion_resolve(b.named || jsonb_build_object('agent_version_id', b.canary)) AS t
+                      WHERE b.canary IS NOT NULL) AS t
     ), talks AS MATERIALIZED (
         -- The others of a conversation have a predecessor: this task.
         SELECT ns, talk, min(n) AS first FROM asked WHERE talk IS NOT NULL AND NOT later GROUP BY ns, talk
@@ -2866,13 +2978,17 @@ BEGIN
                     -- Release 0.2 knows no other key.
                     WHEN COALESCE(a.request->>'submitted_by', p.submitted_by) ~ '^api(:|$)' THEN '{bootstrap}'
                     END AS submitter_keys
-            FROM asked a JOIN targets t USING (named) LEFT JOIN talks k USING (ns, talk)
+            FROM asked a LEFT JOIN talks k USING (ns, talk)
             -- With a limit, these are looked up for each task by its id, whatever the plan's estimates.
             LEFT JOIN LATERAL (
                 SELECT t.*, COALESCE(t.effect_origin, t.origin_id) AS effects, s.priority, s.rank
                     FROM tasks t JOIN task_status s ON s.task_id = t.id WHERE t.id = a.parent LIMIT 1) AS p ON true
             LEFT JOIN LATERAL (
                 SELECT origin_id, effect_origin, submitter_keys, lane FROM tasks WHERE id = a.replayed LIMIT 1) AS o ON true
+            JOIN targets t ON t.named = a.named AND (t.canary IS NULL OR t.drawn = (
+                a.replayed IS NULL AND minion_drawn(t.canary, COALESCE(
+                    a.request->>'conversation_id', p.conversation_id, a.request->>'key', p.key, p.root_id::text,
+                    a.request->>'draw', a.id::text), t.share)))
             ORDER BY a.n
     ), stored AS (
         INSERT INTO tasks (id, namespace, agent_name, agent_version_id, capability, input, input_order, messages,
@@ -3779,6 +3895,22 @@ BEGIN
     input_schema := NULLIF(found.input_schema, 'null'::jsonb);
 END $$;
 
+CREATE FUNCTION minion_resolve_drawn(request jsonb, OUT version_id uuid, OUT agent_name text, OUT has_canary boolean) RETURNS record
+    LANGUAGE plpgsql
+    AS $$
+#variable_conflict use_variable
+DECLARE
+    canary record;
+BEGIN
+    SELECT r.version_id, r.agent_name INTO version_id, agent_name FROM minion_resolve(request) AS r;
+    SELECT * INTO canary FROM minion_canary_for(request, version_id);
+    has_canary := FOUND;
+    IF has_canary AND minion_drawn(canary.version_id, COALESCE(request->>'conversation_id', request->>'key',
+                                                                   request->>'draw'), canary.share) THEN
+        version_id := canary.version_id;
+    END IF;
+END $$;
+
 CREATE FUNCTION minion_return_call(b uuid, name text, why text, delay interval) RETURNS boolean
     LANGUAGE plpgsql
     AS $$
@@ -3828,6 +3960,15 @@ BEGIN
     UPDATE tasks SET routing = decision WHERE id = t AND decision IS NOT NULL;
     RETURN true;
 END $$;
+
+CREATE FUNCTION minion_routed_version(t uuid, active uuid) RETURNS uuid
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT COALESCE((
+        SELECT c.version_id FROM minion_canary_for('{}', active) AS c JOIN tasks k ON k.id = t
+            WHERE k.replay_of IS NULL
+              AND minion_drawn(c.version_id, COALESCE(k.conversation_id, k.key, k.root_id::text), c.share)), active)
+$$;
 
 CREATE FUNCTION minion_search_text(name text, description text, capabilities text[]) RETURNS tsvector
     LANGUAGE sql IMMUTABLE PARALLEL SAFE

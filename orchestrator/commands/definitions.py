@@ -14,8 +14,8 @@ from shared.settings import get_settings
 if TYPE_CHECKING:
     from shared.definitions.store import Change
 
-STYLES = {"created": "green", "changed": "yellow", "unchanged": "dim"}
-WOULD = {"created": "would create", "changed": "would change"}
+STYLES = {"created": "green", "changed": "yellow", "canary": "cyan", "unchanged": "dim"}
+WOULD = {"created": "would create", "changed": "would change", "canary": "would try"}
 WIDTH = 1 + max(map(len, (*STYLES, *WOULD.values())))
 
 
@@ -59,10 +59,13 @@ def apply(
     path: Path = typer.Argument(help="A YAML or JSON file, or a folder of them."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show what would change, without storing anything."),
     strict: bool = typer.Option(False, "--strict", help="Treat warnings, such as an unknown model, as errors."),
+    share: str | None = typer.Option(
+        None, "--share", help="Give new versions of agents this share of new tasks, as canaries: 10%."
+    ),
     as_json: bool = AS_JSON,
 ) -> None:
     """Store definitions of agents, tools and functions, all or none; a changed one becomes a new version."""
-    changes = store(path, dry_run=dry_run, strict=strict)
+    changes = store(path, dry_run=dry_run, strict=strict, share=share)
     if as_json:
         fields = ("kind", "name", "action", "version", "because", "warnings")
         print_json([{name: getattr(change, name) for name in fields} for change in changes])
@@ -72,8 +75,11 @@ def apply(
         console.print("Nothing was stored (--dry-run).")
 
 
-def store(path: Path, *, dry_run: bool = False, strict: bool = False) -> list[Change]:
+def store(path: Path, *, dry_run: bool = False, strict: bool = False, share: str | None = None) -> list[Change]:
     """Apply the definitions in a file or folder.
+
+    Args:
+        share: of the new tasks that new versions of agents get, as canaries.
 
     Raises:
         InvalidDefinition: describes the first error; nothing is stored.
@@ -88,7 +94,7 @@ def store(path: Path, *, dry_run: bool = False, strict: bool = False) -> list[Ch
     definitions = load(path)
     wait_for_database(get_settings())
     with Session(get_engine()) as session:
-        return store_definitions(session, definitions, dry_run=dry_run, strict=strict)
+        return store_definitions(session, definitions, dry_run=dry_run, strict=strict, share=share)
 
 
 def tell(changes: list[Change], *, dry_run: bool = False) -> None:
