@@ -210,6 +210,12 @@ class BuiltinTool(_Decorated[P, R]):
         builtin = settings.pop("builtin", self.name)
         return {**self._described(), "type": "builtin", "builtin": builtin, **settings, **self._schemas()}
 
+    @property
+    def entry_point(self) -> tuple[str, str]:
+        """The name and the value by which a package offers it to workers."""
+        place = f"{self.function.__module__}:{self.function.__qualname__}"
+        return self._fields["settings"].get("builtin") or self.name, place
+
     def run(self, arguments: Mapping[str, Any], context: Any) -> Any:
         """Make a call for a worker: convert the arguments to the types of the parameters, and the result to JSON.
 
@@ -331,18 +337,23 @@ def documents_of(declared: Iterable[Declared]) -> list[Document]:
         NotConfigured: one needs Pydantic, which is not installed.
     """
     found: dict[tuple[str, str], Document] = {}
-    seen: list[Declared] = []
-    waiting = [*declared]
-    for each in waiting:  # grows
-        if any(each is known for known in seen):
-            continue
-        seen.append(each)
+    for each in related(declared):
         document = each.document()
         if found.setdefault((each.kind, each.name), document) != document:
             raise InvalidDefinition(f"There are two different definitions of {each.kind} {each.name!r}: rename one.")
-        waiting += each.uses()
     order = ("function", "tool", "agent")
     return sorted(found.values(), key=lambda document: order.index(document["kind"]))
+
+
+def related(declared: Iterable[Declared]) -> list[Declared]:
+    """Return all these and all that they refer to, each once."""
+    found: dict[int, Declared] = {}
+    waiting = [*declared]
+    for each in waiting:  # grows
+        if id(each) not in found:
+            found[id(each)] = each
+            waiting += each.uses()
+    return [*found.values()]
 
 
 def _checked(function: Any, place: str) -> FunctionType:

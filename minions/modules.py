@@ -1,10 +1,12 @@
 """The definitions in a module: `python -m minions.modules shop.agents` prints them as JSON, for `minion apply`.
+With `--entry-points`, it prints the part of a `pyproject.toml` that offers the module's builtin tools to workers.
 
 It imports the module, and therefore runs its code, in this process. The installation's servers never do this.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -13,14 +15,13 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-from minions.definitions import Declared, Document, documents_of
+from minions.definitions import BuiltinTool, Declared, documents_of, related
 from minions.errors import InvalidDefinition, MinionsError
 
 
-def load(target: str) -> list[Document]:
-    """Import a module and return the definitions in it.
+def load(target: str) -> list[Declared]:
+    """Import a module and return what it declares.
 
     Args:
         target: `package.module` or `path/to/file.py`, for all of its definitions; with `:name`, only what that name
@@ -28,8 +29,7 @@ def load(target: str) -> list[Document]:
 
     Raises:
         MinionsError: there is no such module.
-        InvalidDefinition: it cannot be imported, has no such name, or a definition is wrong.
-        NotConfigured: it needs Pydantic, which is not installed.
+        InvalidDefinition: it cannot be imported, or has no such name.
     """
     place, _, name = target.partition(":")
     module = _imported(place)
@@ -39,14 +39,26 @@ def load(target: str) -> list[Document]:
             f"{target}: it defines no agent, tool or function. Use `minions.Agent`, `@minions.tool` or "
             "`@minions.function`, or name a list of them that is not empty."
         )
+    return related(declared)
+
+
+def entry_points(declared: list[Declared]) -> str:
+    """Return the part of a `pyproject.toml` by which a package offers its builtin tools to workers."""
+    offered = [each.entry_point for each in declared if isinstance(each, BuiltinTool)]
+    return "\n".join(['[project.entry-points."minions.tools"]', *(f'{name} = "{place}"' for name, place in offered)])
+
+
+def _documents(declared: list[Declared], target: str) -> str:
     try:
-        return documents_of(declared)
+        return json.dumps(documents_of(declared), indent=2, ensure_ascii=False, allow_nan=False)
     except InvalidDefinition as error:
         raise InvalidDefinition(f"{target}: {error.message}") from None
+    except (TypeError, ValueError) as error:
+        raise InvalidDefinition(f"{target}: a definition is not JSON: {error}.") from None
 
 
 def _imported(place: str) -> ModuleType:
-    folder, name = _located(Path(place)) if place.endswith(".py") else (Path.cwd(), place)
+    folder, name = located(Path(place)) if place.endswith(".py") else (Path.cwd(), place)
     sys.path.insert(0, str(folder))
     try:
         module = import_module(name)
@@ -69,7 +81,7 @@ def _imported(place: str) -> ModuleType:
     return module
 
 
-def _located(file: Path) -> tuple[Path, str]:
+def located(file: Path) -> tuple[Path, str]:
     """Return the folder from which a file is imported, and the name of its module: a package begins at its top."""
     if not file.is_file():
         raise MinionsError(f"{file}: there is no such file.", code="file_fault")
@@ -116,24 +128,21 @@ def _is_machinery(file: str) -> bool:
 
 def main(arguments: list[str]) -> int:
     """Print the definitions as a list of JSON; what the module prints goes to standard error. An error is an object."""
-    if len(arguments) != 1:
-        print("usage: python -m minions.modules MODULE[:NAME] | FILE.py[:NAME]", file=sys.stderr)
-        return 2
+    parser = argparse.ArgumentParser(prog="python -m minions.modules", description="Print the definitions in a module.")
+    parser.add_argument("target", help="FILE.py or package.module, or one of these with :NAME")
+    parser.add_argument("--entry-points", action="store_true", help="print those of its builtin tools instead")
+    given = parser.parse_args(arguments)
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as output:
         os.dup2(2, 1)
-        answer: Any
         try:
-            answer = load(arguments[0])
-            written = json.dumps(answer, indent=2, ensure_ascii=False, allow_nan=False)
+            declared = load(given.target)
+            print(entry_points(declared) if given.entry_points else _documents(declared, given.target), file=output)
         except MinionsError as error:
-            written = json.dumps({"error": {"type": error.code, "message": error.message}})
-        except (TypeError, ValueError) as error:
-            message = f"{arguments[0]}: a definition is not JSON: {error}."
-            written = json.dumps({"error": {"type": InvalidDefinition.code, "message": message}})
-        print(written, file=output)
-    return 65 if written.startswith("{") else 0
+            print(json.dumps({"error": {"type": error.code, "message": error.message}}), file=output)
+            return 65
+    return 0
 
 
 if __name__ == "__main__":
-    # The definitions are instances of the module under its own name, which is not this one.
+    # What it declares are instances of classes of the module under its own name, which is not this one.
     sys.exit(import_module("minions.modules").main(sys.argv[1:]))

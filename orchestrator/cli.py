@@ -26,6 +26,7 @@ from orchestrator.commands import (
     costs,
     decisions,
     definitions,
+    development,
     diff,
     doctor,
     erase,
@@ -62,7 +63,7 @@ app = typer.Typer(
 )
 # Groups of commands in `minion --help`.
 GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
-    ("Run Minions", (processes,)),
+    ("Run Minions", (processes, development)),
     ("Tasks", (tasks, bulk, files, budgets, diff)),
     ("Tasks that wait for a person", (decisions,)),
     ("Failed tasks", (errors, replays)),

@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 from shared.contracts.documents import AnyDefinition, parse_definition
@@ -43,22 +44,28 @@ def is_python(target: str) -> bool:
 
 def load_module(target: str) -> list[AnyDefinition]:
     """Run a module in a separate process, and load the definitions in it."""
-    command = [sys.executable, "-P", "-m", "minions.modules", target]
+    return [parse_definition(document, where=target) for document in json.loads(_run(target))]
+
+
+def offered_tools(target: str) -> dict[str, str]:
+    """Run a module in a separate process. Return the entry points of its builtin tools: values by name."""
+    offered: dict[str, str] = tomllib.loads(_run(target, "--entry-points"))["project"]["entry-points"]["minions.tools"]
+    return offered
+
+
+def _run(target: str, *options: str) -> str:
+    command = [sys.executable, "-P", "-m", "minions.modules", target, *options]
     try:
         ended = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
         raise InvalidDefinition(
             f"{target}: its import took more than {SECONDS:.0f} s. A module with definitions must not start anything."
         ) from None
+    if ended.returncode == 0:
+        return ended.stdout.decode()
     try:
-        answer = json.loads(ended.stdout)
+        error = json.loads(ended.stdout)["error"]
     except ValueError:
         raise InvalidDefinition(f"{target}: the process that imported it ended with {ended.returncode}.") from None
-    if isinstance(answer, dict):
-        _refuse(answer["error"])
-    return [parse_definition(document, where=target) for document in answer]
-
-
-def _refuse(error: dict[str, str]) -> None:
     kinds = {each.code: each for each in (FileFault, NotConfigured)}
     raise kinds.get(error["type"], InvalidDefinition)(error["message"])
