@@ -19,7 +19,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FunctionType
-from typing import Any, ClassVar, Generic, Literal, ParamSpec, TypeVar, overload
+from typing import Any, ClassVar, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
 from minions.docstrings import description_of
 from minions.errors import InvalidDefinition
@@ -142,7 +142,7 @@ class _Decorated(Declared, Generic[P, R]):
     """A Python function with a definition. Calling it calls the function."""
 
     def __init__(self, function: Callable[P, R], name: str | None, fields: dict[str, Any]) -> None:
-        self.name = name or getattr(function, "__name__", "")
+        self.name = str(name or getattr(function, "__name__", ""))
         self.place = f"{self.kind} {self.name!r}"
         self.function = _checked(function, self.place)
         given = fields.pop("description")
@@ -152,7 +152,7 @@ class _Decorated(Declared, Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function, here and now."""
-        return self.function(*args, **kwargs)
+        return cast(R, self.function(*args, **kwargs))
 
     @functools.cached_property
     def _parameters(self) -> Parameters:
@@ -214,7 +214,7 @@ class BuiltinTool(_Decorated[P, R]):
     def entry_point(self) -> tuple[str, str]:
         """The name and the value by which a package offers it to workers."""
         place = f"{self.function.__module__}:{self.function.__qualname__}"
-        return self._fields["settings"].get("builtin") or self.name, place
+        return str(self._fields["settings"].get("builtin") or self.name), place
 
     def run(self, arguments: Mapping[str, Any], context: Any) -> Any:
         """Make a call for a worker: convert the arguments to the types of the parameters, and the result to JSON.

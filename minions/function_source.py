@@ -169,9 +169,9 @@ def _bound_by(node: ast.stmt) -> set[str]:
             return set()
     if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
         return set()
-    names = {each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)}
+    bound = {each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)}
     inside = (each for each in ast.walk(node) if each is not node and isinstance(each, ast.stmt))
-    return names.union(*map(_bound_by, inside))
+    return bound.union(*map(_bound_by, inside))
 
 
 class _WithoutAnnotations(ast.NodeTransformer):

@@ -135,7 +135,7 @@ class Parameters:
         optional = {name for name in fields if self._all[name].default is not inspect.Parameter.empty}
         hints = {name: typing.NotRequired[hint] if name in optional else hint for name, hint in fields.items()}
         arguments: Any = TypedDict("Arguments", hints)  # type: ignore[misc]
-        arguments.__pydantic_config__ = ConfigDict(extra="forbid")
+        setattr(arguments, "__pydantic_config__", ConfigDict(extra="forbid"))  # noqa: B010 - mypy knows no such attribute
         return _adapter(arguments, self.where)
 
     def _hint(self, name: str, parameter: inspect.Parameter) -> Any:

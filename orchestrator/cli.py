@@ -39,6 +39,7 @@ from orchestrator.commands import (
     prune,
     replays,
     rules,
+    scaffolding,
     schedules,
     secrets,
     sessions,
@@ -68,7 +69,7 @@ GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Tasks that wait for a person", (decisions,)),
     ("Failed tasks", (errors, replays)),
     ("When tasks start", (rules, standing_budgets, schedules)),
-    ("Definitions", (definitions, agents, functions, secrets)),
+    ("Definitions", (scaffolding, definitions, agents, functions, secrets)),
     (
         "Operation",
         (

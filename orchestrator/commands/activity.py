@@ -59,12 +59,9 @@ class Activity:
     def _show(self, task: UUID, events: list[StreamEvent]) -> None:
         for event in events:
             self._costs[task] = self._costs.get(task, 0) + event.data.get("cost_microdollars", 0)
+            name = styled((f"{self._agents[task]} {str(task)[-4:]} ", "bold"))
             line = event_line(TaskEvent(id=event.number, type=event.type, data=event.data))
-            console.print(
-                Text.assemble(
-                    styled((f"{self._agents[task]} {str(task)[-4:]} ", "bold")), line, self._facts(task, event)
-                )
-            )
+            console.print(Text.assemble(name, line, self._facts(task, event)))
             if event.type in NEEDS_A_PERSON or event.data.get("reason") == "approval":
                 console.print(styled(f"  {self.pages}/tasks/{task}"), soft_wrap=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,10 +47,8 @@ def dev(
     from orchestrator.local.offered_tools import OfferedTools
     from orchestrator.local.system import LocalSystem, parse_pool
 
-    try:
-        load(target)  # a wrong path ends the command; a wrong definition is shown until it is mended
-    except InvalidDefinition:
-        pass
+    with suppress(InvalidDefinition):  # a wrong path ends the command; a wrong definition is shown until it is mended
+        load(target)
     settings = get_settings()
     tools = OfferedTools(settings.data_dir / "development")
     pools = [parse_pool(text) for text in pool]
@@ -85,8 +84,7 @@ class _Session:
         if changed := self.sources.changed():
             names = ", ".join(sorted({file.name for file in changed})[:5])
             console.print(styled((f"Saved: {names}", "bold")))
-            self.apply()
-            if self._builtin and any(file.suffix == ".py" for file in changed):
+            if self.apply() and self._builtin and any(file.suffix == ".py" for file in changed):
                 self.system.restart_pools()
                 console.print("The workers were restarted: they have builtin tools.")
         try:
@@ -94,16 +92,17 @@ class _Session:
         except SQLAlchemyError:
             return  # the server is being restarted; what happened is shown afterwards
 
-    def apply(self) -> None:
-        """Store the definitions, or show why they cannot be stored."""
+    def apply(self) -> bool:
+        """Store the definitions, or show why they cannot be stored. Return whether they were."""
         try:
             definitions = load(self.target)
             self._offer_tools(definitions)
             changes = _store(definitions)
         except MinionError as error:
             console.print(styled(("Error: ", "bold red"), indent(error.message)))
-        else:
-            tell([change for change in changes if change.action != "unchanged"])
+            return False
+        tell([change for change in changes if change.action != "unchanged"])
+        return True
 
     def _offer_tools(self, definitions: list[AnyDefinition]) -> None:
         from orchestrator.local.offered_tools import sources_of

@@ -1,7 +1,7 @@
 """Builtin tools of a module that is in no installed package, offered to the workers of `minion dev`.
 
-Workers find all builtin tools by the entry points of installed packages. This is such a package: a folder on their path,
-with a module that imports the author's one. The author's folder comes last on the path and hides no other module.
+Workers find all builtin tools by the entry points of installed packages. This is such a package: a folder on their
+path, with a module that imports the author's one. The author's folder comes last on the path and hides no other module.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def test_missing_module_or_name_is_reported(folder: Path):
     for target in ("shop", "shared.shops", "none.py", "shop:app"):
         with pytest.raises(FileFault, match="there is no such"):
             load(target)
-    with pytest.raises(InvalidDefinition, match="the module has no 'app'. Its definitions: plan_of, now, news, desk"):
+    with pytest.raises(InvalidDefinition, match=r"the module has no 'app'\. Its definitions: plan_of, now, news, desk"):
         load("shared.shop:app")
     (folder / "json.py").write_text(SHOP)
     with pytest.raises(InvalidDefinition, match="another module is named 'json'"):
@@ -127,5 +127,5 @@ def test_folder_is_never_run(folder: Path):
     assert not is_python("shared")
     assert is_python("shared/shop.py")
     assert is_python("shared:app")
-    with pytest.raises(InvalidDefinition, match="contains no .yaml"):
+    with pytest.raises(InvalidDefinition, match=r"contains no \.yaml"):
         load("shared")
