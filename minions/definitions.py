@@ -365,7 +365,7 @@ def _checked(function: Any, place: str) -> FunctionType:
             f"{place}: it must decorate a function, not {type(function).__name__}. No other decorator may be below it."
         )
     if function.__name__ == "<lambda>":
-        raise InvalidDefinition(f"{place}: a lambda has no name and no source of its own. Write it as `def`.")
+        raise InvalidDefinition(f"{place}: a lambda cannot be stored. Write it as `def`, with a name.")
     scope = function.__qualname__.rpartition(".")[0]
     if scope and not scope.endswith("<locals>"):
         raise InvalidDefinition(f"{place}: it is a method of a class. Move it to the top level of the module.")

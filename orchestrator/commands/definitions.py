@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from orchestrator.commands.output import AS_JSON, console, print_json, print_table, print_text, styled
-from orchestrator.python_definitions import load
 from shared.errors import FileFault
 from shared.settings import get_settings
 
@@ -84,6 +83,7 @@ def store(target: str, *, dry_run: bool = False, strict: bool = False) -> list[C
     """
     from sqlalchemy.orm import Session
 
+    from orchestrator.python_definitions import load
     from shared.database.connections import get_engine
     from shared.database.schema import wait_for_database
     from shared.definitions.apply import store_definitions

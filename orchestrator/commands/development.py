@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from minions.modules import located
 from orchestrator.commands.definitions import tell
 from orchestrator.commands.output import console, indent, on_a_terminal, styled
-from orchestrator.python_definitions import is_python, load, offered_tools
 from shared.errors import InvalidDefinition, MinionError
 from shared.settings import get_settings
 
@@ -46,6 +44,7 @@ def dev(
     # Imported on use: most commands need no database layer.
     from orchestrator.local.offered_tools import OfferedTools
     from orchestrator.local.system import LocalSystem, parse_pool
+    from orchestrator.python_definitions import load
 
     with suppress(InvalidDefinition):  # a wrong path ends the command; a wrong definition is shown until it is mended
         load(target)
@@ -94,6 +93,8 @@ class _Session:
 
     def apply(self) -> bool:
         """Store the definitions, or show why they cannot be stored. Return whether they were."""
+        from orchestrator.python_definitions import load
+
         try:
             definitions = load(self.target)
             self._offer_tools(definitions)
@@ -106,6 +107,7 @@ class _Session:
 
     def _offer_tools(self, definitions: list[AnyDefinition]) -> None:
         from orchestrator.local.offered_tools import sources_of
+        from orchestrator.python_definitions import is_python, offered_tools
 
         builtin = [str(each.builtin) for each in definitions if each.kind == "tool" and each.builtin]
         self._builtin = bool(builtin)
@@ -126,6 +128,8 @@ def _store(definitions: list[AnyDefinition]) -> list[Change]:
 
 def _folder(target: str) -> Path:
     """Return the folder in which an author edits the sources of a target."""
+    from orchestrator.python_definitions import is_python
+
     place = target.partition(":")[0]
     if place.endswith(".py") or not is_python(target):
         path = Path(place).resolve()
@@ -135,5 +139,7 @@ def _folder(target: str) -> Path:
 
 def _root(target: str) -> Path:
     """Return the folder from which a module is imported."""
+    from minions.modules import located
+
     place = target.partition(":")[0]
     return located(Path(place))[0] if place.endswith(".py") else Path.cwd()

@@ -125,7 +125,7 @@ def test_use_that_cannot_be_taken_along_is_refused(load: Load, text: str, words:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("f = minions.function(lambda n: n)", "a lambda has no name"),
+        ("f = minions.function(lambda n: n)", "a lambda cannot be stored"),
         ("class A:\n    @minions.function\n    def f(self): ...", "it is a method"),
         ("class A:\n    @minions.tool\n    @staticmethod\n    def f(self): ...", "it is a method"),
         ("@minions.function\ndef f(n: int):\n    yield n", "it is a generator"),
