@@ -145,7 +145,7 @@ class _Decorated(Declared, Generic[P, R]):
         self.name = str(name or getattr(function, "__name__", ""))
         self.place = f"{self.kind} {self.name!r}"
         self.function = _checked(function, self.place)
-        given = fields.pop("description")
+        given = fields["description"]
         self.description = description_of(function) if given is None else given
         self._fields = fields
         functools.update_wrapper(self, function)
