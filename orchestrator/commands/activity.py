@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any
 from uuid import UUID
 
 from rich.text import Text
-from sqlalchemy import Engine, bindparam, text
+from sqlalchemy import Connection, Engine, bindparam, text
 
 from minions import TaskEvent
 from orchestrator.commands.following import event_line
@@ -19,9 +18,12 @@ LATE = timedelta(seconds=30)
 AT_ONCE = 50
 NOW = text("SELECT clock_timestamp()")
 NEW = text(
-    "SELECT id, agent_name FROM tasks WHERE created_at > :since AND NOT id = ANY (:known) ORDER BY id LIMIT :most"
+    "SELECT id, agent_name, created_at FROM tasks WHERE created_at > :since AND NOT id = ANY (:known) "
+    "ORDER BY id LIMIT :most"
 ).bindparams(bindparam("most", AT_ONCE))
-NEEDS_A_PERSON = frozenset({"task.failed", "task.expired"})
+FAILED = frozenset({"task.failed", "task.expired"})
+DECISIONS = frozenset({"approval", "answer"})
+"""Reasons for which a task waits for a person."""
 
 
 class Activity:
@@ -33,28 +35,32 @@ class Activity:
         self._agents: dict[UUID, str] = {}
         self._cursors: dict[UUID, int] = {}
         self._costs: dict[UUID, int] = {}
+        self._known: dict[UUID, datetime] = {}
         with engine.connect() as connection:
             self._began: datetime = connection.execute(NOW).scalar_one()
 
     def show(self) -> None:
         """Print what has happened since the last call."""
         with self.engine.connect() as connection:
-            found: dict[str, Any] = {"since": self._since(connection), "known": [*self._agents]}
-            for row in connection.execute(NEW, found):
-                self._agents[row.id] = row.agent_name or "-"
-                self._cursors[row.id] = 0
+            self._find(connection)
             cursors = [*self._cursors.items()][:AT_ONCE]
             news = read_news(connection, cursors) if cursors else []
         for (task, after), each in zip(cursors, news, strict=True):
             self._show(task, each.events)
+            del self._cursors[task]
             if each.over:
-                del self._cursors[task]
+                del self._agents[task]
             else:
-                self._cursors[task] = after + len(each.events)
+                self._cursors[task] = after + len(each.events)  # at the end: all tasks take turns
 
-    def _since(self, connection: Any) -> datetime:
-        now: datetime = connection.execute(NOW).scalar_one()
-        return max(self._began, now - LATE)
+    def _find(self, connection: Connection) -> None:
+        """Add the tasks that are new, and forget old ones that cannot be found again."""
+        since = max(self._began, connection.execute(NOW).scalar_one() - LATE)
+        self._known = {task: created for task, created in self._known.items() if created > since}
+        for row in connection.execute(NEW, {"since": since, "known": [*self._known]}):
+            self._known[row.id] = row.created_at
+            self._agents[row.id] = row.agent_name or "-"
+            self._cursors[row.id] = 0
 
     def _show(self, task: UUID, events: list[StreamEvent]) -> None:
         for event in events:
@@ -62,7 +68,7 @@ class Activity:
             name = styled((f"{self._agents[task]} {str(task)[-4:]} ", "bold"))
             line = event_line(TaskEvent(id=event.number, type=event.type, data=event.data))
             console.print(Text.assemble(name, line, self._facts(task, event)))
-            if event.type in NEEDS_A_PERSON or event.data.get("reason") == "approval":
+            if event.type in FAILED or event.data.get("reason") in DECISIONS:
                 console.print(styled(f"  {self.pages}/tasks/{task}"), soft_wrap=True)
 
     def _facts(self, task: UUID, event: StreamEvent) -> Text:

@@ -72,7 +72,7 @@ class _Session:
         self.target = target
         self.system = system
         self.tools = tools
-        self.sources = Sources([_folder(target)])
+        self.sources = Sources([_folder(target)], without=system.settings.data_dir)
         self.activity = Activity(get_engine(), system.places()["Pages"])
         self._builtin = False
 
@@ -93,14 +93,18 @@ class _Session:
 
     def apply(self) -> bool:
         """Store the definitions, or show why they cannot be stored. Return whether they were."""
+        from sqlalchemy.exc import SQLAlchemyError
+
         from orchestrator.python_definitions import load
+        from shared.database.connections import reason
 
         try:
             definitions = load(self.target)
             self._offer_tools(definitions)
             changes = _store(definitions)
-        except MinionError as error:
-            console.print(styled(("Error: ", "bold red"), indent(error.message)))
+        except (MinionError, SQLAlchemyError) as error:
+            text = error.message if isinstance(error, MinionError) else f"{reason(error)}. Save again to retry."
+            console.print(styled(("Error: ", "bold red"), indent(text)))
             return False
         tell([change for change in changes if change.action != "unchanged"])
         return True

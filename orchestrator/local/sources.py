@@ -12,10 +12,15 @@ OF_TOOLS = frozenset({"__pycache__", "node_modules", "venv", "site-packages", "b
 
 
 class Sources:
-    """The source files below some folders. A folder may be a file."""
+    """The source files below some folders. A folder may be a file.
 
-    def __init__(self, folders: Iterable[Path]) -> None:
+    Attributes:
+        without: a folder that is not looked into.
+    """
+
+    def __init__(self, folders: Iterable[Path], *, without: Path) -> None:
         self.folders = {*folders}
+        self.without = str(without.resolve())
         self._known = self._look()
 
     def add(self, folders: Iterable[Path]) -> None:
@@ -44,5 +49,8 @@ class Sources:
             if folder.is_file():
                 yield str(folder)
             for place, inside, files in os.walk(folder):
-                inside[:] = [name for name in inside if not name.startswith(".") and name not in OF_TOOLS]
+                inside[:] = [name for name in inside if self._is_looked_into(place, name)]
                 yield from (os.path.join(place, name) for name in files if name.endswith(SUFFIXES))
+
+    def _is_looked_into(self, place: str, name: str) -> bool:
+        return not name.startswith(".") and name not in OF_TOOLS and os.path.join(place, name) != self.without
