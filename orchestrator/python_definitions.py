@@ -54,7 +54,8 @@ def offered_tools(target: str) -> dict[str, str]:
 
 
 def _run(target: str, *options: str) -> str:
-    command = [sys.executable, "-P", "-m", "minions.modules", target, *options]
+    # -B: compiled files have times in whole seconds, and two saves in one second may leave the earlier one behind.
+    command = [sys.executable, "-P", "-B", "-m", "minions.modules", target, *options]
     try:
         ended = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
