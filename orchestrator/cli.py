@@ -26,6 +26,7 @@ from orchestrator.commands import (
     costs,
     decisions,
     definitions,
+    development,
     diff,
     doctor,
     erase,
@@ -39,6 +40,7 @@ from orchestrator.commands import (
     prune,
     replays,
     rules,
+    scaffolding,
     schedules,
     secrets,
     sessions,
@@ -63,12 +65,12 @@ app = typer.Typer(
 )
 # Groups of commands in `minion --help`.
 GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
-    ("Run Minions", (processes,)),
+    ("Run Minions", (processes, development)),
     ("Tasks", (tasks, bulk, files, budgets, diff)),
     ("Tasks that wait for a person", (decisions,)),
     ("Failed tasks", (errors, replays)),
     ("When tasks start", (rules, standing_budgets, schedules)),
-    ("Definitions", (definitions, agents, functions, secrets)),
+    ("Definitions", (scaffolding, definitions, agents, functions, secrets)),
     (
         "Operation",
         (

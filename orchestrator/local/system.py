@@ -15,10 +15,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import structlog
 
@@ -59,12 +59,14 @@ OF_FLOWER = ("MINION_FLOWER_PASSWORD",)
 class Pool:
     """A worker pool: capabilities separated by commas, and the number of concurrent tasks."""
 
+    PREFIX: ClassVar[str] = "worker-"
+
     capabilities: str
     concurrency: int = DEFAULT_CONCURRENCY
 
     @property
     def name(self) -> str:
-        return "worker-" + self.capabilities.replace(",", "+")
+        return self.PREFIX + self.capabilities.replace(",", "+")
 
 
 def parse_pool(text: str) -> Pool:
@@ -123,18 +125,28 @@ def _wait_for(url: str, key: str, seconds: float) -> None:
 class LocalSystem:
     """Starts everything, keeps it running, stops everything."""
 
-    def __init__(self, settings: Settings, pools: list[Pool], *, flower: bool, say: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        pools: list[Pool],
+        *,
+        flower: bool,
+        say: Callable[[str], object],
+        of_workers: Mapping[str, str] | None = None,
+    ) -> None:
         """Start nothing before the `with` block.
 
         Args:
             pools: worker pools; if empty, one for each capability that an agent offers, including agents stored later.
             say: reports progress to the terminal.
+            of_workers: further environment variables of the workers.
         """
         self.settings = settings
         self.pools = pools
         self.automatic = not pools
         self.flower = flower
         self.say = say
+        self.of_workers = dict(of_workers or {})
         self.logs = settings.data_dir / "logs"
         self.servers: EmbeddedServers | None = None
         self.children: list[Child] = []
@@ -164,14 +176,27 @@ class LocalSystem:
         """Return an address that logs a browser of this machine in, once: a secret for the terminal only."""
         return f"{self.facts['api_url']}/login/link?code={new_code(os.environ['MINION_API_KEY'].encode())}"
 
-    def supervise(self) -> None:
-        """Keep everything running until SIGTERM or SIGINT."""
-        while not self._stopping.wait(LOOK_SECONDS):
+    def supervise(self, look: Callable[[], object] | None = None, *, seconds: float = LOOK_SECONDS) -> None:
+        """Keep everything running until SIGTERM or SIGINT. Call `look`, if given, each time: every `seconds`."""
+        while not self._stopping.wait(seconds):
             self._keep_servers()
             for child in self.children:
                 child.revive()
             if self.automatic:
                 self._add_pools()
+            if look is not None:
+                look()
+
+    def restart_pools(self) -> None:
+        """Restart all workers, so that they load the code of builtin tools again. They hand back running tasks."""
+        workers = [child for child in self.children if child.name.startswith(Pool.PREFIX)]
+        for child in workers:
+            child.signal(signal.SIGQUIT)
+        for child in workers:
+            if not child.wait(STOP_SECONDS):
+                child.signal(signal.SIGKILL)
+                child.wait(STOP_SECONDS)
+            child.start()
 
     def stop(self) -> None:
         """Stop the children in order, then the servers; idempotent."""
@@ -289,9 +314,19 @@ class LocalSystem:
         self.facts["started"] = True
 
     def _start_child(
-        self, name: str, arguments: list[str], orphaned: signal.Signals, *, withheld: tuple[str, ...] = ()
+        self,
+        name: str,
+        arguments: list[str],
+        orphaned: signal.Signals,
+        *,
+        withheld: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> Child:
-        environment = {"MINION_API_PORT": str(self.facts["api_port"]), "MINION_API_HOST": "127.0.0.1"}
+        environment = {
+            "MINION_API_PORT": str(self.facts["api_port"]),
+            "MINION_API_HOST": "127.0.0.1",
+            **(environment or {}),
+        }
         child = Child(name, arguments, environment, self.logs, orphaned=orphaned, withheld=withheld)
         child.start()
         self.children.append(child)
@@ -300,7 +335,9 @@ class LocalSystem:
     def _start_pool(self, pool: Pool) -> None:
         # An orphaned worker shuts down within its soft time: SIGTERM would wait for its tasks.
         arguments = ["worker", pool.capabilities, "-c", str(pool.concurrency)]
-        self._start_child(pool.name, arguments, signal.SIGQUIT, withheld=OF_API + OF_FLOWER)
+        self._start_child(
+            pool.name, arguments, signal.SIGQUIT, withheld=OF_API + OF_FLOWER, environment=self.of_workers
+        )
 
     def _add_pools(self) -> None:
         """Add a pool for each capability that an agent offers and no pool serves."""
