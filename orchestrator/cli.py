@@ -27,6 +27,7 @@ from orchestrator.commands import (
     decisions,
     definitions,
     diff,
+    docs,
     doctor,
     erase,
     errors,
@@ -67,7 +68,7 @@ GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Tasks that wait for a person", (decisions,)),
     ("Failed tasks", (errors, replays)),
     ("When tasks start", (rules, standing_budgets, schedules)),
-    ("Definitions", (definitions, agents, functions, secrets)),
+    ("Definitions", (definitions, agents, functions, secrets, docs)),
     (
         "Operation",
         (
