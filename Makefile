@@ -92,7 +92,7 @@ screenshots: install  ## Take the pictures of the documentation, with Chromium (
 	@$(RUN) tests.support.screenshots
 
 docs: $(GENERATOR)  ## Build the documentation as a site into site/; a broken link fails
-	@$(RUN) mkdocs build --clean --quiet
+	@NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --clean --quiet
 	@echo "Open site/index.html in a browser."
 
 dist: install  ## Build client and server into dist/, as wheels and source archives

@@ -17,7 +17,7 @@ from tests.support.documented_commands import Terminal, blocks_of, read, replay
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TUTORIAL = ROOT / "docs" / "tutorial.md"
-GUIDES = sorted((ROOT / "docs" / "how-to").glob("*.md"))
+GUIDES = [*sorted((ROOT / "docs" / "how-to").glob("*.md")), ROOT / "docs" / "upgrading.md"]
 
 
 def free_port() -> str:
