@@ -327,6 +327,17 @@ def test_links_have_a_target(file: Path):
             assert anchor in {re.sub(r"[^a-z0-9 -]", "", one.lower()).replace(" ", "-") for one in headings}, target
 
 
+def test_every_page_is_in_the_navigation_of_the_site_once():
+    named = re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    generated = {"commands.md", "settings.md", "operations-of-the-api.md"}
+    pages = {file.relative_to(ROOT / "docs").as_posix() for file in PAGES if ROOT / "docs" in file.parents}
+    assert sorted(named) == sorted(pages | generated)
+
+
+def test_no_diagram_needs_a_script():
+    assert not [file.name for file in PAGES if "```mermaid" in file.read_text(encoding="utf-8")]
+
+
 def test_lines_are_short_enough_for_a_diff():
     for file in PAGES:
         long = [line for line in file.read_text(encoding="utf-8").splitlines() if len(line) > 130 and line[0] != "|"]
