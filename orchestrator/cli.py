@@ -28,6 +28,7 @@ from orchestrator.commands import (
     definitions,
     development,
     diff,
+    docs,
     doctor,
     erase,
     errors,
@@ -70,7 +71,7 @@ GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Tasks that wait for a person", (decisions,)),
     ("Failed tasks", (errors, replays)),
     ("When tasks start", (rules, standing_budgets, schedules)),
-    ("Definitions", (scaffolding, definitions, agents, functions, secrets)),
+    ("Definitions", (scaffolding, definitions, agents, functions, secrets, docs)),
     (
         "Operation",
         (
