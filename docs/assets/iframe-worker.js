@@ -1,2 +1,50 @@
-/*! iframe-worker 1.0.4. Copyright (c) 2020-2022 Martin Donath <martin.donath@squidfunk.com>. MIT licence. */
-"use strict";(()=>{function c(s,n){parent.postMessage(s,n||"*")}function d(...s){return s.reduce((n,e)=>n.then(()=>new Promise(r=>{let t=document.createElement("script");t.src=e,t.onload=r,document.body.appendChild(t)})),Promise.resolve())}var o=class extends EventTarget{constructor(e){super();this.url=e;this.m=e=>{e.source===this.w&&(this.dispatchEvent(new MessageEvent("message",{data:e.data})),this.onmessage&&this.onmessage(e))};this.e=(e,r,t,i,m)=>{if(r===`${this.url}`){let a=new ErrorEvent("error",{message:e,filename:r,lineno:t,colno:i,error:m});this.dispatchEvent(a),this.onerror&&this.onerror(a)}};let r=document.createElement("iframe");r.hidden=!0,document.body.appendChild(this.iframe=r),this.w.document.open(),this.w.document.write(`<html><body><script>postMessage=${c};importScripts=${d};addEventListener("error",({error})=>{parent.dispatchEvent(new ErrorEvent("error",{filename:"${e}",error}))})<\/script><script src=${e}?${+Date.now()}><\/script></body></html>`),this.w.document.close(),onmessage=this.m,onerror=this.e,this.r=new Promise((t,i)=>{this.w.onload=t,this.w.onerror=i})}terminate(){this.iframe.remove(),onmessage=onerror=null}postMessage(e){this.r.catch().then(()=>{this.w.dispatchEvent(new MessageEvent("message",structuredClone({data:e})))})}get w(){return this.iframe.contentWindow}};window.IFrameWorker=o;location.protocol==="file:"&&(window.Worker=o);})();
+// Browsers start no workers from files. There, this runs a worker's script in a hidden frame.
+// It replaces the script from a CDN that the theme would load otherwise.
+"use strict";
+
+class IFrameWorker extends EventTarget {
+  constructor(address) {
+    super();
+    const frame = document.createElement("iframe");
+    frame.hidden = true;
+    document.body.append(frame);
+    const scope = frame.contentWindow;
+    scope.importScripts = async (...addresses) => {
+      for (const each of addresses) await IFrameWorker.#load(scope.document, each);
+    };
+    scope.postMessage = (data) => {
+      const event = new MessageEvent("message", { data });
+      this.dispatchEvent(event);
+      this.onmessage?.(event);
+    };
+    this.#scope = scope;
+    this.#ready = IFrameWorker.#load(scope.document, address);
+  }
+
+  async postMessage(data) {
+    await this.#ready;
+    this.#scope.dispatchEvent(new MessageEvent("message", { data }));
+  }
+
+  terminate() {
+    this.#scope.frameElement.remove();
+  }
+
+  #scope;
+  #ready;
+
+  static #load(target, address) {
+    return new Promise((loaded, failed) => {
+      const script = target.createElement("script");
+      script.src = address;
+      script.onload = loaded;
+      script.onerror = () => failed(new Error(`Not found: ${address}`));
+      target.body.append(script);
+    });
+  }
+}
+
+if (location.protocol === "file:") {
+  window.IFrameWorker = IFrameWorker; // the theme's worker looks for this name
+  window.Worker = IFrameWorker;
+}
