@@ -24,6 +24,7 @@ from orchestrator.commands import (
     bulk,
     capacity,
     costs,
+    debug,
     decisions,
     definitions,
     diff,
@@ -63,7 +64,7 @@ app = typer.Typer(
 # Groups of commands in `minion --help`.
 GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Run Minions", (processes,)),
-    ("Tasks", (tasks, bulk, files, budgets, diff)),
+    ("Tasks", (tasks, debug, bulk, files, budgets, diff)),
     ("Tasks that wait for a person", (decisions,)),
     ("Failed tasks", (errors, replays)),
     ("When tasks start", (rules, standing_budgets, schedules)),
