@@ -23,6 +23,7 @@ from orchestrator.commands import (
     budgets,
     bulk,
     capacity,
+    console,
     costs,
     debug,
     decisions,
@@ -64,7 +65,7 @@ app = typer.Typer(
 # Groups of commands in `minion --help`.
 GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Run Minions", (processes,)),
-    ("Tasks", (tasks, debug, bulk, files, budgets, diff)),
+    ("Tasks", (tasks, console, debug, bulk, files, budgets, diff)),
     ("Tasks that wait for a person", (decisions,)),
     ("Failed tasks", (errors, replays)),
     ("When tasks start", (rules, standing_budgets, schedules)),

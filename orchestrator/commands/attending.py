@@ -61,19 +61,20 @@ def replay_and_compare(client: Client, task_id: str, **how: Any) -> Task:
 def print_outcome(task: Task) -> None:
     """Print the output of a task, or why it did not succeed."""
     if task.succeeded:
-        _print_value(task.output)
+        if (text := text_of(task.output)) is None:
+            print_json(task.output)
+        else:
+            console.print(text)
     elif task.final:
         stderr.print(styled((f"{task.state}: ", "bold red"), indent(message_of(task.error))))
     else:
         stderr.print(f"Task {task.id} is {task.state}, and continues.")
 
 
-def _print_value(value: Any) -> None:
-    text = value.get("content") if isinstance(value, dict) and value.keys() == {"content"} else value
-    if isinstance(text, str):
-        console.print(indent(text, 0))
-    else:
-        print_json(value)
+def text_of(output: Any) -> str | None:
+    """Return the text of an output that is one, or the `content` that is all of it; else None."""
+    text = output.get("content") if isinstance(output, dict) and output.keys() == {"content"} else output
+    return text if isinstance(text, str) else None
 
 
 def _with_decisions(client: Client, task_id: str) -> Iterator[TaskEvent]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from minions import Client, testing
 from minions.testing import MessagesApi, tool_use
+from shared.settings import get_settings
 from tests.integration.agents.conftest import TOOLS
 from tests.integration.api.conftest import Api, Run, WithKey
 from tests.integration.conftest import InlineWorker, Tasks
+from tests.support.background_worker import working
 from tests.support.terminal import at_terminal
 
 EVIL = "a\x1b]52;c;ZXZpbA==\x07\u202eb"
@@ -44,22 +44,6 @@ def task(agent: str, tasks: Tasks, inline_worker: InlineWorker, messages_api: Me
     inline_worker.run_all()
     assert tasks.get(made)["state"] == "succeeded"
     return str(made)
-
-
-@pytest.fixture
-def working(inline_worker: InlineWorker) -> Iterator[None]:
-    """The inline worker runs tasks in the background."""
-    stopped = threading.Event()
-
-    def work() -> None:
-        while not stopped.wait(0.02):
-            inline_worker.run_due()
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    yield
-    stopped.set()
-    thread.join()
 
 
 def typed(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
@@ -115,13 +99,18 @@ def test_debugger_walks_by_lines(run_cli: Run, task: str, monkeypatch: pytest.Mo
     assert "\u202e" not in done.out
 
 
-@pytest.mark.usefixtures("working")
 def test_edit_continues_and_compares(
-    run_cli: Run, task: str, client: Client, messages_api: MessagesApi, monkeypatch: pytest.MonkeyPatch
+    run_cli: Run,
+    task: str,
+    client: Client,
+    messages_api: MessagesApi,
+    inline_worker: InlineWorker,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     messages_api.script = SCRIPT[1:]
     typed(monkeypatch, "2", 'edit {"better": true}', "reply", "diff")
-    done = run_cli("debug", task)
+    with working(inline_worker):
+        done = run_cli("debug", task)
     assert done.code == 0, done.err
     made = next(iter(client.tasks(page=1)))
     assert (made.replay_of, made.state) == (task, "succeeded")
@@ -133,8 +122,6 @@ def test_edit_continues_and_compares(
 def test_masked_payloads_stay_masked(with_key: WithKey, run_cli: Run, task: str, monkeypatch: Any) -> None:
     viewer = with_key("viewer").headers["Authorization"].removeprefix("Bearer ")
     monkeypatch.setenv("MINION_API_KEY", viewer)
-    from shared.settings import get_settings
-
     get_settings.cache_clear()
     done = run_cli("debug", task, "--step", "4", "--show", "all")
     assert done.code == 0, done.err
