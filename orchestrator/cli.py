@@ -47,6 +47,7 @@ from orchestrator.commands import (
     stats,
     submitters,
     tasks,
+    top,
     webhooks,
     workers,
 )
@@ -73,7 +74,7 @@ GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     (
         "Operation",
         (
-            *(workers, stats, costs, alerts, keys, sessions, submitters, audit, webhooks, doctor, prune, erase),
+            *(top, workers, stats, costs, alerts, keys, sessions, submitters, audit, webhooks, doctor, prune, erase),
             *(memories, capacity),
         ),
     ),
