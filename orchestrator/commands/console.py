@@ -56,10 +56,10 @@ def console(
     """Talk to an agent: see its steps, decide in place, change a prompt or a result, and compare the runs."""
     with connect(actor) as client:
         options = {name: value for name, value in (("namespace", namespace), ("key", key)) if value is not None}
-        Console(client, agent, options, conversation_id).run()
+        Dialogue(client, agent, options, conversation_id).run()
 
 
-class Console:
+class Dialogue:
     """One conversation, and the last task of it.
 
     Attributes:
