@@ -64,7 +64,8 @@ def print_outcome(task: Task) -> None:
         if (text := text_of(task.output)) is None:
             print_json(task.output)
         else:
-            console.print(text)
+            # No line of it can pass for one of ours.
+            console.print(f"  {indent(text, 2)}")
     elif task.final:
         stderr.print(styled((f"{task.state}: ", "bold red"), indent(message_of(task.error))))
     else:
