@@ -154,3 +154,17 @@ def test_debugger_at_a_terminal(http_api: Api, task: str) -> None:
         terminal.see("(step 3/6, help) ")
         terminal.interrupt()
         assert terminal.ended() == 130
+
+
+def test_past_of_a_wait_names_the_approval(
+    run_cli: Run, define: Any, tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi
+) -> None:
+    agent = {"kind": "agent", "name": "Careful", "model": "claude-sonnet-5-5", "tools": ["careful"]}
+    define(*TOOLS, {**agent, "config": {"capabilities": ["work"]}})
+    messages_api.script = [tool_use(("careful", {"answer": 1}))]
+    task = tasks.submit("Careful", "Hello")
+    inline_worker.run_due()
+    tasks.cancel(task)
+    found = json.loads(run_cli("why", str(task), "--at", "2", "--json").out)
+    assert (found["state"], found["reason"], found["facts"]["open_steps"]) == ("waiting", "approval", [2])
+    assert "It waited for an approval of careful (step 2)." in found["sentence"]
