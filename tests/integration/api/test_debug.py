@@ -168,3 +168,24 @@ def test_past_of_a_wait_names_the_approval(
     found = json.loads(run_cli("why", str(task), "--at", "2", "--json").out)
     assert (found["state"], found["reason"], found["facts"]["open_steps"]) == ("waiting", "approval", [2])
     assert "It waited for an approval of careful (step 2)." in found["sentence"]
+
+
+def test_latest_continues_with_the_active_version(
+    run_cli: Run,
+    task: str,
+    client: Client,
+    define: Any,
+    messages_api: MessagesApi,
+    inline_worker: InlineWorker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = {"kind": "agent", "name": "Agent", "model": "claude-sonnet-5-5", "tools": ["echo", "act"]}
+    define({**given, "system_prompt": "You are wordy.", "config": {"capabilities": ["work"]}})
+    messages_api.script = [testing.text("Many words.")]
+    typed(monkeypatch, "6", "latest")
+    with working(inline_worker):
+        done = run_cli("debug", task)
+    assert done.code == 0, done.err
+    made = next(iter(client.tasks(page=1)))
+    assert (made.replay_of, made.state, made.agent_version) == (task, "succeeded", 2)
+    assert "You are wordy." in str(messages_api.requests[-1]["system"])
