@@ -23,7 +23,9 @@ from orchestrator.commands import (
     budgets,
     bulk,
     capacity,
+    console,
     costs,
+    debug,
     decisions,
     definitions,
     development,
@@ -49,6 +51,7 @@ from orchestrator.commands import (
     stats,
     submitters,
     tasks,
+    top,
     webhooks,
     workers,
 )
@@ -67,7 +70,7 @@ app = typer.Typer(
 # Groups of commands in `minion --help`.
 GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Run Minions", (processes, development)),
-    ("Tasks", (tasks, bulk, files, budgets, diff)),
+    ("Tasks", (tasks, console, debug, bulk, files, budgets, diff)),
     ("Tasks that wait for a person", (decisions,)),
     ("Failed tasks", (errors, replays)),
     ("When tasks start", (rules, standing_budgets, schedules)),
@@ -76,6 +79,7 @@ GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
         "Operation",
         (
             *(
+                top,
                 workers,
                 stats,
                 costs,

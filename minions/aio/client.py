@@ -190,8 +190,10 @@ class AsyncClient(
         """Submit an ended task again, as a new task.
 
         Args:
-            pinned: run the agent version of the original, not the active one (the default).
-            from_step: read back the journal before this step, and continue from there; always pinned.
+            pinned: run the agent version of the original, not the active one. By default only a replay from a step
+                does.
+            from_step: read back the journal before this step, and continue from there. With `pinned=False`, the task
+                fails with `history_diverged` at the first step for which the active version asks otherwise.
             edited_output: with `from_step`: keep that step too, with this output in place of the recorded one.
             new_keys: use new idempotency keys for its calls, and those of all tasks below it, so that external systems
                 treat them as new.

@@ -343,8 +343,8 @@ def _replay(database: Engine, task_id: UUID, asked: ReplayRequest, actor: actors
             if approvals.is_approval(connection, task_id, asked.from_step):
                 actor.key.require(Permission.TASKS_DECIDE)
     replayed = replay_from(
-        database, task_id, asked.from_step, edit=edit, new_keys=asked.new_keys, submitted_by=str(actor),
-        key=actor.key, record=record,
+        database, task_id, asked.from_step, edit=edit, latest=asked.pinned is False, new_keys=asked.new_keys,
+        submitted_by=str(actor), key=actor.key, record=record,
     )  # fmt: skip
     return Accepted(replayed, True)
 
