@@ -48,8 +48,8 @@ LEASE = 3600.0
 QUEUED = text("SELECT task_id, claim FROM task_status WHERE state = 'queued' ORDER BY queued_at, rank, task_id")
 REGISTER = text(
     "INSERT INTO workers (id, name, capabilities, slots, pool, host, pid, version, last_seen) "
-    "SELECT :id, 'inline', COALESCE(array_agg(DISTINCT name), '{}'), 1, 'solo', :host, :pid, '0', "
-    "now() + interval '1 hour' FROM agent_versions, unnest(capabilities) AS name "
+    "SELECT :id, 'inline', COALESCE(array_agg(DISTINCT served), '{}'), 1, 'solo', :host, :pid, '0', "
+    "now() + interval '1 hour' FROM agent_versions, unnest(capabilities) AS served "
     "ON CONFLICT (id) DO UPDATE SET capabilities = excluded.capabilities, last_seen = excluded.last_seen"
 )
 WORKER_ID = UUID("00000000-0000-7000-8000-000000000001")

@@ -26,6 +26,7 @@ SUBMITTED = text(
     "WHERE agent_name = :agent AND namespace = :namespace AND parent_id IS NULL ORDER BY id"
 )
 CAPABILITIES = text("SELECT DISTINCT unnest(capabilities) FROM agent_versions")
+CALLS = ("tool_call", "function_call", "subtask")
 MOST_JUMPS = 1000
 """Times that `finish` lets pass before it gives up: a task that waits again and again does not end."""
 
@@ -164,7 +165,7 @@ class Minions:
             input: equal to the arguments of the call; `unittest.mock.ANY` matches any value inside it.
             times: the exact number; by default at least one.
         """
-        calls = [step for step in self.journal(task) if step["name"] == tool and step["kind"] != "model_call"]
+        calls = [step for step in self.journal(task) if step["name"] == tool and step["kind"] in CALLS]
         found = [step for step in calls if input == step["input"]]
         _assert_count(f"calls of the tool {tool!r}", input, times, len(found), [step["input"] for step in calls])
         return found

@@ -22,7 +22,8 @@ START_SECONDS = 90.0
 STOP_SECONDS = 12.0
 LOOK_SECONDS = 0.02
 SLOTS = 2
-LISTENING = re.compile(r"api_listening.*?(http://127\.0\.0\.1:[0-9]+)")
+LISTENING = re.compile(r"(?m)^.*\bapi_listening\b.*$")
+ADDRESS = re.compile(r"http://127\.0\.0\.1:[0-9]+")
 SERVED = text("SELECT DISTINCT unnest(capabilities) FROM workers WHERE status = 'online'")
 BUSY = text(
     """
@@ -52,7 +53,9 @@ class LiveSystem:
     def start(self) -> str:
         """Start the orchestrator; return the address of its API."""
         child = self._start("orchestrator", ["orchestrator"], signal.SIGTERM, withheld=OF_FLOWER + OF_MINIONS)
-        return self._wait(lambda: LISTENING.search(child.last_words(1000)), "the orchestrator").group(1)
+        line = self._wait(lambda: LISTENING.search(child.last_words(1000)), "the orchestrator")
+        (address,) = ADDRESS.findall(line.group())
+        return str(address)
 
     def serve(self, capabilities: Collection[str]) -> None:
         """Start a worker for the capabilities that none serves; it runs until the session ends."""
