@@ -26,6 +26,11 @@ SUBMITTED = text(
     "WHERE agent_name = :agent AND namespace = :namespace AND parent_id IS NULL ORDER BY id"
 )
 CAPABILITIES = text("SELECT DISTINCT unnest(capabilities) FROM agent_versions")
+# The journal names the function or the agent that a tool of that type calls.
+BEHIND = text(
+    "SELECT COALESCE(v.definition->>'function', v.definition->>'agent') FROM tools t "
+    "JOIN tool_versions v ON v.tool_id = t.id WHERE t.name = :tool AND v.definition->>'type' IN ('function', 'agent')"
+)
 CALLS = ("tool_call", "function_call", "subtask")
 MOST_JUMPS = 1000
 """Times that `finish` lets pass before it gives up: a task that waits again and again does not end."""
@@ -165,14 +170,20 @@ class Minions:
             input: equal to the arguments of the call; `unittest.mock.ANY` matches any value inside it.
             times: the exact number; by default at least one.
         """
-        calls = [step for step in self.journal(task) if step["name"] == tool and step["kind"] in CALLS]
-        found = [step for step in calls if input == step["input"]]
-        _assert_count(f"calls of the tool {tool!r}", input, times, len(found), [step["input"] for step in calls])
+        with self.engine.connect() as connection:
+            names = {tool, *connection.scalars(BEHIND, {"tool": tool})}
+        calls = [step for step in self.journal(task) if step["name"] in names and step["kind"] in CALLS]
+        found = [step for step in calls if input == _arguments(step)]
+        _assert_count(f"calls of the tool {tool!r}", input, times, len(found), map(_arguments, calls))
         return found
 
 
 def _definitions(source: Path | str | Mapping[str, Any]) -> list[AnyDefinition]:
     return [parse_definition(dict(source))] if isinstance(source, Mapping) else load(Path(source))
+
+
+def _arguments(step: Mapping[str, Any]) -> Any:
+    return step["input"]["arguments"] if step["kind"] == "function_call" else step["input"]
 
 
 def _assert_count(what: str, input: Any, times: int | None, number: int, inputs: Iterable[Any]) -> None:

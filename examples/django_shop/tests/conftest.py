@@ -13,11 +13,14 @@ def tables():
     import django
     from django.core.management import call_command
     from django.db import connection
+    from django.test.utils import setup_test_environment, teardown_test_environment
 
     django.setup()
+    setup_test_environment()
     call_command("migrate", run_syncdb=True, verbosity=0)
     yield
     connection.close()
+    teardown_test_environment()
 
 
 @pytest.fixture
