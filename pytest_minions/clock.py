@@ -16,7 +16,7 @@ from pytest_minions.database import alone
 from shared.contracts.durations import SECONDS
 from shared.database.tables import Base
 
-# Processes that are alive renew their rows; the audit log is signed; the others count by hours and days of the calendar.
+# Processes that are alive renew their rows; the audit log is signed; the rest counts by the calendar.
 FIXED = frozenset(
     "workers audit_log audit_ends statistics statistics_state standing_alerts standing_reservations standing_usage "
     "tracing_state watched_hours".split()
@@ -56,7 +56,9 @@ def duration(given: timedelta | str) -> timedelta:
             raise ValueError("Time cannot go back: the duration must not be negative.")
         return given
     if not DURATION.fullmatch(given):
-        raise ValueError(f"Invalid duration {given!r}: it must be whole numbers with units (s, m, h, d), such as 1h30m.")
+        raise ValueError(
+            f"Invalid duration {given!r}: it must be whole numbers with units (s, m, h, d), such as 1h30m."
+        )
     return timedelta(seconds=sum(int(number) * SECONDS[unit] for number, unit in PART.findall(given)))
 
 

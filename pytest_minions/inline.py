@@ -110,7 +110,7 @@ class InlineSystem:
 
 
 def _do(duty: Loop) -> None:
-    """Run a round. The server ends the session of a leader that is silent, as between two tests: take the lead again."""
+    """Run a round. The server ends the session of a leader that was silent, as between two tests: lead again."""
     try:
         duty.run_once()
     except psycopg.Error:

@@ -1,4 +1,4 @@
-"""What a test does with an installation: apply definitions, run tasks, let time pass, decide, and look at the record."""
+"""An installation for a test: apply definitions, run tasks, let time pass, decide, look at the record."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from minions import Client, Task
-from minions.testing import MessagesApi
 from minions.submissions import TaskId
+from minions.testing import MessagesApi
 from pytest_minions import clock
 from shared.contracts.documents import AnyDefinition, parse_definition
 from shared.definitions.apply import store_definitions

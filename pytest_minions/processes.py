@@ -86,7 +86,8 @@ class LiveSystem:
             for child, gently in self.children:
                 child.signal(number or gently)
             deadline = time.monotonic() + seconds
-            if all([child.wait(deadline - time.monotonic()) for child, _ in self.children]):
+            ended = [child.wait(deadline - time.monotonic()) for child, _ in self.children]
+            if all(ended):
                 break
 
     def _start(self, name: str, arguments: list[str], orphaned: signal.Signals, *, withheld: tuple[str, ...]) -> Child:
