@@ -29,7 +29,8 @@ def test_hangs(live_minions):
 
 def run_pytest(folder: Path, state: Path, *options: str) -> subprocess.Popen[str]:
     """Run the tests of a folder as if it were a repository: without the configuration and fixtures of this one."""
-    environment = clean_environment(state / "data")
+    # The folders of the examples hold nothing but what a user copies.
+    environment = {**clean_environment(state / "data"), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-W", "error", "-m", "pytest", "-q", "--confcutdir", ".", "--rootdir", ".", *options]
     return subprocess.Popen(
         [*command, "-p", "no:cacheprovider", "."],
