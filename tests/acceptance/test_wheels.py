@@ -27,7 +27,10 @@ from tests.acceptance.conftest import System, clean_environment, start_up, stop,
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCES = {"minions-client": ROOT / "minions", "minions-server": ROOT}
-PACKAGES = {"minions-client": {"minions"}, "minions-server": {"migrations", "orchestrator", "shared", "workers"}}
+PACKAGES = {
+    "minions-client": {"minions"},
+    "minions-server": {"migrations", "orchestrator", "pytest_minions", "shared", "workers"},
+}
 BOTH = pytest.mark.parametrize("name", SOURCES)
 
 

@@ -91,6 +91,11 @@ def _new_client(account: Account, limits: ModelLimits) -> Any:
 _lines: Lines[Any] = Lines(_new_client)
 
 
+def close_clients() -> None:
+    """Close all clients; the next call opens new ones."""
+    _lines.close()
+
+
 def _key(account: Account) -> str:
     if account.key is None:
         raise ModelError(
