@@ -5,10 +5,11 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 INSTALLED := $(VENV)/.installed
 PEERS := $(VENV)/.installed-bench
+GENERATOR := $(VENV)/.installed-docs
 PIP_FLAGS := --disable-pip-version-check --no-input --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test unit soak chaos crash-matrix lint format schema client api bench soak-load flood screenshots dist lock clean
+.PHONY: help install demo up test unit soak chaos crash-matrix lint format schema client api bench soak-load flood screenshots docs dist lock clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -30,6 +31,11 @@ $(INSTALLED): requirements-dev.lock pyproject.toml minions/pyproject.toml
 # The systems that `make bench` measures beside: only what they need on top of the installation.
 $(PEERS): $(INSTALLED) requirements-bench.lock
 	@$(RUN) pip install $(PIP_FLAGS) --require-hashes -r requirements-bench.lock
+	@touch $@
+
+# The generator of the documentation's site.
+$(GENERATOR): $(INSTALLED) requirements-docs.lock
+	@$(RUN) pip install $(PIP_FLAGS) --require-hashes -r requirements-docs.lock
 	@touch $@
 
 demo: install  ## Run everything once: audit the installed Python packages, report, stop
@@ -85,6 +91,10 @@ flood: install  ## Send 1,000 bad and unauthorised requests a second while tasks
 screenshots: install  ## Take the pictures of the documentation, with Chromium (2 min)
 	@$(RUN) tests.support.screenshots
 
+docs: $(GENERATOR)  ## Build the documentation as a site into site/; a broken link fails
+	@NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --clean --quiet
+	@echo "Open site/index.html in a browser."
+
 dist: install  ## Build client and server into dist/, as wheels and source archives
 	@$(RUN) build --no-isolation --outdir dist minions
 	@$(RUN) build --no-isolation --outdir dist .
@@ -92,10 +102,11 @@ dist: install  ## Build client and server into dist/, as wheels and source archi
 lock: install  ## Renew the lock files (needs uv: pip install uv)
 	@for target in "pyproject.toml --output-file requirements.lock" \
 	    "pyproject.toml --extra dev --output-file requirements-dev.lock" \
-	    "--group bench --constraint requirements-dev.lock --output-file requirements-bench.lock"; do \
+	    "--group bench --constraint requirements-dev.lock --output-file requirements-bench.lock" \
+	    "--group docs --constraint requirements-dev.lock --output-file requirements-docs.lock"; do \
 	    uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	        --no-annotate --no-emit-package minions-client --upgrade $$target; \
 	done
 
 clean:  ## Remove the installation and build output (the data folder stays)
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

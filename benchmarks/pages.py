@@ -10,6 +10,7 @@ look at the processor time of this process (server and client, without PostgreSQ
 from __future__ import annotations
 
 import argparse
+import gc
 import gzip
 import json
 import statistics
@@ -275,6 +276,8 @@ def served() -> Iterator[str]:
         thread.start()
         while not server.started:
             time.sleep(0.01)
+        # As the orchestrator does.
+        gc.freeze()
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
@@ -297,6 +300,7 @@ def paths(engine: Engine) -> dict[str, str]:
     return {
         "nothing (/readyz)": "/readyz",
         "overview": "/overview",
+        "overview, 30 days": "/overview?last=30d",
         "tasks": "/tasks",
         "tasks far down": f"/tasks?cursor={middle}",
         "tasks: state": f"{query}state:failed",
@@ -335,6 +339,7 @@ def paths(engine: Engine) -> dict[str, str]:
         "tool": "/tools/echo",
         "errors": "/errors",
         "errors, 90 days": "/errors?last=90d&state=all",
+        "errors, resolved": "/errors?last=90d&state=resolved",
         "error": "/errors/f3",
         "error, replay": "/bulk-acts/new?act=replay&q=error%3Af3",
         "workers": "/workers",

@@ -35,6 +35,7 @@ CREATE TABLE agent_versions (
     search tsvector GENERATED ALWAYS AS (minion_search_text(name, description, capabilities)) STORED NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     key_order jsonb,
+    evaluators jsonb,
     CONSTRAINT agent_versions_type_check CHECK ((type = ANY (ARRAY['agent'::text, 'function'::text])))
 );
 ALTER TABLE ONLY agent_versions
@@ -43,6 +44,7 @@ ALTER TABLE ONLY agent_versions
     ADD CONSTRAINT agent_versions_pkey PRIMARY KEY (id);
 CREATE INDEX agent_versions_capabilities_idx ON agent_versions USING gin (capabilities);
 CREATE UNIQUE INDEX agent_versions_content_idx ON agent_versions USING btree (agent_id, checksum, md5(COALESCE((key_order)::text, ''::text)));
+CREATE INDEX agent_versions_evaluators_idx ON agent_versions USING btree (id) WHERE (evaluators IS NOT NULL);
 CREATE INDEX agent_versions_search_idx ON agent_versions USING gin (search);
 CREATE TRIGGER agent_versions_immutable BEFORE UPDATE ON agent_versions FOR EACH ROW EXECUTE FUNCTION minion_refuse_change();
 ALTER TABLE ONLY agent_versions
@@ -346,6 +348,51 @@ ALTER TABLE ONLY cached_results
 ALTER TABLE ONLY cached_results
     ADD CONSTRAINT cached_results_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
 
+CREATE TABLE canaries (
+    id uuid DEFAULT minion_uuidv7() NOT NULL,
+    agent_id uuid NOT NULL,
+    version_id uuid NOT NULL,
+    baseline_id uuid NOT NULL,
+    share integer NOT NULL,
+    max_failures double precision NOT NULL,
+    max_cost double precision NOT NULL,
+    max_score_drop double precision NOT NULL,
+    min_tasks integer NOT NULL,
+    looks jsonb DEFAULT '{}'::jsonb NOT NULL,
+    started_at timestamp with time zone DEFAULT now() NOT NULL,
+    ended_at timestamp with time zone,
+    outcome text,
+    reason text,
+    CONSTRAINT canaries_ended_check CHECK (((ended_at IS NULL) = (outcome IS NULL))),
+    CONSTRAINT canaries_outcome_check CHECK ((outcome = ANY (ARRAY['completed'::text, 'rolled_back'::text, 'ended'::text, 'changed'::text]))),
+    CONSTRAINT canaries_share_check CHECK (((share >= 1) AND (share <= 9999))),
+    CONSTRAINT canaries_versions_check CHECK ((version_id <> baseline_id))
+);
+ALTER TABLE ONLY canaries
+    ADD CONSTRAINT canaries_pkey PRIMARY KEY (id);
+CREATE INDEX canaries_agent_idx ON canaries USING btree (agent_id, id);
+CREATE INDEX canaries_baseline_idx ON canaries USING btree (baseline_id) WHERE (ended_at IS NULL);
+CREATE UNIQUE INDEX canaries_open_idx ON canaries USING btree (agent_id) WHERE (ended_at IS NULL);
+ALTER TABLE ONLY canaries
+    ADD CONSTRAINT canaries_agent_id_fkey FOREIGN KEY (agent_id) REFERENCES agents(id) ON DELETE CASCADE;
+ALTER TABLE ONLY canaries
+    ADD CONSTRAINT canaries_baseline_id_fkey FOREIGN KEY (baseline_id) REFERENCES agent_versions(id) ON DELETE CASCADE;
+ALTER TABLE ONLY canaries
+    ADD CONSTRAINT canaries_version_id_fkey FOREIGN KEY (version_id) REFERENCES agent_versions(id) ON DELETE CASCADE;
+
+CREATE TABLE canary_samples (
+    canary_id uuid NOT NULL,
+    of_canary boolean NOT NULL,
+    measure text NOT NULL,
+    count bigint DEFAULT 0 NOT NULL,
+    sum double precision DEFAULT 0 NOT NULL,
+    squares double precision DEFAULT 0 NOT NULL
+);
+ALTER TABLE ONLY canary_samples
+    ADD CONSTRAINT canary_samples_pkey PRIMARY KEY (canary_id, of_canary, measure);
+ALTER TABLE ONLY canary_samples
+    ADD CONSTRAINT canary_samples_canary_id_fkey FOREIGN KEY (canary_id) REFERENCES canaries(id) ON DELETE CASCADE;
+
 CREATE TABLE contents (
     sha256 text NOT NULL,
     value jsonb NOT NULL,
@@ -404,16 +451,45 @@ CREATE TABLE error_states (
 ALTER TABLE ONLY error_states
     ADD CONSTRAINT error_states_pkey PRIMARY KEY (namespace, fingerprint);
 
+CREATE TABLE evaluation_scores (
+    agent_version_id uuid NOT NULL,
+    evaluator text NOT NULL,
+    count bigint DEFAULT 0 NOT NULL,
+    sum double precision DEFAULT 0 NOT NULL,
+    squares double precision DEFAULT 0 NOT NULL,
+    passed bigint DEFAULT 0 NOT NULL,
+    judged bigint DEFAULT 0 NOT NULL
+);
+ALTER TABLE ONLY evaluation_scores
+    ADD CONSTRAINT evaluation_scores_pkey PRIMARY KEY (agent_version_id, evaluator);
+ALTER TABLE ONLY evaluation_scores
+    ADD CONSTRAINT evaluation_scores_agent_version_id_fkey FOREIGN KEY (agent_version_id) REFERENCES agent_versions(id) ON DELETE CASCADE;
+
 CREATE TABLE evaluations (
     task_id uuid NOT NULL,
-    level text NOT NULL,
-    allow_idempotent boolean NOT NULL,
-    recording text NOT NULL,
+    evaluator text NOT NULL,
+    agent_version_id uuid NOT NULL,
+    state text DEFAULT 'due'::text NOT NULL,
+    max_per_hour integer,
+    budget jsonb,
+    judge_task_id uuid,
+    score double precision,
+    passed boolean,
+    problem text,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT evaluations_level_check CHECK ((level = ANY (ARRAY['replay'::text, 'shadow'::text])))
+    submitted_at timestamp with time zone,
+    CONSTRAINT evaluations_score_check CHECK (((score >= (0)::double precision) AND (score <= (1)::double precision))),
+    CONSTRAINT evaluations_scored_check CHECK (((state = 'scored'::text) = (score IS NOT NULL))),
+    CONSTRAINT evaluations_state_check CHECK ((state = ANY (ARRAY['due'::text, 'submitted'::text, 'scored'::text, 'failed'::text, 'skipped'::text])))
 );
 ALTER TABLE ONLY evaluations
-    ADD CONSTRAINT evaluations_pkey PRIMARY KEY (task_id);
+    ADD CONSTRAINT evaluations_pkey PRIMARY KEY (task_id, evaluator);
+CREATE INDEX evaluations_due_idx ON evaluations USING btree (task_id) WHERE (state = 'due'::text);
+CREATE INDEX evaluations_judge_idx ON evaluations USING btree (judge_task_id) WHERE (judge_task_id IS NOT NULL);
+CREATE INDEX evaluations_rate_idx ON evaluations USING btree (agent_version_id, evaluator, submitted_at);
+CREATE INDEX evaluations_submitted_idx ON evaluations USING btree (task_id) WHERE (state = 'submitted'::text);
+ALTER TABLE ONLY evaluations
+    ADD CONSTRAINT evaluations_agent_version_id_fkey FOREIGN KEY (agent_version_id) REFERENCES agent_versions(id) ON DELETE CASCADE;
 ALTER TABLE ONLY evaluations
     ADD CONSTRAINT evaluations_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
 
@@ -1239,7 +1315,7 @@ CREATE INDEX tasks_parent_idx ON tasks USING btree (parent_id) WHERE (parent_id 
 CREATE INDEX tasks_replay_idx ON tasks USING btree (replay_of) WHERE (replay_of IS NOT NULL);
 CREATE INDEX tasks_root_idx ON tasks USING btree (root_id);
 CREATE TRIGGER tasks_blocks BEFORE INSERT ON tasks FOR EACH ROW WHEN ((jsonb_path_exists(new.messages, 'strict $[*]."content"?(@.type() == "array")'::jsonpath, '{}'::jsonb, true) OR (strpos((new.input)::text, '"$file"'::text) > 0))) EXECUTE FUNCTION minion_mark_blocks();
-CREATE TRIGGER tasks_files AFTER INSERT ON tasks FOR EACH ROW WHEN ((new.journal_format >= 2)) EXECUTE FUNCTION minion_hold_files_of_task();
+CREATE TRIGGER tasks_files AFTER INSERT ON tasks FOR EACH ROW WHEN ((new.journal_format = 2)) EXECUTE FUNCTION minion_hold_files_of_task();
 CREATE TRIGGER tasks_immutable BEFORE UPDATE ON tasks FOR EACH ROW WHEN ((((old.agent_version_id IS NOT NULL) AND (new.agent_version_id IS DISTINCT FROM old.agent_version_id)) OR ((old.agent_name IS NOT NULL) AND (new.agent_name IS DISTINCT FROM old.agent_name)) OR ((((((old.id IS DISTINCT FROM new.id) OR (old.namespace IS DISTINCT FROM new.namespace)) OR (old.root_id IS DISTINCT FROM new.root_id)) OR (old.origin_id IS DISTINCT FROM new.origin_id)) OR (old.depth IS DISTINCT FROM new.depth)) OR (old.created_at IS DISTINCT FROM new.created_at)) OR (((((old.input IS DISTINCT FROM new.input) OR (old.messages IS DISTINCT FROM new.messages)) OR (old.parent_id IS DISTINCT FROM new.parent_id)) OR (old.parent_step IS DISTINCT FROM new.parent_step)) OR (old.conversation_id IS DISTINCT FROM new.conversation_id)) OR ((((((old.capability IS DISTINCT FROM new.capability) OR (old.key IS DISTINCT FROM new.key)) OR (old.submitted_by IS DISTINCT FROM new.submitted_by)) OR (old.traceparent IS DISTINCT FROM new.traceparent)) OR (old.journal_format IS DISTINCT FROM new.journal_format)) OR (old.deadline IS DISTINCT FROM new.deadline)) OR ((new.replay_of IS NOT NULL) AND (new.replay_of IS DISTINCT FROM old.replay_of)))) EXECUTE FUNCTION minion_refuse_change();
 ALTER TABLE ONLY tasks
     ADD CONSTRAINT tasks_agent_version_id_fkey FOREIGN KEY (agent_version_id) REFERENCES agent_versions(id);
@@ -1487,7 +1563,8 @@ DECLARE
 BEGIN
     IF expected IS NOT NULL AND NOT EXISTS (
             SELECT FROM agents WHERE namespace = COALESCE(request->>'namespace', 'default') AND name = request->>'agent'
-                AND active_version_id = expected AND status <> 'disabled') THEN
+                AND active_version_id = expected AND status <> 'disabled'
+                AND NOT EXISTS (SELECT FROM minion_canary_for(request, expected))) THEN
         RETURN;
     END IF;
     SELECT * INTO accepted FROM minion_insert_tasks(jsonb_build_array(request));
@@ -1760,6 +1837,14 @@ CREATE FUNCTION minion_budget_of(t uuid) RETURNS jsonb
                 WHERE r.budget_task_id = b.task_id AND r.settled_at IS NULL
                   AND (s.state = 'running' AND s.claim = r.claim OR minion_is_batched(r.task_id, r.step, r.claim))) h
         WHERE b.task_id = t
+$$;
+
+CREATE FUNCTION minion_canary_for(request jsonb, active uuid) RETURNS TABLE(version_id uuid, share integer)
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT c.version_id, c.share FROM canaries c JOIN agent_versions v ON v.id = c.version_id
+        WHERE c.baseline_id = active AND c.ended_at IS NULL AND request->>'agent_version_id' IS NULL
+          AND COALESCE(request->>'capability' = ANY (v.capabilities), true)
 $$;
 
 CREATE FUNCTION minion_change_budget(t uuid, extra jsonb, stop boolean) RETURNS uuid
@@ -2306,6 +2391,12 @@ BEGIN
     END LOOP;
 END $$;
 
+CREATE FUNCTION minion_drawn(salt uuid, unit text, share integer) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT (hashtextextended(salt::text || '/' || unit, 0) & 9223372036854775807) % 10000 < share
+$$;
+
 CREATE FUNCTION minion_effect_origin(parent uuid, step integer) RETURNS uuid
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -2845,12 +2936,20 @@ BEGIN
                 WITH ORDINALITY AS r (request, id, holder, n)
             -- The planner would expect a single row of the equality alone, and join the rest with nested loops.
             WHERE CASE WHEN r.id = r.holder THEN true END
-    ), targets AS MATERIALIZED (
-        SELECT d.named, t.*, (
-                   SELECT NULLIF(v.definition->'config'->'budget', 'null'::jsonb) FROM agent_versions v
-                       WHERE v.id = t.version_id) AS budget
+    ), active AS MATERIALIZED (
+        SELECT d.named, t.*, c.version_id AS canary, c.share, false AS drawn
             FROM (SELECT named FROM asked GROUP BY named ORDER BY min(n)) AS d
             CROSS JOIN LATERAL minion_resolve(d.named) AS t
+            LEFT JOIN LATERAL minion_canary_for(d.named, t.version_id) AS c ON true
+    ), targets AS MATERIALIZED (
+        SELECT t.*, (
+                   SELECT NULLIF(v.definition->'config'->'budget', 'null'::jsonb) FROM agent_versions v
+                       WHERE v.id = t.version_id) AS budget
+            FROM (SELECT * FROM active
+                  UNION ALL
+                  SELECT b.named, t.*, b.canary, b.share, true FROM active b CROSS JOIN LATERAL
+                      minion_resolve(b.named || jsonb_build_object('agent_version_id', b.canary)) AS t
+                      WHERE b.canary IS NOT NULL) AS t
     ), talks AS MATERIALIZED (
         -- The others of a conversation have a predecessor: this task.
         SELECT ns, talk, min(n) AS first FROM asked WHERE talk IS NOT NULL AND NOT later GROUP BY ns, talk
@@ -2858,8 +2957,6 @@ BEGIN
         SELECT a.*, t.version_id, t.agent_name, p.id AS parent_id, p.root_id, p.depth, p.submitted_by, p.traceparent,
                p.priority AS parent_priority, p.rank AS parent_rank, p.budget_ids, o.origin_id,
                COALESCE(a.request->>'lane', p.lane, o.lane) AS lane,
-               CASE WHEN o.journal_format = 3 THEN minion_refuse_replay(a.replayed)
-                    WHEN p.journal_format = 3 OR a.request->'evaluation' = 'true' THEN 3 ELSE 1 END AS journal_format,
                COALESCE(a.n > k.first, false) AS follows,
                -- The preparer looks into messages further than PostgreSQL does.
                CASE WHEN a.request->>'validated' = t.version_id::text OR t.input_schema IS NULL AND a.messages IS NULL
@@ -2881,28 +2978,30 @@ BEGIN
                     -- Release 0.2 knows no other key.
                     WHEN COALESCE(a.request->>'submitted_by', p.submitted_by) ~ '^api(:|$)' THEN '{bootstrap}'
                     END AS submitter_keys
-            FROM asked a JOIN targets t USING (named) LEFT JOIN talks k USING (ns, talk)
+            FROM asked a LEFT JOIN talks k USING (ns, talk)
             -- With a limit, these are looked up for each task by its id, whatever the plan's estimates.
             LEFT JOIN LATERAL (
                 SELECT t.*, COALESCE(t.effect_origin, t.origin_id) AS effects, s.priority, s.rank
                     FROM tasks t JOIN task_status s ON s.task_id = t.id WHERE t.id = a.parent LIMIT 1) AS p ON true
             LEFT JOIN LATERAL (
-                SELECT origin_id, effect_origin, submitter_keys, lane, journal_format FROM tasks
-                    WHERE id = a.replayed LIMIT 1) AS o ON true
+                SELECT origin_id, effect_origin, submitter_keys, lane FROM tasks WHERE id = a.replayed LIMIT 1) AS o ON true
+            JOIN targets t ON t.named = a.named AND (t.canary IS NULL OR t.drawn = (
+                a.replayed IS NULL AND minion_drawn(t.canary, COALESCE(
+                    a.request->>'conversation_id', p.conversation_id, a.request->>'key', p.key, p.root_id::text,
+                    a.request->>'draw', a.id::text), t.share)))
             ORDER BY a.n
     ), stored AS (
         INSERT INTO tasks (id, namespace, agent_name, agent_version_id, capability, input, input_order, messages,
                            parent_id, parent_step, root_id, depth, replay_of, origin_id, effect_origin,
                            conversation_id, key, labels, submitted_by, traceparent, deadline, budget_ids, submitter_keys,
-                           lane, journal_format)
+                           lane)
             SELECT id, ns, agent_name, version_id, request->>'capability',
                    CASE WHEN request ? 'input' THEN request->'input' END,
                    NULLIF(request->'input_order', 'null'::jsonb), messages,
                    parent_id, (request->>'parent_step')::integer, COALESCE(root_id, id), COALESCE(depth + 1, 0), replayed,
                    COALESCE(origin_id, id), effects, request->>'conversation_id', key, labels,
                    COALESCE(request->>'submitted_by', submitted_by), COALESCE(request->>'traceparent', traceparent),
-                   deadline, CASE WHEN budget IS NULL THEN budget_ids ELSE budget_ids || id END, submitter_keys, lane,
-                   journal_format
+                   deadline, CASE WHEN budget IS NULL THEN budget_ids ELSE budget_ids || id END, submitter_keys, lane
                 FROM made
     ), statuses AS (
         INSERT INTO task_status (task_id, state, capability, priority, due_at, deadline, namespace, agent_name, key,
@@ -3091,7 +3190,7 @@ CREATE FUNCTION minion_mark_blocks() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    NEW.journal_format := GREATEST(NEW.journal_format, 2);
+    NEW.journal_format := 2;
     RETURN NEW;
 END $$;
 
@@ -3220,8 +3319,7 @@ BEGIN
     END IF;
     INSERT INTO webhook_deliveries (webhook_id, task_id, state)
         SELECT w.id, t, final FROM webhooks w JOIN tasks k ON k.id = t
-            -- The ends of evaluations are no news of the production.
-            WHERE w.enabled AND 'tasks' = ANY (w.events) AND w.namespace = k.namespace AND k.journal_format <> 3
+            WHERE w.enabled AND 'tasks' = ANY (w.events) AND w.namespace = k.namespace
               AND (w.states = '{}' OR final = ANY (w.states))
               AND (w.agents = '{}' OR k.agent_name = ANY (w.agents)) AND k.labels @> w.labels
               AND (k.parent_id IS NULL OR NOT w.roots_only)
@@ -3468,14 +3566,6 @@ BEGIN
         RAISE EXCEPTION 'The input has the key % twice in one object.', quote_literal(left(twice, 50))
             USING ERRCODE = 'MN007';
     END IF;
-END $$;
-
-CREATE FUNCTION minion_refuse_replay(source uuid) RETURNS smallint
-    LANGUAGE plpgsql
-    AS $$
-BEGIN
-    RAISE EXCEPTION 'Task % is an evaluation, and cannot be replayed. Run `minion eval` again, or submit a new task.', source
-        USING ERRCODE = 'MN009';
 END $$;
 
 CREATE FUNCTION minion_refuse_v2(agent text, idempotency text, sent_as text, failure jsonb, submitter text, ns text, tenant text) RETURNS uuid
@@ -3805,6 +3895,22 @@ BEGIN
     input_schema := NULLIF(found.input_schema, 'null'::jsonb);
 END $$;
 
+CREATE FUNCTION minion_resolve_drawn(request jsonb, OUT version_id uuid, OUT agent_name text, OUT has_canary boolean) RETURNS record
+    LANGUAGE plpgsql
+    AS $$
+#variable_conflict use_variable
+DECLARE
+    canary record;
+BEGIN
+    SELECT r.version_id, r.agent_name INTO version_id, agent_name FROM minion_resolve(request) AS r;
+    SELECT * INTO canary FROM minion_canary_for(request, version_id);
+    has_canary := FOUND;
+    IF has_canary AND minion_drawn(canary.version_id, COALESCE(request->>'conversation_id', request->>'key',
+                                                                   request->>'draw'), canary.share) THEN
+        version_id := canary.version_id;
+    END IF;
+END $$;
+
 CREATE FUNCTION minion_return_call(b uuid, name text, why text, delay interval) RETURNS boolean
     LANGUAGE plpgsql
     AS $$
@@ -3854,6 +3960,15 @@ BEGIN
     UPDATE tasks SET routing = decision WHERE id = t AND decision IS NOT NULL;
     RETURN true;
 END $$;
+
+CREATE FUNCTION minion_routed_version(t uuid, active uuid) RETURNS uuid
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT COALESCE((
+        SELECT c.version_id FROM minion_canary_for('{}', active) AS c JOIN tasks k ON k.id = t
+            WHERE k.replay_of IS NULL
+              AND minion_drawn(c.version_id, COALESCE(k.conversation_id, k.key, k.root_id::text), c.share)), active)
+$$;
 
 CREATE FUNCTION minion_search_text(name text, description text, capabilities text[]) RETURNS tsvector
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -4365,8 +4480,8 @@ BEGIN
     ), free AS (
         SELECT window_size - COALESCE(sum(f.n), 0) AS size FROM flight f WHERE f.state = 'queued' AND f.capability = cap
     ), room AS MATERIALIZED (
-        -- A round looks at all queues, so it waits until a quarter of the window is free.
-        SELECT CASE WHEN size >= window_size / 4 THEN GREATEST(0, size) ELSE 0 END::integer AS size FROM free
+        -- A round looks at all queues, so it waits until half of the window is free.
+        SELECT CASE WHEN size >= window_size / 2 THEN GREATEST(0, size) ELSE 0 END::integer AS size FROM free
     ), lines AS (
         -- Each queue with its first task.
         (SELECT p.namespace, p.key, p.agent_name, p.rank, p.task_id FROM task_status p

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from minions.aio.task import AsyncTask, AsyncTaskSummary
     from minions.client import Client
     from minions.comparison import Comparison
+    from minions.definitions import Agent, Tool, function, tool
     from minions.task import Task, TaskSummary
     from minions.task_event import TaskEvent
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __version__ = "0.3.0"
 
 __all__ = [
+    "Agent",
     "AsyncClient",
     "AsyncTask",
     "AsyncTaskSummary",
@@ -27,10 +29,14 @@ __all__ = [
     "Task",
     "TaskEvent",
     "TaskSummary",
+    "Tool",
     "errors",
+    "function",
+    "tool",
 ]
 
 _HOMES = {
+    "Agent": "definitions",
     "AsyncClient": "aio.client",
     "AsyncTask": "aio.task",
     "AsyncTaskSummary": "aio.task",
@@ -39,6 +45,9 @@ _HOMES = {
     "Task": "task",
     "TaskEvent": "task_event",
     "TaskSummary": "task",
+    "Tool": "definitions",
+    "function": "definitions",
+    "tool": "definitions",
 }
 
 

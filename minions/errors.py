@@ -60,6 +60,12 @@ class ForbiddenAddress(InvalidInput):
     code = "forbidden_address"
 
 
+class InvalidDefinition(MinionsError):
+    """An agent, tool or function definition is wrong; the message names the place."""
+
+    code = "invalid_definition"
+
+
 class TooLarge(MinionsError):
     """More bytes than a limit allows."""
 

@@ -1,5 +1,5 @@
 # Generated from minions/aio/memories.py by `make client`: change that file.
-"""What models remember, as methods of the client."""
+"""The memory of models, as methods of the client."""
 
 from __future__ import annotations
 

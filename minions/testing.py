@@ -228,6 +228,11 @@ class MessagesApi:
         """The address of the same server for clients of the Chat Completions API."""
         return f"{self.url}/v1"
 
+    def reset(self) -> None:
+        """Forget script, requests and batches: the server is as if it had just started."""
+        with self._lock:
+            vars(self).update({**vars(MessagesApi(url=self.url)), "_lock": self._lock})
+
     def answer(self, headers: dict[str, str], body: dict[str, Any]) -> tuple[int, Reply]:
         """Return status and reply for a message request. Override it for custom behaviour."""
         self.note(headers, body)

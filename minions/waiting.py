@@ -1,4 +1,4 @@
-"""How long a client waits."""
+"""The time that a client waits."""
 
 from __future__ import annotations
 

@@ -37,6 +37,7 @@ UNPREPARED = text(
     """
 )
 VERSION = text("SELECT name, capability, input_schema, type FROM agent_versions WHERE id = :version")
+ROUTED_VERSION = text("SELECT minion_routed_version(:task, :active)")
 STILL_UNPREPARED = text(
     """
     SELECT task_id FROM task_status
@@ -141,7 +142,8 @@ def _check(connection: Connection, task: dict[str, Any]) -> Destination:
     decision = None
     if version_id is None:
         route = _route(connection, task, said or [])
-        version_id, decision = route.version_id, route.as_json()
+        version_id = connection.scalar(ROUTED_VERSION, {"task": task["id"], "active": route.version_id})
+        decision = route.as_json()
         task |= connection.execute(VERSION, {"version": version_id}).mappings().one()
     # Messages for a model are not checked against the input schema.
     if not (task["type"] == "agent" and said is not None):

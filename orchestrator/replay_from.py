@@ -1,7 +1,10 @@
 """Replay of a task from a step: the new task reads back the journal before it, and continues from there.
 
-The versions are those of the original, because its journal fits no others. Steps before the chosen one are not repeated
-and not paid for again; the output of the chosen step may be replaced.
+The versions are those of the original, because its journal fits them. Steps before the chosen one are not repeated and
+not paid for again; the output of the chosen step may be replaced.
+
+The active version may run in place of the original's (`latest`). The worker compares each of its requests with the
+recorded one, as for every task that runs again, and fails the task at the first that differs: no effect happens before.
 """
 
 from __future__ import annotations
@@ -31,6 +34,15 @@ STEPS = text(
         FROM steps WHERE task_id = :task ORDER BY number
     """
 )
+# The runtime takes the model of a task from its first call, so a worker would not notice another one.
+MODELS = text(
+    """
+    SELECT ran.definition->>'model' AS recorded, now_active.definition->>'model' AS active, now_active.number
+        FROM tasks k JOIN agent_versions ran ON ran.id = k.agent_version_id
+        JOIN agents a ON a.id = ran.agent_id JOIN agent_versions now_active ON now_active.id = a.active_version_id
+        WHERE k.id = :task
+    """
+)
 REPLY = ("content", "stop_reason", "model")
 
 
@@ -47,6 +59,7 @@ def replay_from(
     step: int,
     *,
     edit: Edit | None = None,
+    latest: bool = False,
     new_keys: bool = False,
     submitted_by: str,
     key: Key | None = None,
@@ -56,6 +69,7 @@ def replay_from(
 
     Args:
         step: the first step to run again; with an edit, the one whose output is replaced.
+        latest: run the agent's active version; it must ask for the steps before.
         new_keys: use new idempotency keys for its calls, and those of all tasks below it.
         key: the API key that replays it.
         record: writes the act to the audit log, in the transaction that creates the new task.
@@ -73,13 +87,15 @@ def replay_from(
         steps = connection.execute(STEPS, {"task": task_id}).all()
         _check_step(task_id, step, steps, edit)
         _check_prefix(task_id, step, steps)
+        if latest:
+            _check_latest(connection, task_id, step if edit is None else step + 1, steps)
         edited = None if edit is None else {"output": _checked_output(connection, task_id, steps, step, edit.output)}
         approver = None
         if edit is not None and key is not None:
             arguments = edit.output.get("arguments") if isinstance(edit.output, dict) else None
             approver = approver_of(connection, task_id, step, arguments, key=key)
     identity = None if key is None else key.identity
-    new = new_task(task, True, submitted_by, new_keys=new_keys, submitter_key=identity)
+    new = new_task(task, not latest, submitted_by, new_keys=new_keys, submitter_key=identity)
     with database.begin() as connection:
         replayed = lifecycle.replay_from(connection, new, task_id, step, edited, who=submitted_by, approver=approver)
         if record is not None:
@@ -126,6 +142,31 @@ def _check_prefix(task_id: UUID, step: int, steps: Sequence[Row[Any]]) -> None:
                 + (f", `--from-step {number} --edit-output FILE` sets what it returned." if found else "."),
                 step=number,
             )
+
+
+def _check_latest(connection: Connection, task_id: UUID, first: int, steps: Sequence[Row[Any]]) -> None:
+    """Check what the worker would not notice, if the active version is to ask for the steps before `first`.
+
+    Raises:
+        Conflict: it has another model; or the last of these steps is an approval, and the call after it has not begun.
+    """
+    kept = [each for each in steps if each.number < first]
+    if kept and kept[-1].approval:
+        raise Conflict(
+            f"Task {task_id} cannot be replayed with the active version from step {first}: step {kept[-1].number} "
+            f"({kept[-1].name}) was approved for a call of another version. `--from-step {kept[-1].number}` asks for "
+            "the approval again.",
+            step=kept[-1].number,
+        )
+    call = next((each for each in kept if each.kind == "model_call"), None)
+    models = connection.execute(MODELS, {"task": task_id}).one_or_none()
+    if call is not None and models is not None and models.recorded != models.active:
+        raise Conflict(
+            f"Task {task_id} cannot be replayed with the active version from step {first}: at step {call.number} "
+            f"({call.name}), version {models.number} asks the model {models.active!r} and not {models.recorded!r}. "
+            f"`--from-step {call.number}` keeps the steps before.",
+            step=call.number,
+        )
 
 
 def _why_not(step: Row[Any] | None) -> str | None:

@@ -1,4 +1,4 @@
-"""What the Messages API did by itself within a model call, for people: searches, pages, code and its files.
+"""Acts of the Messages API itself within a model call, for people: searches, pages, code and its files.
 
 All of it is written by a model or by strangers on the web, and may have any shape.
 """

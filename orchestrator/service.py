@@ -21,7 +21,9 @@ from orchestrator.ingress import Ingress
 from orchestrator.loops.loop import Loop
 from orchestrator.maintenance.budget_keeper import BudgetKeeper
 from orchestrator.maintenance.cache_keeper import CacheKeeper
+from orchestrator.maintenance.canary_keeper import CanaryKeeper
 from orchestrator.maintenance.clock import Clock
+from orchestrator.maintenance.evaluator import Evaluator
 from orchestrator.maintenance.expirer import Expirer
 from orchestrator.maintenance.healer import Healer
 from orchestrator.maintenance.lost_workers import LostWorkers
@@ -98,6 +100,8 @@ def make_loops(settings: Settings) -> list[Loop]:
         Sealer(settings, engine),
         ThreatWatch(engine),
         Statistician(settings, engine),
+        CanaryKeeper(settings, engine),
+        Evaluator(settings, engine),
         *([Tracer(settings, engine)] if settings.traces_endpoint() else []),
         Webhooks(settings, engine),
         AlertWatch(settings, engine),

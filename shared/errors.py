@@ -84,7 +84,7 @@ class InvalidOutput(MinionError):
     code, status, exit_code = "invalid_output", 500, 65
 
 
-class InvalidDefinition(MinionError):
+class InvalidDefinition(MinionError, roots.InvalidDefinition):
     """An agent, tool or function definition is wrong; the message names the place."""
 
     code, status, exit_code = "invalid_definition", 422, 65

@@ -35,7 +35,7 @@ def price_of(provider: Provider, model: str, usage: Usage, *, speed: str | None 
     Args:
         model: the provider's name of it.
         usage: all input tokens, including those read from and written to the prompt cache.
-        speed: that of the call: a fast one has prices of its own.
+        speed: that of the call: a fast one has separate prices.
 
     Raises:
         LookupError: the model has no price.

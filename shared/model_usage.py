@@ -53,7 +53,7 @@ def list_price(model: str, usage: Usage, *, speed: str | None = None) -> Decimal
     """Return the list price of usage in dollars.
 
     Args:
-        speed: that of the call: a fast one has prices of its own.
+        speed: that of the call: a fast one has separate prices.
 
     Raises:
         LookupError: the model has no price.

@@ -190,7 +190,7 @@ def normal_name(model: str) -> str:
 
 
 def split(model: str) -> tuple[str, str]:
-    """Return the provider's name and the model's name of its own: `openai:qwen3` is `("openai", "qwen3")`."""
+    """Return the provider's name and the provider's own name of the model: `openai:qwen3` is `("openai", "qwen3")`."""
     name, colon, own = model.partition(":")
     return (name, own) if colon else (ANTHROPIC, model)
 

@@ -18,16 +18,19 @@ from sqlalchemy.orm import Session
 
 from shared.access import actors
 from shared.audit import log
+from shared.contracts import shares
 from shared.contracts.documents import AgentDefinition, stored_definition
 from shared.contracts.requests import TaskRequest
 from shared.contracts.strict_json import check
 from shared.database.connections import SCHEMA_LOCK
 from shared.database.tables import Agent, AgentVersion
+from shared.definitions import canaries
 from shared.definitions.apply import store_definitions
 from shared.definitions.function_store import is_number
 from shared.definitions.known_models import unknown_models
 from shared.definitions.store import DefinitionStore
 from shared.errors import (
+    Conflict,
     InvalidDefinition,
     InvalidInput,
     MinionError,
@@ -167,12 +170,59 @@ class AgentRegistry:
             InvalidDefinition: the version calls agents that now call it.
         """
         with Session(self.engine) as session:
-            row = self._head(session, name)
-            query = select(AgentVersion.number, AgentVersion.id).filter_by(agent_id=row.id)
-            versions = {row.number: row.id for row in session.execute(query)}
-        if not is_number(version) or version not in versions:
-            raise NotFound(f"The agent {name!r} has no version {str(version)[:20]}.")
-        self._change(name, reason, actor, version=versions[version])
+            id = self._version(session, self._head(session, name), version)
+        self._change(name, reason, actor, version=id)
+        return self.get_agent(name)
+
+    def start_canary(
+        self,
+        name: str,
+        version: int,
+        share: str,
+        reason: str | None = None,
+        *,
+        actor: actors.Actor | None = None,
+        **bands: Any,
+    ) -> RegisteredAgent:
+        """Give a version a share of the agent's new tasks, or change the share that it has, and commit.
+
+        Tasks of one conversation, tenant key or tree get the same version. `roll_back` to any version ends it; a share
+        of 100% is that to its own version.
+
+        Args:
+            share: a percentage, such as `10%`.
+            actor: for the audit log; None: the user of the operating system.
+            bands: fields of `shared.definitions.canaries.Bands`; those left out are as before, or have their defaults.
+
+        Raises:
+            UnknownAgent, NotFound: there is no such agent or version.
+            InvalidInput: the version is the active one, or the share or a band is not valid.
+            Conflict: the agent is disabled.
+            InvalidDefinition: the version calls agents that now call it.
+        """
+        hundredths = canaries.parse_share(share)
+        if hundredths == shares.ALL:
+            return self.roll_back(name, version, reason, actor=actor)
+        check(reason, what="The reason", limit=MAX_REASON_BYTES)
+        with Session(self.engine) as session, session.begin():
+            row = self._head(session, name, lock=True)
+            wanted = self._version(session, row, version)
+            if wanted == row.active_version_id:
+                raise InvalidInput(f"Version {version} of {name!r} is the active one: it gets all tasks already.")
+            if row.status == "disabled":
+                raise Conflict(f"The agent {name!r} is disabled and accepts no tasks. Activate it first.")
+            canaries.start(
+                session.connection(),
+                actor or actors.local_actor(),
+                row.id,
+                name,
+                wanted,
+                hundredths,
+                namespace=self.namespace,
+                bands=bands,
+                reason=reason,
+            )
+            DefinitionStore(session, validate_code, self.namespace).check_circles()
         return self.get_agent(name)
 
     async def process(
@@ -262,7 +312,27 @@ class AgentRegistry:
             actor = actor or actors.local_actor()
             log.record(session.connection(), actor, act, name, namespace=self.namespace, **states)
             if version is not None:
+                self._end_canary(session, row, reason, actor)
                 DefinitionStore(session, validate_code, self.namespace).check_circles()
+
+    def _end_canary(self, session: Session, row: Agent, reason: str | None, actor: actors.Actor) -> None:
+        connection = session.connection()
+        canary = canaries.find(connection, row.id)
+        if canary is not None:
+            outcome = "completed" if canary["version_id"] == row.active_version_id else "ended"
+            canaries.end(connection, actor, row.id, row.name, namespace=self.namespace, outcome=outcome, reason=reason)
+
+    def _version(self, session: Session, row: Agent, version: int) -> UUID:
+        """Return the id of a version.
+
+        Raises:
+            NotFound: the agent has no such version.
+        """
+        query = select(AgentVersion.number, AgentVersion.id).filter_by(agent_id=row.id)
+        versions: dict[int, UUID] = {each.number: each.id for each in session.execute(query)}
+        if not is_number(version) or version not in versions:
+            raise NotFound(f"The agent {row.name!r} has no version {str(version)[:20]}.")
+        return versions[version]
 
     def _accepting(self, session: Session, row: Agent) -> str:
         """Return the status in which an agent accepts tasks with its active version."""

@@ -91,7 +91,7 @@ class PastMessage:
     def tokens(self) -> int:
         if isinstance(self.content, str):
             return tokens_in(self.content) + MESSAGE_TOKENS
-        [stripped], of_files = without_media([{"content": self.content}], self.files)
+        [stripped], of_files = without_media([{"role": self.role, "content": self.content}], self.files)
         return tokens_in(json.dumps(stripped["content"], ensure_ascii=False)) + of_files + MESSAGE_TOKENS
 
     @property
@@ -178,7 +178,7 @@ def _read(task: ClaimedTask, summary: Summary, limit: int) -> list[PastMessage]:
     def read() -> list[PastMessage]:
         with get_engine().connect() as connection:
             said = [(row.id, row.role, _content(row.content)) for row in connection.execute(MESSAGES, values)]
-            ids = [id for _, _, content in said for id in our_files(content)]
+            ids = [id for _, role, content in said if role != "assistant" for id in our_files(content)]
             known = files.media_of(connection, task.namespace, ids)
             return [PastMessage(*message, known) for message in said]
 

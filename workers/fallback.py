@@ -1,7 +1,7 @@
 """The models of a task: the one that makes its turns, and those that take over.
 
 A model takes over when the one before it refused to answer, or its API has been unavailable for too long, and makes the
-rest of the task's turns. Each model that is asked has a step of its own, so the journal says which one answered and why
+rest of the task's turns. Each model that is asked has a separate step, so the journal says which one answered and why
 the others did not, and a task that runs again comes to the same model.
 
 The API's own `fallbacks` are not used: they cover refusals only, of some models, at Anthropic's own address, and not in

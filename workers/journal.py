@@ -55,7 +55,7 @@ ASKED_FOR_LATER = "The call asked to be retried later."
 BATCH_HOURS = 24
 """Within this time the API answers the calls of a batch, or lets them expire."""
 FRESH_SECONDS = 0.5
-"""How long a step's check for stops is valid: a call that begins later, after a wait or a slow write, checks again."""
+"""Validity of a step's check for stops: a call that begins later, after a wait or a slow write, checks again."""
 
 
 class Stopped(MinionError):

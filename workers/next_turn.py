@@ -1,4 +1,4 @@
-"""How probable it is that a task's next turn begins only after more than five minutes.
+"""The probability that a task's next turn begins only after more than five minutes.
 
 The prompt cache forgets a prompt after five minutes, unless a turn pays for an hour. Calls that need an approval, calls
 of other agents, and waits are long as a rule.

@@ -45,7 +45,7 @@ class OfferedTools:
         self._container: dict[str, Any] = {}
 
     def tools(self) -> tuple[ToolSpec, ...]:
-        """Return the tools of the next turn. One whose uses are all used up is left out."""
+        """Return the tools of the next turn, without those whose uses are used up."""
         left = (self._left(spec) for spec in self.specs)
         return tuple(spec for spec in left if spec is not None)
 

@@ -48,7 +48,7 @@ def worst_case(
         in_batch: the call is made in a Message Batch.
         for_an_hour: the input may be written to the cache for an hour, which costs more.
         speed: that of the request.
-        compacts_at: input tokens at which the API compacts the conversation, which takes a call of its own.
+        compacts_at: input tokens at which the API compacts the conversation, which takes a separate call.
         api_tools: the tools that the API runs within the call. What they find is input too.
     """
     web = [tool for tool in api_tools if isinstance(tool, WebTool)]

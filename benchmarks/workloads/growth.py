@@ -1,7 +1,8 @@
 """The rate of no-op tasks while the tables grow: with a backlog, with a history, with many tenants.
 
 Each condition is measured in the same way: SQL writes the pending tasks, and the rate is that of a number of tasks in
-the middle, so that neither the filling nor the start of the workers counts.
+the middle, so that neither the filling nor the start of the workers counts, and each measured task is dispatched
+while others are.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from benchmarks.filling import empty, fill_pending, fill_succeeded, vacuum
 from benchmarks.samples import Breakdown, Figures, Table, alternate
 from benchmarks.systems.minions import CAPABILITY, TOOL, MinionsTool, installation
 from benchmarks.systems.system import PATIENCE
+from orchestrator.packing import LARGEST_WINDOW
 from shared.database.connections import get_engine
 
-SKIPPED = 200
-"""Tasks before the measured ones."""
+SKIPPED = LARGEST_WINDOW + 100
+"""Tasks before the measured ones, and behind them: more than are in the broker at once."""
 
 POLL_SECONDS = 0.05
 TENANTS = 200
@@ -39,10 +41,10 @@ def run(bench: Bench) -> list[Table]:
     if not systems:
         return []
     [system] = systems
-    measured = bench.size(2000, 300)
+    measured = bench.size(8000, 300)
     backlog, history = bench.size(100_000, 10_000), bench.size(1_000_000, 50_000)
     costs = Costs(bench.environment)
-    pending = measured + SKIPPED
+    pending = SKIPPED + measured + SKIPPED
 
     def measure(name: str, **sizes: int) -> tuple[str, Callable[[], float]]:
         conditions = {"pending": pending, "finished": 0, "tenants": 0, **sizes}
@@ -85,8 +87,8 @@ def _rate(bench: Bench, spent: Spent, tasks: int, *, pending: int, finished: int
     vacuum(engine)  # or an autovacuum of the many new rows would fall into the measurement
     client.resume("capability", CAPABILITY)
     first, began = _wait_for(SKIPPED, last)
-    with spent(tasks - SKIPPED):
-        second, ended = _wait_for(first + tasks - SKIPPED, last)
+    with spent(tasks):
+        second, ended = _wait_for(first + tasks, last)
     return (second - first) / (ended - began)
 
 

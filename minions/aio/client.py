@@ -190,8 +190,10 @@ class AsyncClient(
         """Submit an ended task again, as a new task.
 
         Args:
-            pinned: run the agent version of the original, not the active one (the default).
-            from_step: read back the journal before this step, and continue from there; always pinned.
+            pinned: run the agent version of the original, not the active one. By default only a replay from a step
+                does.
+            from_step: read back the journal before this step, and continue from there. With `pinned=False`, the task
+                fails with `history_diverged` at the first step for which the active version asks otherwise.
             edited_output: with `from_step`: keep that step too, with this output in place of the recorded one.
             new_keys: use new idempotency keys for its calls, and those of all tasks below it, so that external systems
                 treat them as new.
@@ -336,6 +338,90 @@ class AsyncClient(
         path = f"/v1/agents/{quote(name, safe='')}/rollback"
         agent: dict[str, Any] = await self._transport.post(path, body, params={"namespace": namespace}, safe=True)
         return agent
+
+    async def set_canary(
+        self,
+        name: str,
+        version: int,
+        share: str,
+        reason: str | None = None,
+        *,
+        max_failures: float | None = None,
+        max_cost: float | None = None,
+        max_score_drop: float | None = None,
+        min_tasks: int | None = None,
+        namespace: str | None = None,
+    ) -> dict[str, Any]:
+        """Give a version a share of an agent's new tasks, or change the share that it has, and return the agent.
+
+        `roll_back_agent` ends the canary.
+
+        Args:
+            share: a percentage, such as `10%`; `100%` makes the version the active one.
+            max_failures: the additional share of failed tasks that is allowed: 0.05 is five percentage points.
+            max_cost: the additional cost of a task that is allowed: 0.5 is half as much again.
+            max_score_drop: how much lower the mean score of an evaluator may be.
+            min_tasks: nothing is decided before this many tasks of each version have ended.
+
+        Raises:
+            UnknownAgent, NotFound: there is no such agent or version.
+            InvalidInput: the version is the active one, or a value is not valid.
+            Conflict: the agent is disabled.
+            InvalidDefinition: the version calls agents that now call it.
+        """
+        asked = given(
+            version=version,
+            share=share,
+            reason=reason,
+            max_failures=max_failures,
+            max_cost=max_cost,
+            max_score_drop=max_score_drop,
+            min_tasks=min_tasks,
+        )
+        path = f"/v1/agents/{quote(name, safe='')}/canary"
+        body = to_json(asked, what="The request")
+        agent: dict[str, Any] = await self._transport.put(path, body, params={"namespace": namespace})
+        return agent
+
+    async def evaluate(
+        self,
+        agent: str,
+        evaluator: str,
+        *,
+        since: datetime,
+        dollars: float,
+        until: datetime | None = None,
+        version: int | None = None,
+        share: str | None = None,
+        limit: int | None = None,
+        namespace: str | None = None,
+    ) -> dict[str, Any]:
+        """Have succeeded tasks of an agent judged, the newest first, without those that the evaluator has judged.
+
+        Return `tasks`, their number, and `dollars_per_task`. The versions of `agent()` have the scores.
+
+        Args:
+            dollars: for all judging tasks together: each may spend the same part of it.
+            share: of the tasks, such as `10%`; all by default.
+            limit: the largest number of tasks, 100 by default.
+
+        Raises:
+            UnknownAgent: there is no such agent or evaluator.
+        """
+        asked = given(
+            agent=agent,
+            evaluator=evaluator,
+            since=since.isoformat(),
+            until=until.isoformat() if until else None,
+            dollars=dollars,
+            version=version,
+            share=share,
+            limit=limit,
+            namespace=namespace,
+        )
+        body = to_json(asked, what="The request")
+        chosen: dict[str, Any] = await self._transport.post("/v1/evaluations", body, safe=True)
+        return chosen
 
     async def set_agent_status(
         self, name: str, status: str, reason: str | None = None, *, namespace: str | None = None

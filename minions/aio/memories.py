@@ -1,4 +1,4 @@
-"""What models remember, as methods of the client."""
+"""The memory of models, as methods of the client."""
 
 from __future__ import annotations
 

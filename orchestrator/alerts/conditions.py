@@ -86,6 +86,17 @@ DEAD_LETTERS = text(
         FROM statistics_state WHERE (gauges->'minions_dead_letters'->0->>1)::float8 >= :most_dead_letters
     """
 )
+# Until another version is activated or tried, for a week at most.
+CANARY_ROLLED_BACK = text(
+    """
+    SELECT DISTINCT ON (c.agent_id) a.namespace, a.name AS subject, a.name AS agent, v.number AS version, c.reason
+        FROM canaries c JOIN agents a ON a.id = c.agent_id JOIN agent_versions v ON v.id = c.version_id
+        WHERE c.outcome = 'rolled_back' AND c.ended_at > now() - interval '7 days'
+          AND a.active_version_id = c.baseline_id
+          AND NOT EXISTS (SELECT FROM canaries n WHERE n.agent_id = c.agent_id AND n.id > c.id)
+        ORDER BY c.agent_id, c.id DESC LIMIT :most
+    """
+)
 THREAT = text(
     """
     SELECT DISTINCT ON (act, target, namespace) namespace, 'threat.' || split_part(act, '.', 2) AS rule,
@@ -122,6 +133,13 @@ def _dead_letters(row: RowMapping) -> str:
     return f"{row['value']:.0f}{more} failed tasks have no replay. `minion dead-letters` groups them by error."
 
 
+def _canary(row: RowMapping) -> str:
+    return (
+        f"The canary of {row['subject']}, version {row['version']}, was rolled back. {row['reason']} "
+        f"`minion agents show {row['subject']}` shows the figures."
+    )
+
+
 THREAT_SENTENCES = {
     "threat.key_addresses": "was used from {number:.0f} addresses",
     "threat.refusals": "had {number:.0f} requests refused",
@@ -140,6 +158,7 @@ RULES = (
     Rule("budget_blocks", BUDGET_BLOCKS, _budget),
     Rule("webhook_fails", WEBHOOK_FAILS, _webhook, "attempts"),
     Rule("dead_letters", DEAD_LETTERS, _dead_letters, "tasks"),
+    Rule("canary_rolled_back", CANARY_ROLLED_BACK, _canary),
     Rule("threat", THREAT, _threat, "events"),
 )
 QUEUE_RULES = ("unserved", "pending_old")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -16,10 +18,12 @@ from orchestrator.api import body, problems
 from orchestrator.api.actors import Actor
 from orchestrator.api.auth import Caller
 from orchestrator.api.parameters import Database, ItemPage, NamedPage, Namespace, Statements, Text
+from orchestrator.observe import canaries, evaluations
 from shared.access.actors import Key
 from shared.access.roles import MASK, Permission
 from shared.access.scope import Scope
 from shared.contracts.documents import content_in_order
+from shared.contracts.shares import Share
 from shared.errors import NotFound, UnknownAgent
 from shared.registry import AgentRegistry
 from shared.suggestions import similar_agents
@@ -48,6 +52,40 @@ CONTRACT = ("name", "type", "description", "input_schema", "output_schema")
 router = APIRouter(prefix="/v1/agents", tags=["agents"])
 
 
+class CanarySide(BaseModel):
+    """What was counted of the tasks of one version since the canary has its share."""
+
+    tasks: int = Field(description="Ended ones, without those that were cancelled.")
+    failed: int
+    dollars: float
+    dollars_per_task: float | None
+    scores: dict[str, Any] = Field(description="By evaluator: `tasks` and `mean`.")
+
+
+class CanaryFigures(BaseModel):
+    """The figures of a canary, and of the version that it is compared with."""
+
+    canary: CanarySide
+    baseline: CanarySide
+
+
+class Canary(BaseModel):
+    """A version that gets a share of the agent's new tasks, or got it until it ended."""
+
+    version: int
+    baseline: int = Field(description="The version that gets the others.")
+    share: str
+    max_failures: float
+    max_cost: float
+    max_score_drop: float
+    min_tasks: int
+    started_at: datetime
+    ended_at: datetime | None
+    outcome: str | None = Field(description="completed, rolled_back, ended or changed; null while it is in force.")
+    reason: str | None = Field(description="null for a key that is bound to agents, capabilities or a tenant.")
+    figures: CanaryFigures | None = Field(description="null for the same keys.")
+
+
 class AgentSummary(BaseModel):
     """An agent as its active version describes it."""
 
@@ -62,6 +100,7 @@ class AgentSummary(BaseModel):
     model: str | None
     created_at: datetime
     version_created_at: datetime
+    canary: Canary | None = Field(None, description="The canary in force; of one agent, else the last one.")
 
 
 class AgentVersionSummary(BaseModel):
@@ -71,6 +110,7 @@ class AgentVersionSummary(BaseModel):
     number: int
     checksum: str
     created_at: datetime
+    scores: dict[str, Any] = Field(description="By evaluator: `tasks`, their `mean`, and the share that `passed`.")
 
 
 class Agent(AgentSummary):
@@ -86,6 +126,21 @@ class RollbackRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     version: int = Field(ge=1, le=2**31 - 1)
+    reason: str | None = Field(None, min_length=1, max_length=500)
+
+
+class CanaryRequest(BaseModel):
+    """The share of new tasks that a version gets, and how much worse than the active version it may be. Fields that are
+    left out are as before, or have their defaults."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    version: int = Field(ge=1, le=2**31 - 1)
+    share: Share = Field(description="A percentage: `10%`. 100% makes it the active version.")
+    max_failures: float | None = Field(None, ge=0, le=1, description="0.05: five percentage points more failed tasks.")
+    max_cost: float | None = Field(None, ge=0, le=1000, description="0.5: a task costs half as much again.")
+    max_score_drop: float | None = Field(None, ge=0, le=1, description="0.1: an evaluator's mean score is 0.1 lower.")
+    min_tasks: int | None = Field(None, ge=5, le=1_000_000)
     reason: str | None = Field(None, min_length=1, max_length=500)
 
 
@@ -109,7 +164,10 @@ def list_agents(query: NamedPage, database: Statements, key: Caller) -> Page:
         "most": query.limit + 1,
     }
     with database.connect() as connection:
-        return page_of(connection.execute(LIST, values).mappings().all(), query.limit, "name")
+        page = page_of(connection.execute(LIST, values).mappings().all(), query.limit, "name")
+        found = _canaries(connection, [agent["id"] for agent in page.items], key)
+    in_force = {agent: canary for agent, canary in found.items() if canary["ended_at"] is None}
+    return replace(page, items=[{**agent, "canary": in_force.get(agent["id"])} for agent in page.items])
 
 
 @router.get("/{name}", response_model=Agent, responses=problems.documented(404))
@@ -122,8 +180,9 @@ def get_agent(name: Text, query: Namespace, database: Statements, key: Caller) -
             similar = "" if key.scope.is_partial else similar_agents(connection, query.namespace, name)
             raise UnknownAgent(f"There is no agent named {name!r}. `minion agents` lists them.{similar}")
         definition = _shown(content_in_order(row["definition"], row["key_order"]), key)
-        versions = list(connection.execute(VERSIONS, {"agent": row["id"]}).mappings())
-        return {**row, "definition": definition, "versions": versions}
+        versions = _scored(connection, connection.execute(VERSIONS, {"agent": row["id"]}).mappings().all())
+        canary = _canaries(connection, [row["id"]], key).get(row["id"])
+        return {**row, "definition": definition, "versions": versions, "canary": canary}
 
 
 @router.post(
@@ -138,6 +197,22 @@ def roll_back(name: Text, query: Namespace, sent: body.SmallBody, database: Data
     asked = body.parse_model(RollbackRequest, sent)
     with Session(database) as session:
         AgentRegistry(session, query.namespace).roll_back(name, asked.version, asked.reason, actor=actor)
+    return get_agent(name, query, database, actor.key)
+
+
+@router.put(
+    "/{name}/canary",
+    response_model=Agent,
+    responses=problems.documented(404, 409, 413, 415),
+    openapi_extra=body.documented(CanaryRequest.model_json_schema()),
+)
+def set_canary(name: Text, query: Namespace, sent: body.SmallBody, database: Database, actor: Actor) -> dict[str, Any]:
+    """Gives a version a share of the new tasks that name the agent without a version, or changes the share that it has.
+    Tasks of one conversation, tenant key or tree get the same version. The canary is rolled back by itself if it fails
+    more, costs more or scores less than allowed. A rollback to any version ends it."""
+    asked = body.parse_model(CanaryRequest, sent).model_dump(exclude_none=True)
+    with Session(database) as session:
+        AgentRegistry(session, query.namespace).start_canary(name, actor=actor, **asked)
     return get_agent(name, query, database, actor.key)
 
 
@@ -172,6 +247,18 @@ def is_reached(connection: Connection, scope: Scope, namespace: str, name: str) 
     """Return whether there is an agent of that name and a scope reaches it."""
     row = connection.execute(GET, {"namespace": namespace, "name": name}).mappings().one_or_none()
     return row is not None and _reaches(scope, row)
+
+
+def _scored(connection: Connection, versions: Sequence[RowMapping]) -> list[dict[str, Any]]:
+    scores = evaluations.scores_of(connection, [version["id"] for version in versions])
+    return [{**version, "scores": scores.get(version["id"], {})} for version in versions]
+
+
+def _canaries(connection: Connection, agents: list[UUID], key: Key) -> dict[UUID, dict[str, Any]]:
+    """Return the last canary of each agent. Its figures are about the tasks of all callers."""
+    found = canaries.latest(connection, agents)
+    hidden = {"figures": None, "reason": None} if key.scope.is_partial else {}
+    return {agent: {**canary, **hidden} for agent, canary in found.items()}
 
 
 def _reaches(scope: Scope, agent: RowMapping) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, Field
-from sqlalchemy import bindparam, text
+from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, TEXT
 
 from orchestrator.api.auth import Caller
@@ -47,6 +47,14 @@ CAPABILITIES = text("""
         ORDER BY name
 """).bindparams(bindparam("only_agents", type_=ARRAY(TEXT)), bindparam("only_capabilities", type_=ARRAY(TEXT)))
 
+# The leader reads them every few seconds, for metrics too.
+OLDEST = text(
+    """
+    SELECT g->0->>'capability' AS name, gauges_at - (g->>1)::float8 * interval '1 s' AS since
+        FROM statistics_state, jsonb_array_elements(gauges->'minions_oldest_pending_seconds') AS g
+    """
+)
+
 router = APIRouter(prefix="/v1/capabilities", tags=["capabilities"])
 
 
@@ -62,6 +70,11 @@ class Capability(BaseModel):
     pending: int
     queued: int
     running: int
+    oldest_pending: datetime | None = Field(
+        None,
+        description="Since when the pending task that is first in line waits, as read every few seconds. Null if there "
+        "is none, or if the key is bound to a part of the installation.",
+    )
 
 
 class Capabilities(BaseModel):
@@ -84,7 +97,15 @@ def list_capabilities(request: Request, database: Statements, key: Caller) -> di
         "tenant_prefix": scope.conditions.get("tenant_prefix"),
     }
     with database.connect() as connection:
-        return {"items": list(connection.execute(CAPABILITIES, values).mappings())}
+        # They are about all namespaces together.
+        oldest = oldest_pending(connection) if scope.is_whole else {}
+        found = connection.execute(CAPABILITIES, values).mappings()
+        return {"items": [{**each, "oldest_pending": oldest.get(each["name"])} for each in found]}
+
+
+def oldest_pending(connection: Connection) -> dict[str, datetime]:
+    """Return since when the first pending task of each capability waits."""
+    return {row.name: row.since for row in connection.execute(OLDEST)}
 
 
 class ScaleQuery(StrictQuery):

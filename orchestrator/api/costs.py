@@ -75,7 +75,7 @@ class CostsQuery(StrictQuery):
 def show_costs(
     query: Annotated[CostsQuery, Depends(in_namespace(CostsQuery))], database: Database, key: Caller
 ) -> dict[str, Any]:
-    """What model calls cost, by agent, version, model, tenant key, tool, hour or day. It outlives the tasks."""
+    """Costs of model calls, by agent, version, model, tenant key, tool, hour or day. They outlive the tasks."""
     since, until = stats.range_of(query.since, query.until)
     by = tuple(dict.fromkeys(query.by))
     what_if = WhatIf.parse(query.what_if)

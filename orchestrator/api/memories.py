@@ -1,4 +1,4 @@
-"""What models remember, over HTTP: list, read and delete stores of the memory tool."""
+"""The memory of models, over HTTP: list, read and delete stores of the memory tool."""
 
 from __future__ import annotations
 

@@ -128,7 +128,10 @@ RULES: Mapping[str, Rule] = {
     "GET /v1/agents": _tasks(P.AGENTS_READ),
     "GET /v1/agents/{name}": _tasks(P.AGENTS_READ),
     "POST /v1/agents/{name}/rollback": ACTIVATE,
+    "PUT /v1/agents/{name}/canary": ACTIVATE,
     "PUT /v1/agents/{name}/status": ACTIVATE,
+    # The judging tasks get payloads.
+    "POST /v1/evaluations": _namespace(P.TASKS_SUBMIT, P.PAYLOADS_READ),
     # The scores are about all agents of a namespace.
     "POST /v1/routes": _namespace(P.AGENTS_READ),
     "GET /v1/capabilities": _tasks(P.AGENTS_READ),

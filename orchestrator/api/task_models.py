@@ -188,7 +188,8 @@ class ReplayRequest(BaseModel):
 
     pinned: bool | None = Field(
         None,
-        description="Run the agent version of the original task, not the active one. A replay from a step always does.",
+        description="Run the agent version of the original task, not the active one. A replay from a step does, unless "
+        "this is false: it then keeps the recorded steps, as long as the active version asks for the same.",
     )
     from_step: int | None = Field(
         None, description="Reuse the recorded steps before this one, and continue from there."
@@ -202,8 +203,6 @@ class ReplayRequest(BaseModel):
     def _journal_fits(self) -> Self:
         if self.from_step is None and "edited_output" in self.model_fields_set:
             raise ValueError("edited_output needs from_step: the step whose output it is")
-        if self.from_step is not None and self.pinned is False:
-            raise ValueError("a journal fits only the versions that wrote it: a replay from a step must be pinned")
         return self
 
 

@@ -71,7 +71,7 @@ def read_traceparent(
     request: Request,
     traceparent: Annotated[
         str | None,
-        Header(description="The caller's span (W3C Trace Context), for tasks without a `traceparent` of their own."),
+        Header(description="The caller's span (W3C Trace Context), for tasks that have no `traceparent`."),
     ] = None,
 ) -> str | None:
     """Return the caller's span from the headers; None if they name none, or not exactly one that is valid."""
@@ -343,8 +343,8 @@ def _replay(database: Engine, task_id: UUID, asked: ReplayRequest, actor: actors
             if approvals.is_approval(connection, task_id, asked.from_step):
                 actor.key.require(Permission.TASKS_DECIDE)
     replayed = replay_from(
-        database, task_id, asked.from_step, edit=edit, new_keys=asked.new_keys, submitted_by=str(actor),
-        key=actor.key, record=record,
+        database, task_id, asked.from_step, edit=edit, latest=asked.pinned is False, new_keys=asked.new_keys,
+        submitted_by=str(actor), key=actor.key, record=record,
     )  # fmt: skip
     return Accepted(replayed, True)
 

@@ -39,7 +39,7 @@ def list_agents(as_json: bool = AS_JSON) -> None:
     print_table(
         ("agent", "status", "version", "type", "capabilities", "description"),
         (
-            (a["name"], a["status"], a["version"], a["type"], ", ".join(a["capabilities"]), a["description"][:60])
+            (a["name"], a["status"], _versions(a), a["type"], ", ".join(a["capabilities"]), a["description"][:60])
             for a in found
         ),
         empty="No agents. `minion apply PATH` stores some.",
@@ -73,9 +73,44 @@ def route(message: str = typer.Argument(help="The last message of a task that na
 
 
 @app.command()
-def activate(name: str, reason: str | None = REASON) -> None:
-    """Let an agent accept tasks again."""
-    _change(lambda registry: registry.set_status(name, "active", reason))
+def activate(
+    name: str,
+    to: int | None = typer.Option(None, "--to", min=1, help="The version to make the active one, or the canary."),
+    share: str | None = typer.Option(
+        None, "--share", help="The share of new tasks that the version gets, as a canary: 10%. By default all."
+    ),
+    max_failures: str | None = typer.Option(
+        None, "--max-failures", help="Roll the canary back if so many more of its tasks fail, in percentage points: 5%."
+    ),
+    max_cost: str | None = typer.Option(
+        None, "--max-cost", help="Roll it back if its tasks cost so much more on average: 50%."
+    ),
+    max_score_drop: float | None = typer.Option(
+        None, "--max-score-drop", help="Roll it back if an evaluator's mean score is lower by so much: 0.1."
+    ),
+    min_tasks: int | None = typer.Option(
+        None, "--min-tasks", help="Decide nothing before so many tasks of each version have ended: 20."
+    ),
+    reason: str | None = REASON,
+) -> None:
+    """Let an agent accept tasks again; with --to, make a version the active one, or a canary with a share of them."""
+    bands = {
+        "max_failures": _fraction("--max-failures", max_failures),
+        "max_cost": _fraction("--max-cost", max_cost),
+        "max_score_drop": max_score_drop,
+        "min_tasks": min_tasks,
+    }
+    given = {band: value for band, value in bands.items() if value is not None}
+    if (share is not None or given) and (to is None or share is None):
+        raise typer.BadParameter("a canary needs both --to and --share.")
+    if to is None:
+        _change(lambda registry: registry.set_status(name, "active", reason))
+    elif share is None:
+        _change(lambda registry: registry.roll_back(name, to, reason))
+    else:
+        _change(lambda registry: registry.start_canary(name, to, share, reason, **given))
+        if share != "100%":
+            console.print(f"Version {to} gets {share} of new tasks. `minion agents show {name}` shows its figures.")
 
 
 @app.command()
@@ -98,6 +133,21 @@ def rollback(
 ) -> None:
     """Make an earlier version the active one, until another definition is applied."""
     _change(lambda registry: registry.roll_back(name, to, reason))
+
+
+def _versions(agent: dict[str, Any]) -> str:
+    canary = agent.get("canary")
+    return str(agent["version"]) + (f", {canary['share']} of tasks: {canary['version']}" if canary else "")
+
+
+def _fraction(option: str, value: str | None) -> float | None:
+    """Return a percentage, or a number, as a number."""
+    if value is None:
+        return None
+    try:
+        return float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+    except ValueError:
+        raise typer.BadParameter(f"{option} must be a percentage, such as 5%.") from None
 
 
 def _change(action: Callable[[Any], Any]) -> None:

@@ -12,14 +12,16 @@ ACTOR = typer.Option(
 )
 
 
-def connect(actor: str | None = None) -> Client:
+def connect(actor: str | None = None, *, retries: int | None = None) -> Client:
     """Return a client for the configured API, or for the running `minion up` of this installation.
 
     Args:
         actor: the name of the actor, for the record.
+        retries: how often a request is repeated if the API cannot be reached; None: the client's own number.
 
     Raises:
         NotConfigured: there is no API key.
     """
     settings = get_settings()
-    return Client(settings.require_api_url(), settings.require_api_key(), actor=actor)
+    given = {} if retries is None else {"retries": retries}
+    return Client(settings.require_api_url(), settings.require_api_key(), actor=actor, **given)

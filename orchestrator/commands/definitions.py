@@ -14,8 +14,8 @@ from shared.settings import get_settings
 if TYPE_CHECKING:
     from shared.definitions.store import Change
 
-STYLES = {"created": "green", "changed": "yellow", "unchanged": "dim"}
-WOULD = {"created": "would create", "changed": "would change"}
+STYLES = {"created": "green", "changed": "yellow", "canary": "cyan", "unchanged": "dim"}
+WOULD = {"created": "would create", "changed": "would change", "canary": "would try"}
 WIDTH = 1 + max(map(len, (*STYLES, *WOULD.values())))
 
 
@@ -56,13 +56,19 @@ def init() -> None:
 
 
 def apply(
-    path: Path = typer.Argument(help="A YAML or JSON file, or a folder of them."),
+    target: str = typer.Argument(
+        help="A YAML or JSON file, a folder of them, or a Python module, which is run: FILE.py, package.module, or "
+        "one of these with :NAME."
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show what would change, without storing anything."),
     strict: bool = typer.Option(False, "--strict", help="Treat warnings, such as an unknown model, as errors."),
+    share: str | None = typer.Option(
+        None, "--share", help="Give new versions of agents this share of new tasks, as canaries: 10%."
+    ),
     as_json: bool = AS_JSON,
 ) -> None:
     """Store definitions of agents, tools and functions, all or none; a changed one becomes a new version."""
-    changes = store(path, dry_run=dry_run, strict=strict)
+    changes = store(target, dry_run=dry_run, strict=strict, share=share)
     if as_json:
         fields = ("kind", "name", "action", "version", "because", "warnings")
         print_json([{name: getattr(change, name) for name in fields} for change in changes])
@@ -72,23 +78,26 @@ def apply(
         console.print("Nothing was stored (--dry-run).")
 
 
-def store(path: Path, *, dry_run: bool = False, strict: bool = False) -> list[Change]:
-    """Apply the definitions in a file or folder.
+def store(target: str, *, dry_run: bool = False, strict: bool = False, share: str | None = None) -> list[Change]:
+    """Apply the definitions in a file, a folder or a Python module.
+
+    Args:
+        share: of the new tasks that new versions of agents get, as canaries.
 
     Raises:
         InvalidDefinition: describes the first error; nothing is stored.
     """
     from sqlalchemy.orm import Session
 
+    from orchestrator.python_definitions import load
     from shared.database.connections import get_engine
     from shared.database.schema import wait_for_database
     from shared.definitions.apply import store_definitions
-    from shared.definitions.files import load
 
-    definitions = load(path)
+    definitions = load(target)
     wait_for_database(get_settings())
     with Session(get_engine()) as session:
-        return store_definitions(session, definitions, dry_run=dry_run, strict=strict)
+        return store_definitions(session, definitions, dry_run=dry_run, strict=strict, share=share)
 
 
 def tell(changes: list[Change], *, dry_run: bool = False) -> None:

@@ -35,12 +35,13 @@ def diff(
     if as_json:
         print_json(found.as_dict())
     else:
-        _print(found)
+        print_comparison(found)
     if not found.equal:
         raise typer.Exit(1)
 
 
-def _print(found: Comparison) -> None:
+def print_comparison(found: Comparison) -> None:
+    """Print two tasks side by side, and each difference as a unified diff."""
     print_table(("", "A", "B"), zip(_heads(), _facts(found.a), _facts(found.b), strict=True), empty="")
     console.print()
     print_table(("step", "kind", "name", "function version", "differs in"), _steps(found), empty="No steps.")

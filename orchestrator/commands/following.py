@@ -38,7 +38,7 @@ def show_events(task_id: str, events: Iterable[TaskEvent]) -> None:
         in_text = False
         if event.type == "step.restarted":
             heard.pop(event.data["step"], None)
-        stderr.print(_line(event))
+        stderr.print(event_line(event))
 
 
 def _missed(event: TaskEvent, heard: dict[int, int]) -> str:
@@ -49,7 +49,8 @@ def _missed(event: TaskEvent, heard: dict[int, int]) -> str:
     return MISSED if missed else ""
 
 
-def _line(event: TaskEvent) -> Text:
+def event_line(event: TaskEvent) -> Text:
+    """Return an event as a line: its time, its subject, and the facts."""
     subject, _, what = event.type.partition(".")
     told = _step(what, event.data) if subject == "step" else _state(what, event.data)
     return styled((f"{_time(event)} ", "dim"), (one_line(told[0]), STATE_STYLES.get(what, "")), one_line(told[1]))

@@ -141,7 +141,7 @@ def _demo(as_json: bool, places: dict[str, str]) -> int:
             client,
             console=console,
             data_dir=settings.data_dir,
-            apply=lambda path: _say_nothing(store(path)) if as_json else tell(store(path)),
+            apply=lambda path: _say_nothing(store(str(path))) if as_json else tell(store(str(path))),
             places=places,
             as_json=as_json,
         )

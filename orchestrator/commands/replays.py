@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from rich.progress import Progress
 
-from minions import Client
+from minions import Client, Task, errors
 from minions.wire import PAGE
 from orchestrator.commands.client import ACTOR, connect
 from orchestrator.commands.output import (
@@ -26,6 +26,8 @@ from orchestrator.commands.output import (
 )
 from orchestrator.commands.task_ids import OPTIONAL_TASKS, remember
 from orchestrator.commands.tasks import message_of, read_input, summary
+from shared.contracts.visible_text import one_line
+from shared.errors import HistoryDiverged
 from shared.tasks.states import State
 
 
@@ -60,6 +62,12 @@ def replay(
     edit_output: str | None = typer.Option(
         None, metavar="FILE", help="With --from-step: keep step N too, with the JSON of this file (- standard input)."
     ),
+    cut: bool = typer.Option(
+        False,
+        "--cut",
+        help="With --latest and --from-step: if the active version asks for another step before N, wait for that, and "
+        "continue from there.",
+    ),
     new_keys: bool = typer.Option(
         False, "--new-keys", help="Give the calls new idempotency keys: external systems treat them as new calls."
     ),
@@ -84,6 +92,8 @@ def replay(
         raise typer.BadParameter("--edit-output needs --from-step: the step whose output it is")
     if from_step is not None and (len(task_ids or []) != 1 or dry_run):
         raise typer.BadParameter("--from-step is for one task, without --dry-run")
+    if cut and (pinned is not False or from_step is None or edit_output is not None):
+        raise typer.BadParameter("--cut needs --latest and --from-step, without --edit-output")
     how: dict[str, Any] = {"pinned": pinned, "from_step": from_step, "new_keys": new_keys}
     if edit_output is not None:
         how["edited_output"] = read_input(edit_output if edit_output == "-" else f"@{edit_output}")
@@ -91,7 +101,7 @@ def replay(
         done = (
             _replay_many(client, filters, pinned=bool(pinned), new_keys=new_keys, rate=rate, dry_run=dry_run)
             if filtered
-            else _replay_each(client, task_ids, how, dry_run=dry_run)
+            else _replay_each(client, task_ids, how, dry_run=dry_run, cut=cut)
         )
     if done and done[-1]["replayed_as"]:
         remember(done[-1]["replayed_as"])
@@ -140,9 +150,44 @@ def _list_dead_letters(fingerprint: str, agent: str | None, limit: int, *, as_js
     )
 
 
-def _replay_each(client: Client, task_ids: list[str], how: dict[str, Any], *, dry_run: bool) -> list[dict[str, Any]]:
-    replayed = [(task_id, None if dry_run else client.replay(task_id, **how)) for task_id in task_ids]
+def _replay_each(
+    client: Client, task_ids: list[str], how: dict[str, Any], *, dry_run: bool, cut: bool
+) -> list[dict[str, Any]]:
+    submit = _replay_cut if cut else Client.replay
+    replayed = [(task_id, None if dry_run else submit(client, task_id, **how)) for task_id in task_ids]
     return [{"task_id": old, "replayed_as": new and new.id, "error": None} for old, new in replayed]
+
+
+def _replay_cut(client: Client, task_id: str, *, from_step: int, **how: Any) -> Task:
+    """Replay with the active version from the last step until which it asks for the same, at most from `from_step`.
+
+    Raises:
+        Conflict: the task cannot be replayed, for another reason than a step before.
+    """
+    while True:
+        try:
+            made = client.replay(task_id, from_step=from_step, **how)
+            differs = _first_other_step(client, made, from_step)
+            why = "" if differs is None else message_of(client.get(made).error)
+        except errors.Conflict as error:
+            differs, why = error.detail.get("step"), error.message
+            if not isinstance(differs, int) or differs >= from_step:
+                raise
+        if differs is None:
+            return made
+        stderr.print(f"Cut at step {differs}: {one_line(why)}")
+        from_step = differs
+
+
+def _first_other_step(client: Client, task: Task, from_step: int) -> int | None:
+    """Follow a replay past the steps that it keeps. Return the kept step at which it diverged, or None."""
+    for event in client.follow(task):
+        if event.type.startswith("step.") and event.data["claim"] > 0 and event.data["step"] >= from_step:
+            return None
+        error = event.data.get("error") or {}
+        if event.type == "task.failed" and error.get("type") == HistoryDiverged.code and error["step"] < from_step:
+            return int(error["step"])
+    return None
 
 
 def _replay_many(client: Client, filters: dict[str, Any], **how: Any) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from minions.wire import PAGE
 from orchestrator import server_tools
 from orchestrator.commands.client import ACTOR, connect
 from orchestrator.commands.following import print_lines, show_events
+from orchestrator.commands.journal_views import read_history
 from orchestrator.commands.output import (
     AS_JSON,
     console,
@@ -29,6 +30,7 @@ from orchestrator.commands.output import (
     styled,
     zoned,
 )
+from orchestrator.commands.past import why_at
 from orchestrator.commands.task_ids import TASK, TASKS, named, remember
 from orchestrator.turn_notes import notes_of
 from shared.contracts.strict_json import parse
@@ -238,16 +240,28 @@ def cancel(
         console.print(f"{task.id} {task.state}" + (" (asked to stop)" if task.cancel_requested else ""))
 
 
-def why(task_id: str = TASK, as_json: bool = AS_JSON) -> None:
+def why(
+    task_id: str = TASK,
+    at: str | None = typer.Option(
+        None, "--at", metavar="STEP|TIME", help="Why it was where it was at a step, or at a local time of the past."
+    ),
+    as_json: bool = AS_JSON,
+) -> None:
     """Show why a task is where it is, and what would let it continue."""
     with connect() as client:
-        found = client.why(task_id)
+        found = client.why(task_id) if at is None else why_at(read_history(client, task_id), at)
     if as_json:
         print_json(found)
-        return
+    else:
+        print_why(found)
+
+
+def print_why(found: dict[str, Any]) -> None:
+    """Print an explanation of the present, or of a moment of the past."""
     console.print(styled((f"{found['state']}: ", "bold"), one_line(found["sentence"])))
-    if found["todo"]:
-        console.print(one_line(found["todo"]))
+    for line in (found.get("todo"), *(f"Not known: {each}" for each in found.get("not_known", ()))):
+        if line:
+            console.print(one_line(line))
 
 
 def label(

@@ -15,10 +15,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import structlog
 
@@ -40,6 +40,7 @@ log = structlog.get_logger(__name__)
 START_SECONDS = 90.0
 STOP_SECONDS = 12.0
 LOOK_SECONDS = 1.0
+READY_POLL_SECONDS = 0.5
 DEFAULT_CONCURRENCY = 2
 FLOWER_PORT = 5555
 OF_MODELS = ("ANTHROPIC_", "OPENAI_", "AWS_", "GOOGLE_", "MINION_PROVIDER_KEYS")
@@ -58,12 +59,14 @@ OF_FLOWER = ("MINION_FLOWER_PASSWORD",)
 class Pool:
     """A worker pool: capabilities separated by commas, and the number of concurrent tasks."""
 
+    PREFIX: ClassVar[str] = "worker-"
+
     capabilities: str
     concurrency: int = DEFAULT_CONCURRENCY
 
     @property
     def name(self) -> str:
-        return "worker-" + self.capabilities.replace(",", "+")
+        return self.PREFIX + self.capabilities.replace(",", "+")
 
 
 def parse_pool(text: str) -> Pool:
@@ -81,18 +84,22 @@ def parse_pool(text: str) -> Pool:
         raise InvalidInput(f"The pool {text!r} is not valid: {error}") from None
 
 
-def running_system(settings: Settings) -> dict[str, str] | None:
-    """The places of the system that MINION_API_URL names, or of this installation's `minion up`, if it answers.
+def running_system(settings: Settings, patience: float = START_SECONDS) -> dict[str, str] | None:
+    """Return the places of the system that MINION_API_URL names, which may still be starting, or of this installation's
+    `minion up`, if it answers.
+
+    Args:
+        patience: seconds in which the system that MINION_API_URL names must become ready.
 
     Raises:
         NotConfigured: there may be one, and this process has no API key for it.
+        Unavailable: MINION_API_URL is set, and the system is not ready in time.
     """
+    if settings.api_url:
+        _wait_for(settings.api_url, settings.require_api_key(), patience)
+        return {"API": f"{settings.api_url}/docs"}
     try:
-        facts: dict[str, Any] = (
-            {"api_url": settings.api_url, "places": {"API": f"{settings.api_url}/docs"}}
-            if settings.api_url
-            else json.loads((settings.data_dir / RUN_FILE).read_text())
-        )
+        facts: dict[str, Any] = json.loads((settings.data_dir / RUN_FILE).read_text())
     except (OSError, ValueError):
         return None
     key = settings.require_api_key()
@@ -103,21 +110,43 @@ def running_system(settings: Settings) -> dict[str, str] | None:
         return None
 
 
+def _wait_for(url: str, key: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    with Client(url, key, timeout=5.0, retries=0) as client:
+        while not client.ready():
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"MINION_API_URL is {url}, and no system was ready there within {seconds:g} s: start its "
+                    "orchestrator and look at its /readyz, or unset MINION_API_URL to start a separate system."
+                )
+            time.sleep(READY_POLL_SECONDS)
+
+
 class LocalSystem:
     """Starts everything, keeps it running, stops everything."""
 
-    def __init__(self, settings: Settings, pools: list[Pool], *, flower: bool, say: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        pools: list[Pool],
+        *,
+        flower: bool,
+        say: Callable[[str], object],
+        of_workers: Mapping[str, str] | None = None,
+    ) -> None:
         """Start nothing before the `with` block.
 
         Args:
             pools: worker pools; if empty, one for each capability that an agent offers, including agents stored later.
             say: reports progress to the terminal.
+            of_workers: further environment variables of the workers.
         """
         self.settings = settings
         self.pools = pools
         self.automatic = not pools
         self.flower = flower
         self.say = say
+        self.of_workers = dict(of_workers or {})
         self.logs = settings.data_dir / "logs"
         self.servers: EmbeddedServers | None = None
         self.children: list[Child] = []
@@ -147,14 +176,27 @@ class LocalSystem:
         """Return an address that logs a browser of this machine in, once: a secret for the terminal only."""
         return f"{self.facts['api_url']}/login/link?code={new_code(os.environ['MINION_API_KEY'].encode())}"
 
-    def supervise(self) -> None:
-        """Keep everything running until SIGTERM or SIGINT."""
-        while not self._stopping.wait(LOOK_SECONDS):
+    def supervise(self, look: Callable[[], object] | None = None, *, seconds: float = LOOK_SECONDS) -> None:
+        """Keep everything running until SIGTERM or SIGINT. Call `look`, if given, each time: every `seconds`."""
+        while not self._stopping.wait(seconds):
             self._keep_servers()
             for child in self.children:
                 child.revive()
             if self.automatic:
                 self._add_pools()
+            if look is not None:
+                look()
+
+    def restart_pools(self) -> None:
+        """Restart all workers, so that they load the code of builtin tools again. They hand back running tasks."""
+        workers = [child for child in self.children if child.name.startswith(Pool.PREFIX)]
+        for child in workers:
+            child.signal(signal.SIGQUIT)
+        for child in workers:
+            if not child.wait(STOP_SECONDS):
+                child.signal(signal.SIGKILL)
+                child.wait(STOP_SECONDS)
+            child.start()
 
     def stop(self) -> None:
         """Stop the children in order, then the servers; idempotent."""
@@ -272,9 +314,19 @@ class LocalSystem:
         self.facts["started"] = True
 
     def _start_child(
-        self, name: str, arguments: list[str], orphaned: signal.Signals, *, withheld: tuple[str, ...] = ()
+        self,
+        name: str,
+        arguments: list[str],
+        orphaned: signal.Signals,
+        *,
+        withheld: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> Child:
-        environment = {"MINION_API_PORT": str(self.facts["api_port"]), "MINION_API_HOST": "127.0.0.1"}
+        environment = {
+            "MINION_API_PORT": str(self.facts["api_port"]),
+            "MINION_API_HOST": "127.0.0.1",
+            **(environment or {}),
+        }
         child = Child(name, arguments, environment, self.logs, orphaned=orphaned, withheld=withheld)
         child.start()
         self.children.append(child)
@@ -283,7 +335,9 @@ class LocalSystem:
     def _start_pool(self, pool: Pool) -> None:
         # An orphaned worker shuts down within its soft time: SIGTERM would wait for its tasks.
         arguments = ["worker", pool.capabilities, "-c", str(pool.concurrency)]
-        self._start_child(pool.name, arguments, signal.SIGQUIT, withheld=OF_API + OF_FLOWER)
+        self._start_child(
+            pool.name, arguments, signal.SIGQUIT, withheld=OF_API + OF_FLOWER, environment=self.of_workers
+        )
 
     def _add_pools(self) -> None:
         """Add a pool for each capability that an agent offers and no pool serves."""

@@ -1,4 +1,4 @@
-"""What model calls cost, by agent, model, tenant, tool and more, and what they would cost otherwise.
+"""Costs of model calls, by agent, model, tenant, tool and more, and what they would be otherwise.
 
 The figures come from the statistics, except those of tools that call agents. Such a tool costs what its sub-tasks cost,
 with everything below them. They are read from the latest sub-tasks of the time range, up to `MOST_SUBTASKS`.

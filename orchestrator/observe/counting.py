@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection, Engine, Row, text
 
+from orchestrator.observe import canaries, evaluations
 from orchestrator.observe.ends import MARKED, SOURCES, Group
 from orchestrator.observe.tally import KEY, SUMS, Amounts, Key, Places, failures, keys_of
 from shared.database.connections import persist
@@ -140,7 +141,9 @@ def _move(connection: Connection, state: Row[Any], high: int) -> Progress:
 
 
 def _add(connection: Connection, places: Places, *, low: int, high: int, since: Any = None) -> None:
-    """Add the ends of a range of transactions to the statistics."""
+    """Add the ends of a range of transactions to the statistics, and to the figures of canaries; choose evaluations."""
+    canaries.count(connection, low=low, high=high, since=since)
+    evaluations.sample(connection, low=low, high=high, since=since)
     rows: dict[Key, Amounts] = defaultdict(Amounts)
     for kind, groups in _read(connection, low=low, high=high, since=since):
         for group in groups:

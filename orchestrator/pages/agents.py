@@ -37,7 +37,11 @@ ACTIVATIONS = text(
     """
 )
 
-DONE = {"rollback": "This version is active now.", "status": "The status was changed."}
+DONE = {
+    "rollback": "This version is active now.",
+    "canary": "This version gets that share of new tasks.",
+    "status": "The status was changed.",
+}
 
 router = APIRouter(route_class=Page, include_in_schema=False)
 
@@ -107,6 +111,14 @@ def roll_back(name: Text, form: Form, query: Namespace, database: Database, acto
     version = as_number(form.get("version", ""), "The version", 2**31 - 1)
     api.roll_back(name, query, as_body({"version": version, **given(form, "reason")}), database, actor)
     return done(f"/agents/{quote(name, safe='')}", "rollback", namespace=query.namespace)
+
+
+@router.post("/agents/{name}/canary")
+def set_canary(name: Text, form: Form, query: Namespace, database: Database, actor: Actor) -> Response:
+    """Gives a version a share of new tasks."""
+    version = as_number(form.get("version", ""), "The version", 2**31 - 1)
+    api.set_canary(name, query, as_body({"version": version, **given(form, "share", "reason")}), database, actor)
+    return done(f"/agents/{quote(name, safe='')}", "canary", namespace=query.namespace)
 
 
 @router.post("/agents/{name}/status")

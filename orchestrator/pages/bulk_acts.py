@@ -48,7 +48,7 @@ class ListQuery(StrictQuery):
 
 
 class ShowQuery(StrictQuery):
-    """What was just done."""
+    """The act that was just done."""
 
     done: Text = ""
 

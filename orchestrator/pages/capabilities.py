@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from orchestrator.api import capabilities as api
 from orchestrator.api import rules
 from orchestrator.api.actors import Actor
 from orchestrator.api.auth import Caller
+from orchestrator.api.capabilities import oldest_pending
 from orchestrator.api.parameters import Database, StrictQuery, Text
 from orchestrator.api.problems import STATEMENT_TIMEOUT
 from orchestrator.observe import scale
@@ -33,21 +33,13 @@ MOST_PAUSED = 50
 MOST_ADVISED = 50
 """Capabilities whose number of workers is computed: each takes a query. Those with the most work are first."""
 WANTED = Wanted(wait_seconds=60.0, slots_per_worker=1, least=0, most=1000)
-# The leader reads them every few seconds, for metrics too.
-OLDEST = text(
-    """
-    SELECT g->0->>'capability' AS name, gauges_at - (g->>1)::float8 * interval '1 s' AS since
-        FROM statistics_state, jsonb_array_elements(gauges->'minions_oldest_pending_seconds') AS g
-    """
-)
-
 DONE = {"pause": "Paused. Running tasks continue, and no other starts.", "resume": "Resumed."}
 
 router = APIRouter(route_class=Page, include_in_schema=False)
 
 
 class DoneQuery(StrictQuery):
-    """What was just done."""
+    """The act that was just done."""
 
     done: Text = ""
 
@@ -113,11 +105,6 @@ def busiest(listed: list[Any], most: int) -> list[Any]:
     """Return the capabilities with the most work and slots, by name."""
     work = sorted(listed, key=lambda it: -(it["pending"] + it["queued"] + it["running"] + it["slots"]))[:most]
     return sorted(fitting(work, lambda it: (it["name"], *it["agents"][:5]), most), key=lambda it: str(it["name"]))
-
-
-def oldest_pending(connection: Connection) -> dict[str, datetime]:
-    """Return since when the first pending task of each capability waits."""
-    return {row.name: row.since for row in connection.execute(OLDEST)}
 
 
 def _pauses(database: Engine, key: Key) -> dict[str, list[Any]]:

@@ -23,7 +23,7 @@ LONGEST_VALUE = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a reader may decide, and the form for it.
+    """A decision that a reader may make, and the form for it.
 
     Attributes:
         kind: `approval` or `answer`.

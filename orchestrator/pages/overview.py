@@ -12,11 +12,12 @@ from sqlalchemy import Connection
 
 from orchestrator.api import alerts
 from orchestrator.api.auth import Caller
+from orchestrator.api.capabilities import oldest_pending
 from orchestrator.api.parameters import StrictQuery
 from orchestrator.observe import stats
 from orchestrator.observe.stats import Question
 from orchestrator.pages.access import Reading
-from orchestrator.pages.capabilities import busiest, counted_capabilities, oldest_pending
+from orchestrator.pages.capabilities import busiest, counted_capabilities
 from orchestrator.pages.inbox import MOST_COUNTED, waiting_for_people
 from orchestrator.pages.rendering import Page, render
 from orchestrator.pages.rights import ALERTS, CAPABILITIES

@@ -116,6 +116,7 @@ RULES: Mapping[str, Rule] = {
     "GET /agents/{name}/try": SUBMIT,
     "POST /agents/{name}/try": SUBMIT,
     "POST /agents/{name}/rollback": API["POST /v1/agents/{name}/rollback"],
+    "POST /agents/{name}/canary": API["PUT /v1/agents/{name}/canary"],
     "POST /agents/{name}/status": API["PUT /v1/agents/{name}/status"],
     "GET /routing": ROUTES,
     "POST /routing": ROUTES,

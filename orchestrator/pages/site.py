@@ -79,7 +79,7 @@ async def go_home() -> Response:
 
 
 def add_to(app: FastAPI) -> None:
-    """Add the pages. They have few connections of their own, and a short limit for each statement.
+    """Add the pages. They have a few dedicated connections, and a short limit for each statement.
 
     Raises:
         RuntimeError: a page has no rule in `orchestrator.pages.rights`, or a rule has no page.

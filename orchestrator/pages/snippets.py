@@ -1,4 +1,4 @@
-"""How to do from elsewhere what a page shows: with curl, on the command line, and in Python."""
+"""The act of a page with curl, on the command line, and in Python."""
 
 from __future__ import annotations
 

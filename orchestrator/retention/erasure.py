@@ -41,7 +41,9 @@ CHOOSE = text(
         FROM tasks t JOIN task_status s ON s.task_id = t.id
         WHERE t.id > :after AND t.id <= :until AND t.namespace = :namespace AND t.parent_id IS NULL
           AND (CAST(:tenant AS text) IS NULL OR t.key = :tenant)
-          AND (CAST(:conversation AS text) IS NULL OR t.conversation_id = :conversation)
+          AND (CAST(:conversation AS text) IS NULL OR t.conversation_id = :conversation
+               -- An evaluation has what its task had.
+               OR t.labels @> jsonb_build_object('evaluates_conversation', CAST(:conversation AS text)))
         ORDER BY t.id LIMIT :most FOR UPDATE OF s
     """
 ).bindparams(bindparam("final", type_=ARRAY(TEXT)))

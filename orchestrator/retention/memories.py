@@ -20,8 +20,8 @@ def prune_memories(engine: Engine, settings: Settings) -> int:
     if not settings.retention_memory:
         return 0
     stores = versions = 0
-    pruned = BATCH
-    while pruned == BATCH:
+    pruned = replaced = BATCH
+    while BATCH in (pruned, replaced):
         with engine.begin() as connection:
             pruned, replaced = store.prune(connection, settings.retention_memory, BATCH)
         stores, versions = stores + pruned, versions + replaced

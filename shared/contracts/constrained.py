@@ -23,7 +23,7 @@ MOST_UNIONS = 16
 TYPES = frozenset({"object", "array", "string", "integer", "number", "boolean", "null"})
 STRUCTURE = frozenset({"type", "properties", "required", "additionalProperties", "items", "enum", "const"})
 ALONE = ("anyOf", "oneOf", "$ref")
-"""What the API knows of a schema with one of these is that alone."""
+"""A schema with one of these is known to the API by that alone."""
 NOT_AT_THE_TOP = (*ALONE, "enum", "const")
 NOTES = frozenset({"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment"})
 BOUNDS = frozenset(

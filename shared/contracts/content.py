@@ -151,6 +151,11 @@ def describe(block: Block) -> str:
     return f"[{kind}]"
 
 
+def is_of_model(message: Mapping[str, Any]) -> bool:
+    """Return whether a message is a model's: its blocks are passed exactly, may have any form, and name no file."""
+    return bool(message["role"] == "assistant")
+
+
 def media_in(content: Content) -> Iterator[Block]:
     """Yield the images and documents of a content, those in tool results and in documents too."""
     for block in content if isinstance(content, list) else ():

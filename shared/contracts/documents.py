@@ -37,6 +37,7 @@ from shared.contracts.server_tools import (
     WebSearch,
     tool_search_misfit,
 )
+from shared.contracts.shares import Share
 from shared.contracts.strict_json import check, digest
 from shared.contracts.strict_model import Strict, faults_of
 from shared.contracts.turn_settings import (
@@ -231,6 +232,18 @@ class RelationDefinition(Strict):
     )
 
 
+class Evaluator(Strict):
+    """An agent that judges a share of the tasks of another one, after they have succeeded.
+
+    Its output must have a `score` between 0 and 1, and may have `passed` and `reason`.
+    """
+
+    agent: Name
+    share: Share = "5%"
+    max_per_hour: int = Field(100, ge=1, le=100_000)
+    budget: Budget | None = None
+
+
 class Definition(Strict):
     """Fields that agents, tools and functions share."""
 
@@ -293,6 +306,8 @@ class Definition(Strict):
 class AgentDefinition(Definition):
     """An agent: a model with a prompt and tools (type `agent`), or one function, tool or chain (type `function`)."""
 
+    LATER: ClassVar[tuple[str, ...]] = ("evaluators",)
+
     kind: Literal["agent"] = "agent"
     type: Literal["agent", "function"] = "agent"
     model: str | None = Field(None, max_length=200)
@@ -303,7 +318,21 @@ class AgentDefinition(Definition):
     function: ToolReference | None = None
     tool: ToolReference | None = None
     relations: list[RelationDefinition] = Field(default_factory=list, max_length=100)
+    evaluators: list[Evaluator] = Field(default_factory=list, max_length=10)
     config: AgentConfig = Field(default_factory=AgentConfig)
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_defaults(self, serialize(self), self.LATER)
+
+    @model_validator(mode="after")
+    def _evaluators_are_others(self) -> Self:
+        names = [each.agent for each in self.evaluators]
+        if self.name in names:
+            raise ValueError("an agent must not evaluate itself")
+        if len({*names}) != len(names):
+            raise ValueError("evaluators must name each agent once")
+        return self
 
     @field_validator("tools")
     @classmethod

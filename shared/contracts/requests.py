@@ -13,7 +13,7 @@ from shared.errors import InvalidInput
 LabelName = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 LabelValue = Annotated[str, StringConstraints(max_length=255)]
 Lane = Literal["direct", "batch", "auto"]
-"""How model calls are made: at once, in Message Batches at half the price, or in batches if the deadline allows it."""
+"""Ways to make model calls: at once, in Message Batches at half the price, or in batches if the deadline allows it."""
 
 
 class Budget(Strict):

@@ -99,7 +99,7 @@ class WebTool(ApiTool):
 
 
 class UserLocation(Settings):
-    """Where the user is, approximately."""
+    """The user's approximate location."""
 
     city: str | None = Field(None, min_length=1, max_length=255)
     region: str | None = Field(None, min_length=1, max_length=255)
@@ -139,7 +139,7 @@ class ToolNames(Settings):
 
 
 class UrlSources(Settings):
-    """Where the URLs that may be fetched come from; what is left out may be a source."""
+    """The sources of URLs that may be fetched; those that are left out are allowed."""
 
     user_input: Literal["all", "none"] | None = None
     client_tool_results: Literal["all", "none"] | ToolNames | None = None

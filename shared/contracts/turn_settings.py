@@ -1,4 +1,4 @@
-"""What the author of an agent may set for each request to its model, beside sampling."""
+"""Settings of an agent for each request to its model, beside sampling."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UserId = Literal["tenant_hash", "tenant"]
 """The tenant key as `metadata.user_id`: its hash, or the key itself if that identifies no person."""
 Speed = Literal["fast", "standard"]
 FallbackReason = Literal["refusal", "unavailable"]
-"""Why another model is asked: the model refused to answer, or its API did not answer for too long."""
+"""The reasons to ask another model: the model refused to answer, or its API did not answer for too long."""
 FALLBACK_REASONS: tuple[FallbackReason, ...] = get_args(FallbackReason)
 
 

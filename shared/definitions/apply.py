@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from shared.contracts.documents import AnyDefinition
 from shared.database.connections import be_patient
+from shared.definitions import canaries
 from shared.definitions.audit import record_change
 from shared.definitions.store import Change, DefinitionStore
 from shared.errors import InvalidDefinition
@@ -23,11 +24,13 @@ def store_definitions(
     namespace: str = "default",
     dry_run: bool = False,
     strict: bool = False,
+    share: str | None = None,
 ) -> list[Change]:
     """Apply definitions and commit; with `dry_run`, only report the changes.
 
     Args:
         strict: treat warnings as errors.
+        share: of the new tasks that new versions of existing agents get, as canaries: `10%`. None: they become active.
 
     Raises:
         InvalidDefinition: the first error; nothing is stored.
@@ -36,7 +39,8 @@ def store_definitions(
         be_patient(session.connection())  # functions are compiled in the sandbox, and schemas compared
         packages = WorkerPackages.reported(session)
         check_code = partial(validate_code, packages=packages)
-        store = DefinitionStore(session, check_code, namespace, packages)
+        hundredths = None if share in (None, "100%") else canaries.parse_share(str(share))
+        store = DefinitionStore(session, check_code, namespace, packages, share=hundredths)
         changes = store.apply(definitions)
         warnings = [warning for change in changes for warning in change.warnings]
         if strict and warnings:

@@ -1,4 +1,4 @@
-"""What the provider of an agent's model can honour, checked when the agent is stored.
+"""Features that the provider of an agent's model can honour, checked when the agent is stored.
 
 Only settings that every server of a kind takes are accepted: a setting is refused by its name, never dropped silently.
 """

@@ -17,16 +17,19 @@ from uuid import UUID
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.orm import Session
 
+from shared.access import actors
 from shared.access.keys import missing_deciders
 from shared.contracts.documents import (
     CONTEXT_AND_CACHE,
     AgentDefinition,
     AnyDefinition,
+    Evaluator,
     FunctionConfig,
     FunctionDefinition,
     ToolDefinition,
     stored_definition,
 )
+from shared.contracts.shares import hundredths_of
 from shared.contracts.strict_json import digest
 from shared.database.connections import SCHEMA_LOCK
 from shared.database.tables import (
@@ -39,6 +42,7 @@ from shared.database.tables import (
     Tool,
     ToolVersion,
 )
+from shared.definitions import canaries
 from shared.definitions.api_tools import api_tool_misfits, unrunnable
 from shared.definitions.fit import chain_misfits, condition_misfits, model_misfit, strict_misfit
 from shared.definitions.known_models import unknown_models
@@ -48,11 +52,13 @@ from shared.functions.worker_packages import WorkerPackages
 from shared.providers import Providers
 from shared.settings import get_settings
 
-# Every agent, first alone and then with each agent that its active version may call.
+# Every agent, first alone and then with each agent that its active version may call, or its canary.
 CALLS = text(
     """
     WITH active AS (
-        SELECT a.name, v.id, v.tool_version_id FROM agents a JOIN agent_versions v ON v.id = a.active_version_id
+        SELECT a.name, v.id, v.tool_version_id FROM agents a
+            LEFT JOIN canaries c ON c.agent_id = a.id AND c.ended_at IS NULL
+            JOIN agent_versions v ON v.id IN (a.active_version_id, c.version_id)
             WHERE a.namespace = :namespace
     )
     SELECT name, NULL FROM active
@@ -64,7 +70,7 @@ CALLS = text(
     """
 )
 
-Action = Literal["created", "changed", "unchanged"]
+Action = Literal["created", "changed", "canary", "unchanged"]
 Head = Agent | Tool | Function
 Version = AgentVersion | ToolVersion | FunctionVersion
 
@@ -95,6 +101,8 @@ class DefinitionStore:
         validate_code: checks a function's source before it is stored, and raises InvalidDefinition.
         packages: the packages that live workers let functions import.
         providers: of models, as they are configured.
+        share: of the new tasks that a changed agent's new version gets, in hundredths of a percent, as a canary; None:
+            it becomes the active version.
     """
 
     session: Session
@@ -102,6 +110,7 @@ class DefinitionStore:
     namespace: str = "default"
     packages: WorkerPackages = field(default_factory=lambda: WorkerPackages({}))
     providers: Providers = field(default_factory=lambda: get_settings().known_providers())
+    share: int | None = None
     changes: list[Change] = field(default_factory=list)
     activated: list[tuple[Version, UUID | None]] = field(default_factory=list)
     """Versions that became the active one of their definition, each with the id of the one before."""
@@ -274,7 +283,7 @@ class DefinitionStore:
         )
         self.session.add(version)
         self.session.flush()
-        self._activate(head, version)
+        action = self._introduce(head, version, action)
         self.changes.append(Change(definition.kind, definition.name, action, version.number, because))
         return version
 
@@ -284,23 +293,46 @@ class DefinitionStore:
             if because is None:
                 self.changes.append(Change(definition.kind, definition.name, "unchanged", known.number))
             return
-        self._activate(head, known)
-        self.changes.append(Change(definition.kind, definition.name, "changed", known.number, because))
+        action = self._introduce(head, known, "changed")
+        self.changes.append(Change(definition.kind, definition.name, action, known.number, because))
 
     def _held(self, head: Any, definition: AnyDefinition) -> Any | None:
-        """Return the newest version of an agent that was rolled back, if it has this text.
+        """Return the version of an agent that is to be kept as it is, if it has this text: that of its canary, or the
+        newest one, which was rolled back.
 
         Such an agent keeps its version, even if a function or tool that it uses has changed. Otherwise every deployment
-        would undo the rollback.
+        would undo the rollback, or end the canary.
         """
-        if getattr(head, "status", None) != "rolled_back":
+        if not isinstance(head, Agent):
+            return None
+        canary = canaries.find(self.session.connection(), head.id)
+        if canary is not None:
+            version = self.session.get_one(AgentVersion, canary["version_id"])
+            if _has_text(version, definition):
+                return version if self.share in (None, canary["share"]) else None
+        if head.status != "rolled_back":
             return None
         newest = self.session.scalars(
             select(AgentVersion).filter_by(agent_id=head.id).order_by(AgentVersion.number.desc()).limit(1)
         ).one()
-        same = digest(newest.definition) == digest(definition.content())
-        # Releases before 0.3 stored no key order.
-        return newest if same and newest.key_order in (None, definition.key_order()) else None
+        return newest if _has_text(newest, definition) else None
+
+    def _introduce(self, head: Any, version: Any, action: Action) -> Action:
+        """Make a version the active one of its definition, or its canary; return what was done."""
+        if not isinstance(head, Agent) or head.active_version_id is None:
+            self._activate(head, version)
+            return action
+        about: dict[str, Any] = {"namespace": self.namespace, "reason": None}
+        connection, actor = self.session.connection(), actors.local_actor()
+        if self.share is not None:
+            canaries.start(connection, actor, head.id, head.name, version.id, self.share, bands={}, **about)
+            return "canary"
+        canary = canaries.find(connection, head.id)
+        if canary is not None:
+            outcome = "completed" if canary["version_id"] == version.id else "ended"
+            canaries.end(connection, actor, head.id, head.name, outcome=outcome, **about)
+        self._activate(head, version)
+        return action
 
     def _activate(self, head: Any, version: Any) -> None:
         self.activated.append((version, head.active_version_id))
@@ -406,11 +438,22 @@ class DefinitionStore:
             for place, name in _called_agents(definition):
                 if name not in calls:
                     raise InvalidDefinition(f"agent {definition.name!r}, {place}: there is no agent named {name!r}.")
+            for position, evaluator in enumerate(definition.evaluators):
+                self._check_evaluator(evaluator.agent, f"agent {definition.name!r}, evaluators.{position}.agent")
         for tool in self._active("tool"):
             if tool.agent and tool.agent not in calls:
                 raise InvalidDefinition(f"tool {tool.name!r}, agent: there is no agent named {tool.agent!r}.")
         self._refuse_circles(calls)
         self._refuse_misfits({definition.name for definition in given})
+
+    def _check_evaluator(self, name: str, place: str) -> None:
+        """Check that an agent exists that may answer with a score."""
+        judge = self._active_agents().get(name)
+        if judge is None:
+            raise InvalidDefinition(f"{place}: there is no agent named {name!r}.")
+        schema = judge.output_schema
+        if schema is not None and "score" not in schema.get("properties", {"score": True}):
+            raise InvalidDefinition(f"{place}: the output schema of {name!r} must have the property `score`.")
 
     def _refuse_misfits(self, changed: set[str]) -> None:
         """Check that the output of each agent in a changed chain can be the input of the next one."""
@@ -438,6 +481,12 @@ class DefinitionStore:
         for caller, called in self.session.execute(CALLS, {"namespace": self.namespace}):
             calls.setdefault(caller, []).extend([called] if called else [])
         return calls
+
+
+def _has_text(version: Any, definition: AnyDefinition) -> bool:
+    same: bool = digest(version.definition) == digest(definition.content())
+    # Releases before 0.3 stored no key order.
+    return same and version.key_order in (None, definition.key_order())
 
 
 def _of(definitions: Sequence[AnyDefinition], kind: type[Any]) -> list[Any]:
@@ -470,7 +519,14 @@ def _agent_columns(definition: AgentDefinition) -> dict[str, Any]:
         "soft_time_limit": config.soft_time_limit,
         "time_limit": config.time_limit,
         "max_attempts": config.max_attempts,
+        "evaluators": [_evaluator(each) for each in definition.evaluators] or None,
     }
+
+
+def _evaluator(evaluator: Evaluator) -> dict[str, Any]:
+    """Return an evaluator as the statistician reads it."""
+    content = evaluator.model_dump(mode="json", exclude_none=True)
+    return {**content, "share": hundredths_of(evaluator.share)}
 
 
 def _references(definition: AgentDefinition | ToolDefinition) -> set[tuple[str, str]]:

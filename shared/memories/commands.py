@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 from shared.contracts.server_tools import Memory
@@ -18,6 +19,8 @@ MAX_FILES = 1000
 LEVELS = 2
 AROUND = 2
 """Lines before and after a change that its result shows."""
+MOST_PLACES = 20
+"""Lines with the same text that an error names."""
 
 # The fields of each command, and whether it needs them.
 FIELDS: dict[str, dict[str, tuple[type, bool]]] = {
@@ -126,11 +129,11 @@ def _str_replace(files: Files, fields: Mapping[str, Any]) -> Changed:
     if not old:
         raise InvalidInput("No replacement was performed: old_str must not be empty.")
     text = files.read(path)
-    places = [*_places(text, old)]
+    places = [*islice(_places(text, old), MOST_PLACES + 1)]
     if not places:
         raise InvalidInput(f"No replacement was performed, old_str `{old}` did not appear verbatim in {path}.")
     if len(places) > 1:
-        lines = ", ".join(str(line) for line in places)
+        lines = ", ".join(map(str, places[:MOST_PLACES])) + (", …" if len(places) > MOST_PLACES else "")
         raise InvalidInput(
             f"No replacement was performed. Multiple occurrences of old_str `{old}` in lines: {lines}. Please "
             "ensure it is unique"
@@ -273,9 +276,11 @@ def _range(view_range: list[Any], lines: int) -> tuple[int, int]:
 
 def _places(text: str, part: str) -> Iterator[int]:
     """Yield the number of the line of each occurrence."""
+    line, counted = 1, 0
     place = text.find(part)
     while place >= 0:
-        yield text.count("\n", 0, place) + 1
+        line, counted = line + text.count("\n", counted, place), place
+        yield line
         place = text.find(part, place + 1)
 
 

@@ -1,8 +1,9 @@
-"""Paths of memory files. They name rows, not files of a system, and none may look like another one."""
+"""Paths of memory files. They name rows, not files of a system, and a path has one form."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from shared.errors import InvalidInput
 
@@ -13,11 +14,12 @@ ENCODED = re.compile(r"%(2e|2f|5c|00)", re.IGNORECASE)
 
 
 def checked_path(path: str) -> str:
-    """Return a path without a slash at its end.
+    """Return a path without a slash at its end, in the composed form of Unicode (NFC).
 
     Raises:
         InvalidInput: it is not below /memories, or has a part that no file may have.
     """
+    path = unicodedata.normalize("NFC", path)
     parts = path.rstrip("/").split("/")
     if parts[:2] != ["", "memories"]:
         raise InvalidInput(f"Error: Invalid path {path[:MAX_LENGTH]}. It must start with {ROOT}.")

@@ -83,15 +83,20 @@ UNUSED = text(
     "DELETE FROM memory_stores WHERE id IN (SELECT id FROM memory_stores WHERE used_at < now() - :age "
     "ORDER BY used_at LIMIT :most FOR UPDATE SKIP LOCKED)"
 )
-# The newest version of a file stays, whatever its age, unless it says that the file is gone.
+# The newest version of a file stays, whatever its age, unless it says that the file is gone. In order: a file whose
+# last version is deleted before the earlier ones would be back.
 REPLACED = text(
     """
-    DELETE FROM memory_versions v USING memory_changes c
-        WHERE c.store_id = v.store_id AND c.number = v.number AND c.at < now() - :age
-          AND (v.content IS NULL OR EXISTS (
-              SELECT 1 FROM memory_versions n JOIN memory_changes m ON m.store_id = n.store_id AND m.number = n.number
-                  WHERE n.store_id = v.store_id AND n.path = v.path AND n.number > v.number
-                    AND m.at < now() - :age))
+    DELETE FROM memory_versions WHERE (store_id, path, number) IN (
+        SELECT v.store_id, v.path, v.number FROM memory_versions v
+            JOIN memory_changes c ON c.store_id = v.store_id AND c.number = v.number
+            WHERE c.at < now() - :age
+              AND (v.content IS NULL OR EXISTS (
+                  SELECT 1 FROM memory_versions n
+                      JOIN memory_changes m ON m.store_id = n.store_id AND m.number = n.number
+                      WHERE n.store_id = v.store_id AND n.path = v.path AND n.number > v.number
+                        AND m.at < now() - :age))
+            ORDER BY v.store_id, v.path, v.number LIMIT :most)
     """
 )
 
@@ -246,14 +251,14 @@ def erase(
 
 
 def prune(connection: Connection, days: float, limit: int = 500) -> tuple[int, int]:
-    """Delete stores that were not used for some days, and versions that were replaced before then.
+    """Delete up to `limit` stores that were not used for some days, and versions that were replaced before then.
 
     Returns:
         the number of each.
     """
     age = timedelta(days=days)
     unused = connection.execute(UNUSED, {"age": age, "most": limit}).rowcount
-    return unused, connection.execute(REPLACED, {"age": age}).rowcount
+    return unused, connection.execute(REPLACED, {"age": age, "most": limit}).rowcount
 
 
 def _keep(connection: Connection, store: UUID | None, command: str, made: commands.Changed, origin: Origin) -> None:

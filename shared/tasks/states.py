@@ -55,8 +55,7 @@ def allowed(before: State, after: State) -> bool:
 
 
 def diagram() -> str:
-    """Return the transition table as a Mermaid state diagram."""
-    lines = ["stateDiagram-v2", *(f"  [*] --> {state}" for state in sorted(INITIAL))]
-    lines += [f"  {before} --> {after}: {why}" for (before, after), why in TRANSITIONS.items()]
-    lines += [f"  {state} --> [*]" for state in sorted(FINAL)]
+    """Return the transition table as text: a line for each state's beginning and for each transition."""
+    lines = [f"{'(new)':9} -> {state}" for state in sorted(INITIAL)]
+    lines += [f"{before:9} -> {after:9}  {why}" for (before, after), why in TRANSITIONS.items()]
     return "\n".join(lines)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from sqlalchemy import Connection, Engine, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
@@ -31,7 +31,8 @@ from shared.tasks.records import NewTask
 # takes the current input of its first agent (except messages, which are for the first agent to read).
 RESOLVE = text(
     """
-    WITH RECURSIVE target AS MATERIALIZED (SELECT version_id, agent_name FROM minion_resolve(:request)),
+    WITH RECURSIVE target AS MATERIALIZED (
+        SELECT version_id, agent_name, has_canary FROM minion_resolve_drawn(:request)),
     first (version_id, depth) AS (
         SELECT version_id, 0 FROM target
         UNION ALL SELECT a.active_version_id, f.depth + 1 FROM first f
@@ -43,7 +44,7 @@ RESOLVE = text(
             JOIN agents a ON a.namespace = chain.namespace AND a.name = r.agent_name
             WHERE NOT :of_messages AND f.depth < 100
     )
-    SELECT t.version_id, t.agent_name AS agent, NOT EXISTS (
+    SELECT t.version_id, t.agent_name AS agent, t.has_canary, NOT t.has_canary AND NOT EXISTS (
             SELECT FROM relations r WHERE r.agent_version_id = t.version_id) AS lasting,
             CASE WHEN v.id = t.version_id THEN v.definition->>'model' END AS model, COALESCE(
             NULLIF(v.input_schema, 'null'), NULLIF(tool.definition->'input_schema', 'null'),
@@ -54,6 +55,7 @@ RESOLVE = text(
         LEFT JOIN function_versions code ON code.id = COALESCE(v.function_version_id, tool.function_version_id)
     """
 ).bindparams(bindparam("request", type_=JSONB))
+DRAW = text("SELECT version_id FROM minion_resolve_drawn(:request)").bindparams(bindparam("request", type_=JSONB))
 KEYS_IN_USE = text(
     "SELECT k.namespace, k.key, k.task_id FROM idempotency_keys k "
     "JOIN unnest(CAST(:namespaces AS text[]), CAST(:keys AS text[])) AS asked (namespace, key) USING (namespace, key)"
@@ -70,19 +72,22 @@ class Target:
     All are None if the orchestrator routes the task by its message.
 
     Attributes:
-        lasting: the schema depends on this version alone. A chain may have that of its first agent.
+        has_canary: other requests for the agent may get another version.
+        lasting: the agent's name decides about this version and its schema alone. A chain may have that of its first
+            agent.
         model: of an agent that has one.
     """
 
     version_id: UUID | None
     agent: str | None
+    has_canary: bool
     lasting: bool | None
     input_schema: Schema | None
     model: str | None = None
 
 
-Targets = dict[tuple[str | None, str | None, str, bool, bool], Target | MinionError]
-"""Cached resolution of each agent, capability and namespace, with or without input and messages, or its error.
+Targets = dict[tuple[str | None, str | None, str | None, str | None, bool, bool], Target | MinionError]
+"""Cached resolution of each agent, capability, namespace and version, with or without input and messages, or its error.
 """
 
 
@@ -242,7 +247,7 @@ def _prepared(
                 if attachments.has_files(task.get("messages"), request.input):
                     said = task.get("messages") or []
                     attachments.check(connection, request.namespace, said, request.input, scope=scope)
-                target = _check_target(connection, request, task, targets)
+                target = _check_target(connection, task, targets)
                 if known is not None:
                     known.remember(request, target)
         except MinionError as error:
@@ -315,9 +320,24 @@ def _name_of(request: TaskRequest) -> tuple[str, str]:
     return request.namespace, str(request.agent)
 
 
-def _check_target(connection: Connection, request: TaskRequest, task: NewTask, targets: Targets) -> Target:
+def _check_target(connection: Connection, task: NewTask, targets: Targets) -> Target:
     """Check the input against the schema of the agent that will run it, and record that in the request."""
-    key = (request.agent, request.capability, request.namespace, task.get("input") is None, "messages" in task)
+    target = _resolve_once(connection, task, targets)
+    _check_against(_draw(connection, task, targets) if target.has_canary else target, task)
+    return target
+
+
+def _draw(connection: Connection, task: NewTask, targets: Targets) -> Target:
+    """Return the version that the task will get, of an agent with a canary."""
+    task["draw"] = uuid4().hex
+    drawn_by = {name: task.get(name) for name in ("conversation_id", "key", "draw")}
+    version = connection.scalar(DRAW, {"request": {**_named(task), **drawn_by}})
+    return _resolve_once(connection, {**task, "agent_version_id": str(version)}, targets)
+
+
+def _resolve_once(connection: Connection, task: NewTask, targets: Targets) -> Target:
+    names = (task.get("agent"), task.get("capability"), task.get("namespace"), task.get("agent_version_id"))
+    key = (*names, task.get("input") is None, "messages" in task)
     if key not in targets:
         try:
             targets[key] = resolve(connection, task)
@@ -326,7 +346,6 @@ def _check_target(connection: Connection, request: TaskRequest, task: NewTask, t
     target = targets[key]
     if isinstance(target, MinionError):
         raise type(target)(target.message, **target.detail)
-    _check_against(target, task)
     return target
 
 
@@ -359,7 +378,10 @@ def resolve(connection: Connection, task: NewTask) -> Target:
     Raises:
         UnknownAgent, UnknownCapability, AmbiguousRoute, Conflict: it names none that accepts work.
     """
-    named = {name: task.get(name) for name in ("agent", "capability", "namespace", "agent_version_id", "messages")}
     of_messages = task.get("input") is None and task.get("messages") is not None
-    found = connection.execute(RESOLVE, {"request": named, "of_messages": of_messages}).mappings().one()
-    return Target(**found)
+    values = {"request": _named(task), "of_messages": of_messages}
+    return Target(**connection.execute(RESOLVE, values).mappings().one())
+
+
+def _named(task: NewTask) -> dict[str, Any]:
+    return {name: task.get(name) for name in ("agent", "capability", "namespace", "agent_version_id", "messages")}

@@ -209,21 +209,17 @@ def test_killed_worker_is_restarted(up):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
-def test_kill_9_stops_every_process_and_loses_no_task():
-    with scratch_dir() as folder:
-        system = start_up(clean_environment(folder / "data"), "--no-flower")
-        task = system.json("submit", "echo", '{"kept": true}', "--wait")
-        started = system.processes()
-        system.process.kill()
-        system.process.wait()
-        system.process.stdout.close()
+def test_kill_9_stops_every_process_and_loses_no_task(up):
+    task = up.json("submit", "echo", '{"kept": true}', "--wait")
+    started = up.processes()
+    up.process.kill()
+    up.process.wait()
+    up.process.stdout.close()
 
-        # Those that it started are looked at often, and all processes of the machine once.
-        wait_until(lambda: not any(map(system.owns, started)), seconds=40, what="every process ended")
-        wait_until(lambda: not system.processes(), seconds=10, what="every process ended")
-        again = start_up(system.environment, "--no-flower")
-        try:
-            assert again.json("show", task["id"])["output"] == {"kept": True}
-        finally:
-            stop(again)
-        wait_until(lambda: not again.processes(), seconds=10, what="every process ended")
+    # Those that it started are looked at often, and all processes of the machine once.
+    wait_until(lambda: not any(map(up.owns, started)), seconds=40, what="every process ended")
+    wait_until(lambda: not up.processes(), seconds=10, what="every process ended")
+    up.process = start_up(up.environment, "--no-flower").process
+    assert up.json("show", task["id"])["output"] == {"kept": True}
+    stop(up)
+    wait_until(lambda: not up.processes(), seconds=10, what="every process ended")

@@ -27,7 +27,10 @@ from tests.acceptance.conftest import System, clean_environment, start_up, stop,
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCES = {"minions-client": ROOT / "minions", "minions-server": ROOT}
-PACKAGES = {"minions-client": {"minions"}, "minions-server": {"migrations", "orchestrator", "shared", "workers"}}
+PACKAGES = {
+    "minions-client": {"minions"},
+    "minions-server": {"migrations", "orchestrator", "pytest_minions", "shared", "workers"},
+}
 BOTH = pytest.mark.parametrize("name", SOURCES)
 
 
@@ -140,7 +143,8 @@ def test_both_distributions_have_the_version_of_the_client(built: Path, name: st
 
 def test_client_needs_only_httpx2_and_server_needs_this_client(built: Path) -> None:
     client, server = (metadata(built, name).get_all("Requires-Dist") or [] for name in SOURCES)
-    assert [Requirement(line).name for line in client] == ["httpx2"]
+    needed = [each for each in map(Requirement, client) if each.marker is None]  # the others belong to an extra
+    assert [each.name for each in needed] == ["httpx2"]
     assert f"minions-client=={minions.__version__}" in server
 
 
@@ -158,6 +162,15 @@ def test_every_module_of_the_installed_client_imports(caller: Path, tmp_path: Pa
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(caller.parent.parent))
+
+
+def test_installed_client_declares_functions_without_pydantic(caller: Path, tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(
+        "import minions\n@minions.function(input_schema={'type': 'object'}, output_schema={})\ndef f(n): return n\n"
+        "desk = minions.Agent('desk', function=f)"
+    )
+    done = subprocess.run([caller, "-m", "minions.modules", "shop"], cwd=tmp_path, capture_output=True, text=True)
+    assert [each["name"] for each in json.loads(done.stdout)] == ["f", "desk"], done.stderr
 
 
 def test_installed_server_runs_tasks_from_an_empty_folder(system: System) -> None:

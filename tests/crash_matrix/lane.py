@@ -39,7 +39,7 @@ from tests.chaos import audit
 from tests.crash_matrix import points, tools
 from tests.crash_matrix.cells import Cell, Hit, Point, Strike
 from tests.crash_matrix.process import Nursery, ProductProcess, freeze, thaw
-from tests.crash_matrix.world import AGENTS, BUILTIN, RESULTS, Model, definitions, web_service
+from tests.crash_matrix.world import AGENTS, BUILTIN, IMAGE, RESULTS, Model, definitions, web_service
 from tests.support.lanes import is_alive, lanes_of
 from tests.support.otlp_receiver import collecting
 from tests.support.processes import ONLINE, wait_until
@@ -93,6 +93,8 @@ SPANS = text(
     "UNION ALL SELECT t.root_id, o.task_id, 0, 'task' FROM task_outcomes o JOIN tasks t ON t.id = o.task_id"
 )
 BEGIN_TRACES = text("INSERT INTO tracing_state (exported_below) VALUES (0)")
+FILES = text("SELECT file_id FROM task_files WHERE task_id = :root")
+NOTES = text("SELECT command FROM memory_changes WHERE task_id = :root ORDER BY number")
 WHOSE = text("SELECT agent_name, root_id FROM tasks WHERE id = :task")
 
 
@@ -136,6 +138,8 @@ class Played:
     Attributes:
         reached: the number of strikes whose points have been reached. Each of them waits until those before it have
             been noted as snapshots.
+        files: ids of those that the task refers to.
+        notes: the commands that changed its memory.
     """
 
     cell: Cell
@@ -150,6 +154,8 @@ class Played:
     tree: Counter[tuple[str, str]] = field(default_factory=Counter)
     claims: dict[str, int] = field(default_factory=dict)
     steps: list[dict[str, Any]] = field(default_factory=list)
+    files: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
     left_open: int = 0
     seconds: float = 0.0
 
@@ -277,7 +283,8 @@ class Lane:
         self._labels.clear()
         self._whose.clear()
         self._working = None
-        request = TaskRequest(agent="lead", input={"n": self._runs})
+        said = [{"role": "user", "content": [IMAGE, {"type": "text", "text": f"Run {self._runs}."}]}]
+        request = TaskRequest(agent="lead", messages=said, key=f"run-{self._runs}")
         with self._lock:
             played = self._played = Played(cell)
             # The first points wait at the lock until their task is known.
@@ -586,6 +593,8 @@ class Lane:
             played.tree = Counter((row.agent, row.state) for row in connection.execute(TREE, root))
             played.claims = {row.agent: row.claims for row in connection.execute(CLAIMS, root)}
             played.steps = [dict(row) for row in connection.execute(STEPS, root).mappings()]
+            played.files = set(connection.scalars(FILES, root))
+            played.notes = list(connection.scalars(NOTES, root))
             played.left_open = len(connection.execute(RUNNING, root).all())
 
     # ------------------------------------------------------------------------------------------ processes

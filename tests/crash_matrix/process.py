@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.chaos.system import descendants
+from tests.crash_matrix.world import BUILTIN
 from tests.support.lanes import NURSERY, lanes_of
 from tests.support.processes import ROOT, wait_until
 
@@ -135,5 +136,5 @@ def offer_tools(folder: Path) -> None:
     (about / "METADATA").write_text(
         "Metadata-Version: 2.1\nName: minion-crash-tools\nVersion: 1.0\nLicense-Expression: MIT\n"
     )
-    lines = [f"crash-{name} = tests.crash_matrix.tools:{name}" for name in ("peek", "charge", "mail", "refund")]
+    lines = [f"crash-{name} = tests.crash_matrix.tools:{name}" for name in BUILTIN]
     (about / "entry_points.txt").write_text("\n".join(["[minions.tools]", *lines, ""]))

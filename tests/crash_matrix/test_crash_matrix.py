@@ -16,7 +16,7 @@ from tests.crash_matrix.cells import VICTIMS, Cell, Point, Strike, Victim, share
 from tests.crash_matrix.lane import Done, Played, Snapshot
 from tests.crash_matrix.matrix import all_cells, lanes, play_all
 from tests.crash_matrix.verdict import broken, disturbed
-from tests.crash_matrix.world import AGENTS, ANSWER, CLAIMS, EFFECTS, TURNS
+from tests.crash_matrix.world import AGENTS, ANSWER, CLAIMS, EFFECTS, IMAGES, REQUESTS
 
 # Another part each day: in a month, most cells have had their turn.
 SEED = date.today().toordinal()
@@ -53,13 +53,14 @@ def good(victim: Victim = "worker") -> Played:
     """Return a run whose worker was killed after the mail and before its record; all earlier steps were committed."""
     strike = Strike(Point("lead", "mail", "effect made"), victim)
     lost = frozenset({("lead", 1)}) if victim in ("child", "lane", "worker", "frozen") else frozenset()
-    finished = {("lead", what) for what in ("model 1", "model 2", "double", "peek", "charge", "order")}
+    finished = {("lead", what) for what in ("model 1", "model 2", "double", "draw", "charge", "order")}
     snapshot = Snapshot(strike, frozenset(finished), frozenset({MAIL}), lost)
     played = Played(Cell((strike,)), snapshots=[snapshot], state="succeeded", output=ANSWER)
-    made = [(agent, f"model {turn}") for agent, turns in TURNS.items() for turn in range(1, turns + 1)]
+    made = [(agent, f"model {number}") for agent, last in REQUESTS.items() for number in range(1, last + 1)]
     made += [(agent, tool) for agent, tools in EFFECTS.items() for tool in tools]
     played.done = [Done(*what, phase=int(what not in {*finished, MAIL}), key="key") for what in made]
     played.questions = len(lost)
+    played.files, played.notes = set(IMAGES), ["create"]
     played.tree = Counter((agent, "succeeded") for agent in AGENTS)
     played.claims = {**CLAIMS, "lead": CLAIMS["lead"] + 2 * len(lost)}
     return played
@@ -84,9 +85,11 @@ def test_good_run_breaks_no_promise(victim: Victim) -> None:
         (lambda played: setattr(played, "state", "running"), "the task is running"),
         (lambda played: played.tree.update([("helper", "succeeded")]), "the tree is"),
         (lambda played: played.steps.append({"name": "peek", "status": "started"}), "not finished: ['peek']"),
+        (lambda played: played.files.pop(), "the task has the files ["),
+        (lambda played: played.notes.append("create"), "the changes of the memory are ['create', 'create']"),
         (lambda played: setattr(played, "left_open", 1), "look as if they ran"),
         (again(("lead", "model 1")), "model request model 1 of lead: again, though it was finished"),
-        (again(("lead", "model 3")), "9 model requests, not 8"),
+        (again(("lead", "model 3")), "10 model requests, not 9"),
         (again(("helper", "model 1")), "model request model 1 of helper: 2 times"),
         (again(("lead", "charge")), "idempotent effect charge of lead: again, though it was finished"),
         (again(("lead", "price")), "pure effect price of lead: 2 times without a cause"),

@@ -7,8 +7,16 @@ import os
 from typing import Any
 
 from tests.crash_matrix.points import at
+from tests.crash_matrix.world import DRAWN
+from tests.support.media_files import b64
 
 RECORD = "CRASH_RECORD"
+
+
+def draw(arguments: dict[str, Any], context: Any) -> dict[str, Any]:
+    """Draw an image."""
+    source = {"type": "base64", "media_type": "image/png", "data": b64(DRAWN)}
+    return _done("draw", {"$content": [{"type": "image", "source": source}]}, context)
 
 
 def peek(arguments: dict[str, Any], context: Any) -> dict[str, Any]:
@@ -35,7 +43,7 @@ def _done(tool: str, result: dict[str, Any], context: Any) -> dict[str, Any]:
     at(tool, "called", context.task_id)
     effect = {"agent": context.agent, "task": context.task_id, "tool": tool, "key": context.idempotency_key}
     record = os.open(os.environ[RECORD], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(record, json.dumps({**effect, "result": result}).encode() + b"\n")
+    os.write(record, json.dumps(effect).encode() + b"\n")
     os.close(record)
     at(tool, "effect made", context.task_id)
     return result

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 
 from tests.crash_matrix.lane import Played
-from tests.crash_matrix.world import AGENTS, ANSWER, BATCHED, CLAIMS, EFFECTS, TURNS
+from tests.crash_matrix.world import AGENTS, ANSWER, BATCHED, CLAIMS, EFFECTS, IMAGES, REQUESTS
 
-NEEDED = sum(TURNS.values())
+NEEDED = sum(REQUESTS.values())
 
 
 def broken(played: Played) -> list[str]:
@@ -40,6 +40,10 @@ def _end(played: Played) -> Iterator[str]:
         yield f"the task is {played.state} with {played.output or played.error}"
     if played.tree != Counter((agent, "succeeded") for agent in AGENTS):
         yield f"the tree is {dict(played.tree)}"
+    if played.files != IMAGES:
+        yield f"the task has the files {sorted(played.files)}"
+    if played.notes != ["create"]:
+        yield f"the changes of the memory are {played.notes}"
     if played.left_open:
         yield f"{played.left_open} executions look as if they ran"
     if unfinished := [step["name"] for step in played.steps if step["status"] != "finished"]:
@@ -47,9 +51,9 @@ def _end(played: Played) -> Iterator[str]:
 
 
 def _requests(played: Played) -> Iterator[str]:
-    for agent, turns in TURNS.items():
-        for turn in range(1, turns + 1):
-            yield from _performed(played, agent, f"model {turn}", "model request")
+    for agent, requests in REQUESTS.items():
+        for number in range(1, requests + 1):
+            yield from _performed(played, agent, f"model {number}", "model request")
     wanted = NEEDED + sum(len(_in_between(played, phase)) for phase in range(len(played.snapshots)))
     if not wanted <= requests_made(played) <= wanted + _thawed_requests(played):
         yield f"{requests_made(played)} model requests, not {wanted}"

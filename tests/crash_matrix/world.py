@@ -1,13 +1,15 @@
 """The tasks of the matrix: their agents and tools, and a model and a web service that both record their requests.
 
-The agent `lead` takes six model turns: a function, two builtin tools and an HTTP tool together; two unsafe tools and
-a pure one; a sub-agent (`helper`, two turns in the batch lane and a tool); three agents without a model, whose tasks
-are one pack; a tool that a person must approve; the answer. The model decides by the contents of the conversation,
-never by the number of requests: a repeated request gets the same reply.
+The agent `lead` reads an image and takes six model turns: a function, two builtin tools, one of which returns an
+image, and an HTTP tool together; a web search and code in a container, then two unsafe tools, a pure one and a note; a
+sub-agent (`helper`, two turns in the batch lane and a tool); three agents without a model, whose tasks are one pack; a
+tool that a person must approve; the answer, which one model refuses and another one gives. The models decide by the
+contents of the conversation, never by the number of requests: a repeated request gets the same reply.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,24 +18,43 @@ from threading import Thread
 from typing import Any
 
 from minions import testing
+from shared.tasks import files
+from tests.support.media_files import b64, png
 
 NUMBER = 20
+FIRST, SECOND = "claude-sonnet-5-5", "claude-opus-5"
+"""The models of `lead`: the first one refuses to answer in the end, and the second one does."""
+SENT, DRAWN = png(3, 2, padding=70_000), png(2, 3, padding=70_000)
+"""The images in the task's message and in the result of `draw`: both are so large that they become files."""
+IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": b64(SENT)}}
+IMAGES = {files.id_of(SENT), files.id_of(DRAWN)}
+NOTE = "/memories/run.md"
+FOUND = ("Boats", "https://example.com/boats")
+CONTAINER, EXPIRES = "container_1", "2099-01-01T00:00:00Z"
 # Each agent's tool calls, turn by turn; the turn after them is the answer.
 SCRIPT: dict[str, list[list[tuple[str, dict[str, Any]]]]] = {
     "lead": [
-        [("double", {"n": NUMBER}), ("peek", {"n": NUMBER}), ("charge", {"n": NUMBER}), ("order", {"n": NUMBER})],
-        [("mail", {"n": NUMBER}), ("ship", {"n": NUMBER}), ("price", {"n": NUMBER})],
+        [("double", {"n": NUMBER}), ("draw", {"n": NUMBER}), ("charge", {"n": NUMBER}), ("order", {"n": NUMBER})],
+        [
+            ("mail", {"n": NUMBER}),
+            ("ship", {"n": NUMBER}),
+            ("price", {"n": NUMBER}),
+            ("memory", {"command": "create", "path": NOTE, "file_text": "Shipped."}),
+        ],
         [("ask", {"n": NUMBER})],
         [("early", {"n": NUMBER + 2}), ("middle", {"n": NUMBER + 3}), ("late", {"n": NUMBER + 4})],
         [("refund", {"n": NUMBER})],
     ],
     "helper": [[("charge", {"n": NUMBER + 1})]],
 }
-TURNS = {agent: len(turns) + 1 for agent, turns in SCRIPT.items()}
+USED_BY_API = {("lead", 2): [*testing.web_search("boats", FOUND), *testing.code_execution("python count.py", "2")]}
+"""Blocks of tools that the API runs itself, before the calls of a turn."""
+REQUESTS = {"lead": len(SCRIPT["lead"]) + 2, "helper": len(SCRIPT["helper"]) + 1}
+"""Model requests: one for each turn, and one for the answer that is refused."""
 EFFECTS = {
     "lead": {
         "double": "pure",
-        "peek": "pure",
+        "draw": "pure",
         "charge": "idempotent",
         "order": "idempotent",
         "mail": "unsafe",
@@ -46,26 +67,35 @@ EFFECTS = {
     "middle": {"charge": "idempotent"},
     "late": {"peek": "pure"},
 }
+"""Effects outside of the installation. (A note is in PostgreSQL.)"""
 BATCHED = ("helper",)
 """Agents whose model calls are in the batch lane: none of them is ever repeated."""
 PACKED = ("early", "middle", "late")
 """Agents whose tasks travel in one pack, in this order. The tool of each has the agent's name."""
 HELPED = {"charge": {"charged": NUMBER + 1}}
+
+
+def digest(image: str) -> str:
+    """Return a short form of an image in base64."""
+    return hashlib.sha256(image.encode()).hexdigest()
+
+
 RESULTS = {
     "double": 2 * NUMBER,
-    "peek": {"peeked": NUMBER + 1},
+    "draw": digest(b64(DRAWN)),
     "charge": {"charged": NUMBER},
     "order": {"ordered": NUMBER},
     "mail": {"mailed": NUMBER},
     "ship": {"shipped": NUMBER},
     "price": {"priced": NUMBER},
+    "memory": f"File created successfully at: {NOTE}",
     "ask": {"content": json.dumps(HELPED)},
     "early": {"peeked": NUMBER + 3},
     "middle": {"charged": NUMBER + 3},
     "late": {"peeked": NUMBER + 5},
     "refund": {"refunded": NUMBER},
 }
-ANSWER = {"content": json.dumps(RESULTS)}
+ANSWER = {"content": json.dumps({**RESULTS, "seen": [digest(b64(SENT)), FOUND[1], CONTAINER]})}
 AGENTS = ("lead", "helper", *PACKED)
 CLAIMS = {**dict.fromkeys(AGENTS, 1), "lead": 4, "helper": 3}
 """Claims of an undisturbed run. Those of `lead`: the start, after the sub-agent, after the pack, after the approval.
@@ -73,7 +103,7 @@ Those of `helper`: the start, and after each call.
 """
 
 INPUT = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
-BUILTIN = ("peek", "charge", "mail", "refund")
+BUILTIN = ("draw", "peek", "charge", "mail", "refund")
 HTTP = {"order": "PUT", "ship": "POST", "price": "GET"}
 
 
@@ -84,7 +114,7 @@ def definitions(queue: str, service: str) -> list[dict[str, Any]]:
         queue: the capability that serves all agents.
         service: the web service's URL.
     """
-    effects = EFFECTS["lead"]
+    effects = {**EFFECTS["early"], **EFFECTS["lead"]}
     tools: list[dict[str, Any]] = [
         *({"name": name, "type": "builtin", "builtin": f"crash-{name}", "effect": effects[name]} for name in BUILTIN),
         {"name": "double", "type": "function", "function": "double"},
@@ -96,7 +126,8 @@ def definitions(queue: str, service: str) -> list[dict[str, Any]]:
         for name, method in HTTP.items()
     ]
     config = {"capabilities": [queue], "max_attempts": 10}
-    agents = {"helper": ["charge"], "lead": [tool for turn in SCRIPT["lead"] for tool, _ in turn]}
+    agents = {"helper": ["charge"], "lead": ["search", "code", *(tool for turn in SCRIPT["lead"] for tool, _ in turn)]}
+    special = {"helper": {"lane": "batch"}, "lead": {"fallback_models": [SECOND]}}
     return [
         {"kind": "function", "name": "double", "code": "def double(n: int) -> int:\n    return 2 * n\n"},
         *(
@@ -104,14 +135,17 @@ def definitions(queue: str, service: str) -> list[dict[str, Any]]:
             for tool in tools
             for name in [tool["name"]]
         ),
+        {"kind": "tool", "name": "search", "type": "web_search"},
+        {"kind": "tool", "name": "code", "type": "code_execution"},
+        {"kind": "tool", "name": "memory", "type": "memory", "memory": {"per": "tenant"}},
         *(
             {
                 "kind": "agent",
                 "name": name,
-                "model": "claude-sonnet-5-5",
+                "model": FIRST,
                 "system_prompt": name,
                 "tools": tools,
-                "config": {**config, "lane": "batch" if name in BATCHED else "direct"},
+                "config": {**config, **special[name]},
             }
             for name, tools in agents.items()
         ),
@@ -134,10 +168,11 @@ class Model(testing.MessagesApi):
         """Return the answer of the agent's script in this turn of the conversation."""
         agent = _agent(body["system"])
         turn = sum(message["role"] == "assistant" for message in body["messages"]) + 1
-        self.seen(agent, turn, "request received")
-        reply = _reply(agent, turn, body["messages"])
-        reply["content"] = _Halved(reply["content"], lambda: self.seen(agent, turn, "half of the reply sent"))
-        return 200, self.message(body, reply)
+        number = turn + (body["model"] == SECOND)
+        self.seen(agent, number, "request received")
+        message = self.message(body, _reply(agent, turn, body))
+        message["content"] = _Halved(message["content"], lambda: self.seen(agent, number, "half of the reply sent"))
+        return 200, message
 
 
 class _Halved(list[Any]):
@@ -158,29 +193,43 @@ def _agent(system: Any) -> str:
     return str(system if isinstance(system, str) else system[0]["text"]).split()[0]
 
 
-def _reply(agent: str, turn: int, messages: list[dict[str, Any]]) -> dict[str, Any]:
+def _reply(agent: str, turn: int, body: dict[str, Any]) -> dict[str, Any]:
     script = SCRIPT[agent]
     if turn > len(script):
-        return testing.text(json.dumps(_results(messages)))
+        if agent == "lead" and body["model"] == FIRST:
+            return testing.refusal("cyber", "Not this.", said="First, ")
+        return testing.text(json.dumps(_known(body)))
     reply = testing.tool_use(*script[turn - 1], said="Let me see.")
     for block in reply["content"]:
         if block["type"] == "tool_use":
             block["id"] = f"toolu_{turn}_{block['name']}"
+    if used := USED_BY_API.get((agent, turn)):
+        reply |= {"content": [*used, *reply["content"]], "container": {"id": CONTAINER, "expires_at": EXPIRES}}
     return reply
 
 
-def _results(messages: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the results of the tools, by their names."""
-    blocks = [block for message in messages if isinstance(message["content"], list) for block in message["content"]]
-    return {
-        block["tool_use_id"].rpartition("_")[2]: json.loads(_text(block["content"]))
+def _known(body: dict[str, Any]) -> dict[str, Any]:
+    """Return the results of the tools in a request, by their names, and what else it has that must not be lost."""
+    blocks = [block for each in body["messages"] if isinstance(each["content"], list) for block in each["content"]]
+    results = {
+        block["tool_use_id"].rpartition("_")[2]: _value(block["content"])
         for block in blocks
         if block["type"] == "tool_result"
     }
+    seen = [digest(block["source"]["data"]) for block in blocks if block["type"] == "image"]
+    seen += [
+        found["url"] for block in blocks if block["type"] == "web_search_tool_result" for found in block["content"]
+    ]
+    seen += [body["container"]] if "container" in body else []
+    return {**results, "seen": seen} if seen else results
 
 
-def _text(content: Any) -> str:
-    return content if isinstance(content, str) else "".join(block["text"] for block in content)
+def _value(content: Any) -> Any:
+    """Return the value of a tool's result: an image's digest, or what its text says."""
+    if isinstance(content, list) and content[0]["type"] == "image":
+        return digest(content[0]["source"]["data"])
+    said = content if isinstance(content, str) else "".join(block["text"] for block in content)
+    return json.loads(said) if said.startswith(("{", "[")) or said.isdigit() else said
 
 
 @contextmanager

@@ -11,11 +11,13 @@ import gc
 import json
 import os
 import platform
+import select
 import signal
 import socket
 import sys
 import time
 import warnings
+from contextlib import suppress
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -64,6 +66,7 @@ def _live(birth: dict[str, Any], descriptors: list[int], watched: list[ModuleTyp
     """Become the lane in the child, and never return."""
     link, pulse, output, errors = descriptors
     os.setsid()
+    monkey.get_original("_thread", "start_new_thread")(_end_with, (birth["parent"],))
     monkey.get_original("signal", "signal")(signal.SIGCHLD, signal.SIG_DFL)
     os.dup2(output, 1)
     os.dup2(errors, 2)
@@ -71,7 +74,7 @@ def _live(birth: dict[str, Any], descriptors: list[int], watched: list[ModuleTyp
     os.environ.update(birth["env"])
     time.tzset()
     sys.path[:] = birth["path"]
-    sys.argv = ["lane", str(link), str(pulse), birth["worker"]]
+    sys.argv = ["lane", str(link), str(pulse), str(os.getppid()), birth["worker"]]
     from shared.settings import get_settings
     from workers.lane.process import main as live
 
@@ -82,6 +85,15 @@ def _live(birth: dict[str, Any], descriptors: list[int], watched: list[ModuleTyp
         live()
     finally:
         os._exit(1)
+
+
+def _end_with(worker: int) -> None:
+    """End the lane with its worker, in a thread: for a lane whose parent is the worker, the kernel does that."""
+    with suppress(ProcessLookupError):
+        poll = monkey.get_original("select", "poll")()
+        poll.register(os.pidfd_open(worker), select.POLLIN)
+        poll.poll()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

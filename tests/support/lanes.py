@@ -28,8 +28,10 @@ class Lanes:
 
         def __init__(self, command: list[str], *, pass_fds: tuple[int, int], **_: Any) -> None:
             address = os.environ[NURSERY]
-            _python, _option, _program, _link, _pulse, worker, *folders = command
-            birth = json.dumps({"worker": worker, "path": folders, "env": dict(os.environ)}).encode()
+            _python, _option, _program, _link, _pulse, _parent, worker, *folders = command
+            birth = json.dumps(
+                {"parent": os.getpid(), "worker": worker, "path": folders, "env": dict(os.environ)}
+            ).encode()
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
                 _connect(line, address)
                 socket.send_fds(line, [birth], [*pass_fds, 1, 2])

@@ -34,7 +34,7 @@ def use_model_url(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def forget_model_client() -> None:
     """Close the clients, and forget the settings that they read from the environment."""
-    anthropic._lines.close()
+    anthropic.close_clients()
     client._lines.close()
     accounts.forget()
     get_settings.cache_clear()

@@ -109,9 +109,9 @@ def demonstrated() -> Iterator[tuple[LocalSystem, dict[str, str]]]:
             Client(system.facts["api_url"], os.environ["MINION_API_KEY"]) as client,
         ):
             run_demo(client, console=console, data_dir=settings.data_dir, apply=store)
-            store(EXAMPLE)
+            store(str(EXAMPLE))
             (folder / "refund.json").write_text(json.dumps(REFUND), encoding="utf-8")
-            store(folder / "refund.json")
+            store(str(folder / "refund.json"))
             yield system, pages_of(client)
 
 

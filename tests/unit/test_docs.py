@@ -38,7 +38,7 @@ from shared.tasks import states
 from workers.outcomes import Snoozed
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 NO_FIELDS = {"kind"}
 PACKAGES = ("minions", "orchestrator", "shared", "workers", "migrations")
@@ -82,8 +82,7 @@ def test_quickstart_is_two_commands():
 
 
 def test_state_diagram_matches_the_transition_table():
-    diagrams = [body for language, body in BLOCK.findall(page("concepts.md")) if language == "mermaid"]
-    assert diagrams == [states.diagram() + "\n"]
+    assert f"```text\n{states.diagram()}\n```" in page("concepts.md")
 
 
 def test_every_setting_is_documented_with_its_default():
@@ -328,6 +327,17 @@ def test_links_have_a_target(file: Path):
         if anchor:
             headings = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
             assert anchor in {re.sub(r"[^a-z0-9 -]", "", one.lower()).replace(" ", "-") for one in headings}, target
+
+
+def test_every_page_is_in_the_navigation_of_the_site_once():
+    named = re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    generated = {"commands.md", "settings.md", "operations-of-the-api.md"}
+    pages = {file.relative_to(ROOT / "docs").as_posix() for file in PAGES if ROOT / "docs" in file.parents}
+    assert sorted(named) == sorted(pages | generated)
+
+
+def test_no_diagram_needs_a_script():
+    assert not [file.name for file in PAGES if "```mermaid" in file.read_text(encoding="utf-8")]
 
 
 def test_lines_are_short_enough_for_a_diff():

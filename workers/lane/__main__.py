@@ -1,8 +1,8 @@
 """The lane's process. Waiting is switched to greenlets before anything else is imported.
 
-    python -P workers/lane/__main__.py SOCKET PULSE WORKER-ID FOLDER…
+    python -P workers/lane/__main__.py SOCKET PULSE PARENT WORKER-ID FOLDER…
 
-The folders are the ones from which the main process imports.
+PARENT is the main process; the folders are the ones from which it imports.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    sys.path[:] = sys.argv[4:]
+    sys.path[:] = sys.argv[5:]
 
     from gevent import monkey
 

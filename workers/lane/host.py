@@ -94,7 +94,8 @@ class Child:
         with theirs:
             # It imports what this process would, whatever there is in the current folder.
             folders = map(os.path.abspath, sys.path)
-            command = [sys.executable, "-P", str(PROGRAM), *map(str, given), str(WORKER_ID), *folders]
+            numbers = map(str, (*given, os.getpid()))
+            command = [sys.executable, "-P", str(PROGRAM), *numbers, str(WORKER_ID), *folders]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=given, start_new_session=True)
         self._unsent: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         threading.Thread(target=self._write, name="lane", daemon=True).start()

@@ -56,12 +56,15 @@ _task: ContextVar[int] = ContextVar("task", default=0)
 
 def main() -> None:
     """Run until the main process ends."""
-    descriptor, pulse, worker_id = int(sys.argv[1]), int(sys.argv[2]), UUID(sys.argv[3])
+    descriptor, pulse, parent, worker_id = *map(int, sys.argv[1:4]), UUID(sys.argv[4])
     # The main process notices this one's end by the socket, so no program that a tool starts may keep it open.
     for given in (descriptor, pulse):
         os.set_inheritable(given, False)
     if sys.platform == "linux":
+        # At once: no call to a model begins that nothing would wait for.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(0)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     configure(get_settings(), component="worker")

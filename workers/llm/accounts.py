@@ -38,7 +38,7 @@ class Account:
 
     @property
     def identity(self) -> tuple[str, str, str]:
-        """What clients and limits belong to."""
+        """The account to which clients and limits belong."""
         return self.provider.name, self.provider.address, self.key or ""
 
 

@@ -44,7 +44,6 @@ from workers.llm.server_tools import has_lost_container, tools_of
 from workers.llm.stream import StreamError, Unreadable, assemble, error_in
 from workers.llm.structured import forget_format, format_of
 from workers.llm.wire import messages_of
-from workers.outcomes import Postponed
 
 log = structlog.get_logger(__name__)
 
@@ -90,6 +89,11 @@ def _new_client(account: Account, limits: ModelLimits) -> Any:
 
 
 _lines: Lines[Any] = Lines(_new_client)
+
+
+def close_clients() -> None:
+    """Close all clients; the next call opens new ones."""
+    _lines.close()
 
 
 def _key(account: Account) -> str:
@@ -154,39 +158,25 @@ class AnthropicClient:
     def complete(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
         """Make one turn. See `ModelClient`."""
         # Of the addresses, only that of the Anthropic API, or a gateway to it, is asked for diagnostics.
-        request = replace(request, diagnosed=request.diagnosed and self.provider.name == ANTHROPIC)
-        try:
-            return self._in_format(request, on_text)
-        except ModelError as error:
-            if not has_lost_container(request, error):
-                raise
-            # It was free.
-            log.warning("container_lost", container=request.container, why=error.message)
-            reply = self._in_format(replace(request, container=None), on_text)
-            return replace(reply, container=reply.container or {"id": None})
-
-    def _in_format(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
-        try:
-            return self._complete(request, on_text)
-        except ModelError as error:
-            # What was refused was free.
-            if may_refuse_diagnostics(request, error):
-                reply = self.complete(replace(request, diagnosed=False), on_text)
-                forget_diagnostics()
-                log.warning("cache_not_diagnosed", model=request.model, why=error.message)
-                return reply
-            if not forget_format(_own(request), error):
-                raise
-            # The answer is checked against the schema in any case.
-            log.warning("answer_not_constrained", model=request.model, why=error.message)
-            return self._complete(request, on_text)
+        request = sent = replace(request, diagnosed=request.diagnosed and self.provider.name == ANTHROPIC)
+        while True:
+            try:
+                reply = self._complete(sent, on_text)
+                break
+            except ModelError as error:
+                if (less := _with_less(sent, error)) is None:
+                    raise
+                sent = less
+        if request.diagnosed and not sent.diagnosed:
+            forget_diagnostics()
+        if request.container and not sent.container:
+            reply = replace(reply, container=reply.container or {"id": None})
+        return reply
 
     def _complete(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
         line = self._line(request)
         sent = self._sent(request)
-        tokens = request.estimated_tokens()
-        line.limits.admit(request.model, tokens, request.max_tokens, request.namespace, request.rates())
-        _ask_for_leave(request, line.limits)
+        line.admit(request)
         try:
             with (
                 platforms.credentials(line.account),
@@ -300,12 +290,19 @@ def _own(request: ModelRequest) -> ModelRequest:
     return replace(request, model=own_name(request.model), other_models=tuple(map(own_name, request.other_models)))
 
 
-def _ask_for_leave(request: ModelRequest, limits: ModelLimits) -> None:
-    try:
-        request.before_sending()
-    except Postponed:
-        limits.settle(request.model, 0, 0)
-        raise
+def _with_less(request: ModelRequest, error: ModelError) -> ModelRequest | None:
+    """Return a request without the part that the API refused; None if it needs that. What was refused was free."""
+    if has_lost_container(request, error):
+        log.warning("container_lost", container=request.container, why=error.message)
+        return replace(request, container=None)
+    if may_refuse_diagnostics(request, error):
+        log.warning("cache_not_diagnosed", model=request.model, why=error.message)
+        return replace(request, diagnosed=False)
+    if forget_format(_own(request), error):
+        # The answer is checked against the schema in any case.
+        log.warning("answer_not_constrained", model=request.model, why=error.message)
+        return request
+    return None
 
 
 def _arguments(request: ModelRequest) -> dict[str, Any]:

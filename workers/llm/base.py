@@ -110,7 +110,7 @@ class ModelRequest:
 
     @property
     def needs_headers(self) -> bool:
-        """Return whether it needs headers of its own, which a call in a batch cannot have."""
+        """Return whether it needs its own headers, which a call in a batch cannot have."""
         return bool(self.betas or self.context_management or self.task_budget)
 
     def estimated_tokens(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shared.contracts.content import citable, is_cited
+from shared.contracts.content import citable, is_cited, is_of_model
 
 Block = dict[str, Any]
 
@@ -15,8 +15,11 @@ def with_one_setting(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     Each task is checked when it is submitted. Settings get mixed over the tasks of a conversation, and by tools.
     """
-    cited = {block["type"] for message in messages for block in citable(message["content"]) if is_cited(block)}
-    return [{**each, "content": _cited(each["content"], cited)} for each in messages] if cited else messages
+    given = [each["content"] for each in messages if not is_of_model(each)]
+    cited = {block["type"] for content in given for block in citable(content) if is_cited(block)}
+    if not cited:
+        return messages
+    return [each if is_of_model(each) else {**each, "content": _cited(each["content"], cited)} for each in messages]
 
 
 def _cited(content: Any, kinds: set[str]) -> Any:

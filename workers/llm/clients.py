@@ -18,8 +18,10 @@ from typing import Any, Generic, Protocol, TypeVar
 import httpx2
 
 from workers.llm.accounts import Account
+from workers.llm.base import ModelRequest
 from workers.llm.failures import Failures
 from workers.llm.limits import ModelLimits, ReadReports, read_reports
+from workers.outcomes import Postponed
 
 IDLE_SECONDS = 60.0
 """After this time without a call, a client and its connection are closed when another call ends."""
@@ -73,12 +75,26 @@ class Clients(Generic[Client]):
 
 @dataclass(frozen=True, slots=True)
 class Line(Generic[Client]):
-    """What the calls with one account share: clients, limits, and the words of their errors."""
+    """The state that calls with one account share: clients, limits, and the words of their errors."""
 
     account: Account
     clients: Clients[Client]
     limits: ModelLimits
     failures: Failures
+
+    def admit(self, request: ModelRequest) -> None:
+        """Reserve a call within the limits, and ask the task whether it may be sent.
+
+        Raises:
+            Postponed: it must not be sent now.
+        """
+        tokens = request.estimated_tokens()
+        self.limits.admit(request.model, tokens, request.max_tokens, request.namespace, request.rates())
+        try:
+            request.before_sending()
+        except Postponed:
+            self.limits.settle(request.model, 0, 0)
+            raise
 
 
 class Lines(Generic[Client]):

@@ -6,7 +6,7 @@ import base64
 from dataclasses import replace
 from typing import Any
 
-from shared.contracts.content import our_file, our_files
+from shared.contracts.content import is_of_model, our_file, our_files
 from shared.contracts.media import MAX_REQUEST_BYTES, TEXT
 from shared.database.connections import persistently
 from shared.errors import InvalidInput, TooLarge
@@ -23,7 +23,7 @@ def with_files(request: ModelRequest) -> ModelRequest:
         InvalidInput: a file is missing.
         TooLarge: they are larger than the API takes in one request.
     """
-    named = [id for message in request.messages for id in our_files(message["content"])]
+    named = [id for each in request.messages if not is_of_model(each) for id in our_files(each["content"])]
     if not named:
         return request
     sources: dict[str, Block] = {}
@@ -37,7 +37,10 @@ def with_files(request: ModelRequest) -> ModelRequest:
                 f"The files of this model call have more than {MAX_REQUEST_BYTES:,} bytes in base64, which the API "
                 "does not take. Send fewer or smaller files, or begin a new conversation."
             )
-    messages = [{**each, "content": _filled(each["content"], sources)} for each in request.messages]
+    messages = [
+        each if is_of_model(each) else {**each, "content": _filled(each["content"], sources)}
+        for each in request.messages
+    ]
     return replace(request, messages=messages)
 
 

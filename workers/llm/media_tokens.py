@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from shared.contracts.content import facts_of
+from shared.contracts.content import facts_of, is_of_model
 from shared.contracts.media import MOST_IMAGE_TOKENS, PAGE_TOKENS, UNKNOWN_PAGES, Media
 from shared.errors import MinionError
 
@@ -39,7 +39,8 @@ def without_media(
         tokens += _tokens(block["type"], source, known or {})
         return {**block, "source": source["type"]}
 
-    return [{**message, "content": strip(message["content"])} for message in messages], tokens
+    stripped = [each if is_of_model(each) else {**each, "content": strip(each["content"])} for each in messages]
+    return stripped, tokens
 
 
 def _tokens(kind: str, source: Block, known: Mapping[str, Media]) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from anthropic import transform_schema
 
 from shared.contracts.constrained import can_be_constrained, unconstrainable
-from shared.contracts.content import cites
+from shared.contracts.content import cites, is_of_model
 from shared.contracts.server_tools import WebFetch
 from shared.contracts.strict_json import digest
 from shared.errors import ModelError
@@ -32,7 +32,7 @@ def format_of(request: ModelRequest) -> dict[str, Any] | None:
     if schema is None or not request.constrained or not can_be_constrained(request.model):
         return None
     # The API refuses a format beside citations.
-    if any(cites(message["content"]) for message in request.messages):
+    if any(cites(each["content"]) for each in request.messages if not is_of_model(each)):
         return None
     if unconstrainable(schema) is not None or _name_of(request) in _refused:
         return None

@@ -5,9 +5,9 @@ A package offers one in its `pyproject.toml`:
     [project.entry-points."minions.tools"]
     send-mail = "our_package.tools:send_mail"
 
-and defines `def send_mail(arguments: dict, context: ToolContext) -> JSON value` (or `async def`). `minions.results` has
-the values that it may return to make its task wait. It runs inside the minion with the minion's rights: code of unknown
-origin belongs in the function store.
+and defines `def send_mail(arguments: dict, context: ToolContext) -> JSON value` (or `async def`), or a function with
+its own typed parameters below `@minions.tool`. `minions.results` has the values that it may return to make its task
+wait. It runs inside the minion with the minion's rights: code of unknown origin belongs in the function store.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from uuid import UUID
 
 from celery.exceptions import SoftTimeLimitExceeded
 
+from minions.definitions import BuiltinTool as DeclaredTool
 from minions.results import GiveUp
 from shared.contracts.documents import ToolDefinition
 from shared.contracts.json_schema import validate
@@ -142,7 +143,7 @@ def load(name: str) -> Callable[..., Any]:
         function: Callable[..., Any] = next(iter(found)).load()
     except Exception as error:
         raise ToolError(f"The builtin tool {name!r} cannot be imported: {type(error).__name__}: {error}") from error
-    return function
+    return function.run if isinstance(function, DeclaredTool) else function
 
 
 def installed(name: str) -> str | None:

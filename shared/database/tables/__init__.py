@@ -25,6 +25,7 @@ from shared.database.tables.budgets import (
 )
 from shared.database.tables.bulk_acts import BulkAct, SavedView
 from shared.database.tables.cached_results import CachedResult
+from shared.database.tables.canaries import Canary, CanarySample, Evaluation, EvaluationScore
 from shared.database.tables.conversations import ConversationSummary
 from shared.database.tables.definitions import (
     Agent,
@@ -84,11 +85,15 @@ __all__ = [
     "Budget",
     "BulkAct",
     "CachedResult",
+    "Canary",
+    "CanarySample",
     "Content",
     "Conversation",
     "ConversationFile",
     "ConversationSummary",
     "ErrorState",
+    "Evaluation",
+    "EvaluationScore",
     "Execution",
     "File",
     "Function",

@@ -15,7 +15,7 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
-from sqlalchemy.dialects.postgresql import TSVECTOR
+from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from shared.contracts.documents import AgentDefinition, stored_definition
@@ -89,6 +89,7 @@ class AgentVersion(Base):
         CheckConstraint("type IN ('agent', 'function')", name="type"),
         Index("agent_versions_search_idx", "search", postgresql_using="gin"),
         Index("agent_versions_capabilities_idx", "capabilities", postgresql_using="gin"),
+        Index("agent_versions_evaluators_idx", "id", postgresql_where=text("evaluators IS NOT NULL")),
     )
 
     id: Mapped[UUID] = new_id()
@@ -108,6 +109,7 @@ class AgentVersion(Base):
     soft_time_limit: Mapped[int]
     time_limit: Mapped[int]
     max_attempts: Mapped[int]
+    evaluators: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB(none_as_null=True))
     search: Mapped[str] = mapped_column(
         TSVECTOR, Computed("minion_search_text(name, description, capabilities)", persisted=True)
     )

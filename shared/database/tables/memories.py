@@ -1,4 +1,4 @@
-"""What models remember: see `shared.memories`."""
+"""The memory of models: see `shared.memories`."""
 
 from __future__ import annotations
 

@@ -34,6 +34,7 @@ NUMBER = 1
 # The tables' defaults, generated columns and triggers call these, so they are created before the tables.
 FOUNDATION = ("foundation", "invariants", "events", "conversations", "audit", "ends", "files")
 OTHERS = (
+    "canary",
     "accept",
     "submit",
     "replay",

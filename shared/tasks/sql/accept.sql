@@ -292,8 +292,8 @@ END $$;
 -- (a replay whose calls get new idempotency keys), agent_version_id, traceparent, submitted_by, submitter_key (the id of
 -- the API key, or `bootstrap`), unique_key, unique_while, budget ({tokens, dollars, steps, seconds, on_breach}), lane (of its
 -- model calls; else that of its parent or original), trial (true: the caller stores its recording, see
--- `shared.tasks.trials`; tasks below a trial are ones too), and `validated`: the id of the agent version whose
--- input schema the caller has already checked the input against.
+-- `shared.tasks.trials`; tasks below a trial are ones too), `validated`: the id of the agent version whose input schema the
+-- caller has already checked the input against, and `draw`: see `minion_resolve_drawn`.
 -- Returns the tasks in the order of the requests. Each request sees the effects of those before it. The caller notifies the
 -- dispatcher.
 CREATE OR REPLACE FUNCTION minion_insert_tasks(requests jsonb) RETURNS TABLE (task_id uuid, created boolean)
@@ -326,12 +326,20 @@ BEGIN
                 WITH ORDINALITY AS r (request, id, holder, n)
             -- The planner would expect a single row of the equality alone, and join the rest with nested loops.
             WHERE CASE WHEN r.id = r.holder THEN true END
-    ), targets AS MATERIALIZED (
-        SELECT d.named, t.*, (
-                   SELECT NULLIF(v.definition->'config'->'budget', 'null'::jsonb) FROM agent_versions v
-                       WHERE v.id = t.version_id) AS budget
+    ), active AS MATERIALIZED (
+        SELECT d.named, t.*, c.version_id AS canary, c.share, false AS drawn
             FROM (SELECT named FROM asked GROUP BY named ORDER BY min(n)) AS d
             CROSS JOIN LATERAL minion_resolve(d.named) AS t
+            LEFT JOIN LATERAL minion_canary_for(d.named, t.version_id) AS c ON true
+    ), targets AS MATERIALIZED (
+        SELECT t.*, (
+                   SELECT NULLIF(v.definition->'config'->'budget', 'null'::jsonb) FROM agent_versions v
+                       WHERE v.id = t.version_id) AS budget
+            FROM (SELECT * FROM active
+                  UNION ALL
+                  SELECT b.named, t.*, b.canary, b.share, true FROM active b CROSS JOIN LATERAL
+                      minion_resolve(b.named || jsonb_build_object('agent_version_id', b.canary)) AS t
+                      WHERE b.canary IS NOT NULL) AS t
     ), talks AS MATERIALIZED (
         -- The others of a conversation have a predecessor: this task.
         SELECT ns, talk, min(n) AS first FROM asked WHERE talk IS NOT NULL AND NOT later GROUP BY ns, talk
@@ -362,7 +370,7 @@ BEGIN
                     -- Release 0.2 knows no other key.
                     WHEN COALESCE(a.request->>'submitted_by', p.submitted_by) ~ '^api(:|$)' THEN '{bootstrap}'
                     END AS submitter_keys
-            FROM asked a JOIN targets t USING (named) LEFT JOIN talks k USING (ns, talk)
+            FROM asked a LEFT JOIN talks k USING (ns, talk)
             -- With a limit, these are looked up for each task by its id, whatever the plan's estimates.
             LEFT JOIN LATERAL (
                 SELECT t.*, COALESCE(t.effect_origin, t.origin_id) AS effects, s.priority, s.rank
@@ -370,6 +378,11 @@ BEGIN
             LEFT JOIN LATERAL (
                 SELECT origin_id, effect_origin, submitter_keys, lane, journal_format FROM tasks
                     WHERE id = a.replayed LIMIT 1) AS o ON true
+            JOIN targets t ON t.named = a.named AND (t.canary IS NULL OR t.drawn = (
+                a.replayed IS NULL AND a.request->'trial' IS NULL AND COALESCE(p.journal_format, 1) <> 3
+                AND minion_drawn(t.canary, COALESCE(
+                    a.request->>'conversation_id', p.conversation_id, a.request->>'key', p.key, p.root_id::text,
+                    a.request->>'draw', a.id::text), t.share)))
             ORDER BY a.n
     ), stored AS (
         INSERT INTO tasks (id, namespace, agent_name, agent_version_id, capability, input, input_order, messages,
@@ -460,7 +473,7 @@ END $$;
 -- Accepts one request for a caller that publishes messages. If a slot is free for its task, the task is queued in the same
 -- transaction, and the row has what its message needs; else these columns are NULL, and the dispatcher is notified.
 -- `expected`: the version that the request is validated for, if it was resolved earlier. No row: the agent has another by
--- now, and nothing is stored.
+-- now, or a canary, and nothing is stored.
 CREATE OR REPLACE FUNCTION minion_accept_now(request jsonb, expected uuid, lease interval)
 RETURNS TABLE (task_id uuid, created boolean, claim integer, queue text, agent_name text, soft_time_limit integer,
                time_limit integer, priority smallint, version_id uuid, has_model boolean) LANGUAGE plpgsql
@@ -472,7 +485,8 @@ DECLARE
 BEGIN
     IF expected IS NOT NULL AND NOT EXISTS (
             SELECT FROM agents WHERE namespace = COALESCE(request->>'namespace', 'default') AND name = request->>'agent'
-                AND active_version_id = expected AND status <> 'disabled') THEN
+                AND active_version_id = expected AND status <> 'disabled'
+                AND NOT EXISTS (SELECT FROM minion_canary_for(request, expected))) THEN
         RETURN;
     END IF;
     SELECT * INTO accepted FROM minion_insert_tasks(jsonb_build_array(request));

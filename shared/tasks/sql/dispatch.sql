@@ -108,8 +108,8 @@ BEGIN
     ), free AS (
         SELECT window_size - COALESCE(sum(f.n), 0) AS size FROM flight f WHERE f.state = 'queued' AND f.capability = cap
     ), room AS MATERIALIZED (
-        -- A round looks at all queues, so it waits until a quarter of the window is free.
-        SELECT CASE WHEN size >= window_size / 4 THEN GREATEST(0, size) ELSE 0 END::integer AS size FROM free
+        -- A round looks at all queues, so it waits until half of the window is free.
+        SELECT CASE WHEN size >= window_size / 2 THEN GREATEST(0, size) ELSE 0 END::integer AS size FROM free
     ), lines AS (
         -- Each queue with its first task.
         (SELECT p.namespace, p.key, p.agent_name, p.rank, p.task_id FROM task_status p

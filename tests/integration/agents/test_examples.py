@@ -1,4 +1,4 @@
-"""The example that the README runs against the local Messages API: tools, an approval, a chain and a budget."""
+"""The example of refunds against the local Messages API: tools, an approval, a chain and a budget."""
 
 from __future__ import annotations
 

@@ -165,7 +165,10 @@ def test_tasks_of_one_tenant_change_a_store_one_after_the_other(
     assert sorted(content.splitlines()) == sorted(f"Line {number}" for number in range(30))
 
 
-def test_unused_stores_and_replaced_versions_are_pruned(remember: Any, database: Engine) -> None:
+@pytest.mark.parametrize(("limit", "rounds"), [(500, [(1, 3)]), (1, [(1, 1), (0, 1), (0, 1), (0, 0)])])
+def test_unused_stores_and_replaced_versions_are_pruned(
+    remember: Any, database: Engine, limit: int, rounds: list[tuple[int, int]]
+) -> None:
     edit = ("memory", {"command": "str_replace", "path": NOTE, "old_str": "1", "new_str": "2"})
     remember(
         create("1"),
@@ -175,12 +178,15 @@ def test_unused_stores_and_replaced_versions_are_pruned(remember: Any, database:
         key="ann",
     )
     remember(create("1"), key="bob")
+    [ann] = [each for each in stores(database) if each["key"] == "ann"]
     age = text("UPDATE memory_changes SET at = at - interval '40 days'")
     unused = text("UPDATE memory_stores SET used_at = now() - interval '40 days' WHERE key = 'bob'")
     with transaction() as connection:
         connection.execute(age)
         connection.execute(unused)
-        assert store.prune(connection, 30) == (1, 3)
+        for expected in rounds:
+            assert store.prune(connection, 30, limit) == expected
+            assert [each["path"] for each in store.files(connection, ann["id"])] == [NOTE]
     [found] = stores(database)
     with database.connect() as connection:
         assert [each["path"] for each in store.files(connection, found["id"])] == [NOTE]

@@ -287,3 +287,30 @@ def test_a_failure_that_is_read_back_is_of_the_same_kind(
     first, second = tasks.get(task), tasks.get(again)
     assert first["error"]["type"] == "function_error"
     assert (second["error"], second["error_fingerprint"]) == (first["error"], first["error_fingerprint"])
+
+
+def test_active_version_may_have_another_prompt(
+    replays: Replays, tasks: Tasks, messages_api: MessagesApi, define_agent: DefineAgent
+) -> None:
+    first = replays.submit(SCRIPT)
+    define_agent(system_prompt="Be brief.")
+    messages_api.script, messages_api.requests = SCRIPT[2:], []
+    again = replays.run(replay_from(replays.inline_worker.engine, first["id"], 9, latest=True, submitted_by="test"))
+    assert (again["state"], again["agent_version"]) == ("succeeded", first["agent_version"] + 1)
+    assert "Be brief." in str(messages_api.requests[0]["system"])
+    assert [step["copied_from"] is None for step in tasks.steps(again["id"])] == [False] * 8 + [True]
+
+
+def test_active_version_asks_again_for_an_approval(replays: Replays, define_agent: DefineAgent) -> None:
+    first = replays.submit(SCRIPT)
+    define_agent(system_prompt="Be brief.")
+    for step, edit in ((8, None), (7, Edit({"arguments": {"answer": "mine"}}))):
+        with pytest.raises(Conflict, match="was approved for a call of another version"):
+            replay_from(replays.inline_worker.engine, first["id"], step, edit=edit, latest=True, submitted_by="test")
+
+
+def test_active_version_with_another_model_keeps_no_model_call(replays: Replays, define_agent: DefineAgent) -> None:
+    first = replays.submit(SCRIPT)
+    define_agent(model="claude-opus-5")
+    with pytest.raises(Conflict, match=r"at step 1 .* asks the model 'claude-opus-5' and not 'claude-sonnet-5-5'"):
+        replay_from(replays.inline_worker.engine, first["id"], 6, latest=True, submitted_by="test")

@@ -75,9 +75,9 @@ class Api:
 
 
 @contextmanager
-def serving(app: FastAPI) -> Iterator[int]:
-    """Serves an app from a thread, as the orchestrator does; the value is its port."""
-    settings = app.state.settings.model_copy(update={"api_port": 0})
+def serving(app: FastAPI, port: int = 0) -> Iterator[int]:
+    """Serves an app from a thread, as the orchestrator does; the value is its port, by default a free one."""
+    settings = app.state.settings.model_copy(update={"api_port": port})
     with listen(settings) as listener:
         server = uvicorn.Server(server_config(app, settings))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

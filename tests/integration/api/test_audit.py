@@ -73,7 +73,8 @@ def world(
 ) -> World:
     define({**ACT, "effect": "unsafe", "approval": True})
     fields = {"kind": "agent", "type": "function", "tool": "act", "config": {"capabilities": ["work"]}}
-    define({**fields, "name": "Careful"}, function_definition())
+    define({**fields, "name": "Careful"}, function_definition(), {**fields, "name": "Tried"})
+    define({**fields, "name": "Tried", "description": "newer"})
     ended, pending = client.submit("Careful", {}).id, client.submit("Careful", {}).id
     client.cancel(ended)
     waiting = client.submit("Careful", {"do": "answer", "answer": "an argument"}).id
@@ -160,6 +161,17 @@ ACTS: dict[str, tuple[str, Callable[[World], tuple[str, Any]]]] = {
     "POST /v1/agents/{name}/rollback": (
         "agent.rollback",
         lambda w: ("/v1/agents/Careful/rollback", {"version": 1, "reason": "rain"}),
+    ),
+    "PUT /v1/agents/{name}/canary": (
+        "canary.start",
+        lambda w: ("/v1/agents/Tried/canary", {"version": 1, "share": "10%", "reason": "rain"}),
+    ),
+    "POST /v1/evaluations": (
+        "evaluation.start",
+        lambda w: (
+            "/v1/evaluations",
+            {"agent": "Careful", "evaluator": "Tried", "since": "2026-01-01T00:00:00Z", "dollars": 1},
+        ),
     ),
     "PUT /v1/agents/{name}/status": (
         "agent.status",

@@ -56,6 +56,8 @@ BODIES: dict[str, Any] = {
     "POST /v1/silences": {"rule": "unserved", "until": SOON, "reason": "known"},
     "POST /v1/keys": {"name": "new", "role": "viewer"},
     "POST /v1/agents/{name}/rollback": {"version": 1},
+    "PUT /v1/agents/{name}/canary": {"version": 2, "share": "10%"},
+    "POST /v1/evaluations": {"agent": "Ours", "evaluator": "Theirs", "since": "2026-11-29T00:00:00Z", "dollars": 1},
     "PUT /v1/agents/{name}/status": {"status": "disabled"},
     "POST /v1/routes": {"message": "hello"},
     "PUT /v1/functions/{name}/status": {"status": "quarantined"},

@@ -337,7 +337,7 @@ def test_capabilities(http: httpx2.Client, submit: Submit, database: Engine) -> 
     add_worker(database, "search", slots=5, silent="1 hour")
     found = {item["name"]: item for item in http.get("/v1/capabilities").json()["items"]}
     assert list(found) == ["echo", "extra", "filter", "search"]
-    nobody = {"served": False, "workers": 0, "slots": 0, "busy": 0, "queued": 0, "running": 0}
+    nobody = {"served": False, "workers": 0, "slots": 0, "busy": 0, "queued": 0, "running": 0, "oldest_pending": None}
     assert found["echo"] == {"name": "echo", "agents": ["Echo"], "pending": 1, **nobody}
     assert (found["extra"]["agents"], found["extra"]["served"]) == ([], True)
     assert (found["search"]["workers"], found["search"]["slots"]) == (1, 3)

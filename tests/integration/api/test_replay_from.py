@@ -16,6 +16,7 @@ from orchestrator.cli import app
 from tests.conftest import Define
 from tests.integration.api.conftest import Api
 from tests.integration.conftest import ACT, InlineWorker, Tasks
+from tests.support.background_worker import working
 
 CHAIN = {
     "kind": "agent",
@@ -75,7 +76,6 @@ def test_over_the_client(client: Client, inline_worker: InlineWorker, first: str
 def test_http_refuses_invalid_replays(http: httpx2.Client, first: str) -> None:
     for body, says in (
         ({"edited_output": None}, "edited_output needs from_step"),
-        ({"from_step": 1, "pinned": False}, "fits only the versions that wrote it"),
         ({"from_step": "1"}, "from_step"),
         ({"from_step": 0}, "from step 0"),
     ):
@@ -118,8 +118,43 @@ def test_command_line_refuses_invalid_replays(run_cli: Any, first: str) -> None:
         (["--from-step", "1", "01b20424"], "--from-step is for one task"),
         (["--from-step", "1", "--edit-output", "nowhere.json"], "cannot be read"),
         (["--from-step", "1", "--edit-output", "-"], "is not valid JSON"),
-        (["--from-step", "1", "--latest"], "must be pinned"),
+        (["--from-step", "1", "--cut"], "--cut needs --latest and --from-step"),
     ):
         done = run_cli("replay", first, *words, input="{")
         assert done.exit_code != 0
         assert says in " ".join((done.stderr + str(done.exception)).replace("│", "").split())
+
+
+def test_active_version_keeps_steps_that_it_asks_for(
+    client: Client, define: Define, inline_worker: InlineWorker, first: str
+) -> None:
+    define({**CHAIN, "relations": [*CHAIN["relations"], {"agent": "First"}]})
+    again = client.replay(first, pinned=False, from_step=3)
+    inline_worker.run_all()
+    ended = client.get(again.id)
+    assert (ended.agent_version, [step["copied_from"] for step in client.steps(again.id)]) == (2, [first, first, None])
+
+
+def test_active_version_that_asks_otherwise_fails_before_any_effect(
+    client: Client, define: Define, inline_worker: InlineWorker, first: str
+) -> None:
+    define({**CHAIN, "relations": [{"agent": "First"}, {"agent": "First"}]})
+    again = client.replay(first, pinned=False, from_step=3)
+    inline_worker.run_all()
+    ended = client.get(again.id)
+    assert ended.error is not None
+    assert (ended.state, ended.error["type"], ended.error["step"]) == ("failed", "history_diverged", 2)
+    assert "step 2: the journal holds subtask 'Second', and this run asks for subtask 'First'" in ended.error["message"]
+    assert len(list(client.tree(again.id))) == 1
+
+
+def test_cut_continues_from_the_step_that_differs(
+    run_cli: Any, client: Client, define: Define, inline_worker: InlineWorker, first: str
+) -> None:
+    define({**CHAIN, "relations": [{"agent": "First"}, {"agent": "First"}]})
+    with working(inline_worker):
+        done = run_cli("replay", first, "--latest", "--from-step", "3", "--cut")
+        ended = client.wait(next(task for task in client.tasks() if task.replay_of == first), timeout=30)
+    assert "Cut at step 2: History diverged at step 2" in done.stderr
+    assert (ended.state, ended.agent_version) == ("succeeded", 2)
+    assert [step["copied_from"] for step in client.steps(ended.id)] == [first, None]

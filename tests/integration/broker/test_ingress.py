@@ -19,10 +19,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from kombu import Producer
 from sqlalchemy import Engine, text
+from sqlalchemy.orm import Session
 
 from orchestrator.local.embedded import EmbeddedServers
 from orchestrator.submissions import REFUSED, TAKEN
 from shared.notifications import make_redis
+from shared.registry import AgentRegistry
 from shared.settings import Settings
 from shared.tasks import submission
 from shared.tasks.envelopes import queue_keys
@@ -112,6 +114,17 @@ def test_a_task_is_accepted(send: Any) -> None:
 def test_keys_keep_their_order(send: Any) -> None:
     assert list(send(agent="Act", input={"query": "x", "limit": 1})["input"]) == ["query", "limit"]
     assert list(send(agent="Act", input={"limit": 1, "query": "x"})["input"]) == ["limit", "query"]
+
+
+def test_canary_gets_the_same_tenants_as_by_sql(send: Any, tasks: Tasks, act: Any) -> None:
+    act("Act", description="new", input_schema=SCHEMA, config={"capabilities": ["nobody"]})
+    with Session(tasks.engine) as session:
+        AgentRegistry(session).start_canary("Act", 1, "50%")
+    versions = {key: send(agent="Act", input={"query": "x"}, key=key)["agent_version"] for key in "abcdefgh"}
+    by_sql = text("SELECT minion_submit('Act', '{\"query\": \"x\"}', key => :key)")
+    with tasks.engine.begin() as connection:
+        again = {key: connection.scalar(by_sql, {"key": key}) for key in versions}
+    assert {key: tasks.get(task)["agent_version"] for key, task in again.items()} == versions
 
 
 def test_the_same_id_twice_is_one_task(send: Any, tasks: Tasks) -> None:

@@ -6,15 +6,17 @@ import errno
 import os
 import re
 import signal
+import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import Engine, make_url, text
@@ -32,6 +34,8 @@ from tests.integration.conftest import ACT, Tasks
 from tests.support.model_client import use_messages_api
 from tests.support.processes import SHORT_LEASES, Process, killed_on_exit, start_worker, wait_online, wait_until
 from workers.lane.bootstep import LaneStep
+from workers.lane.host import PROGRAM
+from workers.lane.pulse import Pulse
 
 pytestmark = pytest.mark.usefixtures("loops", "tool_package")
 
@@ -525,6 +529,20 @@ def test_the_lane_ends_with_its_worker(
         lane = lane_of_first_task(process, tasks, "Elsewhere")
         os.kill(process.pid, signal.SIGKILL)
         wait_until(lambda: not Path(f"/proc/{lane}").exists() or "\nState:\tZ" in status(lane), "the lane has ended")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it ends with the worker's end of the socket")
+def test_lane_that_starts_after_the_end_of_its_worker_ends() -> None:
+    ours, theirs = socket.socketpair()
+    pulse = Pulse.create()
+    given = (theirs.fileno(), pulse.file)
+    ended = 2**22 + 1  # beyond the largest id of a process
+    with ours, theirs, closing(pulse):
+        command = [sys.executable, "-P", str(PROGRAM), *map(str, (*given, ended)), str(uuid4()), *sys.path]
+        assert subprocess.run(command, pass_fds=given, timeout=60, check=False).returncode == 0
+        ours.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            ours.recv(1)  # "ready" is the first message
 
 
 @pytest.mark.parametrize("options", [["--autoscale=2,0"], ["--max-tasks-per-child=1"]])

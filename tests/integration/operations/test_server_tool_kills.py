@@ -9,7 +9,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from sqlalchemy import Engine, text
 from minions import testing
 from minions.testing import MessagesApi, code_execution, said, tool_use, web_search
 from shared.memories import store
-from tests.chaos.system import descendants
 from tests.conftest import Define
 from tests.integration.conftest import Tasks
 from tests.support.forks import nursery_of_lanes
@@ -127,12 +126,10 @@ def waiting(engine: Engine) -> int | None:
 
 
 def kill_with_lane(worker: Process) -> None:
-    """Kill a worker and its lane, which has a session of its own: until it notices, it would go on to the next call."""
-    pids = [worker.pid, *descendants(worker.pid), *lanes_of(nursery_of_lanes(), worker.pid)]
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not any(map(is_alive, pids)), "the worker and its lane are gone")
+    """Kill a worker, and wait until its lane, which has a separate session, has ended too."""
+    lanes = lanes_of(nursery_of_lanes(), worker.pid)
+    os.killpg(worker.pid, signal.SIGKILL)
+    wait_until(lambda: not any(map(is_alive, lanes)), "the lane has ended with its worker")
 
 
 @pytest.mark.parametrize("point", POINTS)

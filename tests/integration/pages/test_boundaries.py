@@ -34,6 +34,7 @@ FORMS: dict[str, dict[str, str]] = {
     "POST /tasks/{task_id}/budget": {"stop": "1"},
     "POST /tasks/{task_id}/decide": {"verdict": "approve", "step": "1"},
     "POST /agents/{name}/rollback": {"version": "1"},
+    "POST /agents/{name}/canary": {"version": "1", "share": "10%"},
     "POST /agents/{name}/status": {"status": "disabled"},
     "POST /routing": {"message": "hello"},
     "POST /functions/{name}/status": {"status": "quarantined", "version": "1"},

@@ -183,6 +183,22 @@ def test_agent_is_rolled_back_as_by_the_api(logged_in: Open, client: Client, ins
     assert row.actor.startswith("operator-")
 
 
+def test_canary_is_started_shown_and_ended(logged_in: Open, client: Client, installed: None) -> None:
+    browser = logged_in("operator")
+    assert "Try version 1 as a canary" in browser.get("/agents/triage").text
+    sent = {"csrf_token": browser.csrf_token(), "version": "1", "share": "10%", "reason": "a try <b>"}
+    shown = browser.follow(browser.post("/agents/triage/canary", sent)).text
+    assert "Version 1 gets 10% of new tasks" in shown
+    assert "a try &lt;b&gt;" in shown
+    assert "<strong>canary, 10%</strong>" in shown
+    assert "10%: 1" in browser.get("/agents").text
+    assert browser.post("/agents/triage/canary", {**sent, "share": "ten"}).status_code == 422
+    version = str(client.agent("triage")["version"])
+    ended = browser.follow(browser.post("/agents/triage/rollback", {**sent, "version": version, "reason": ""})).text
+    assert "Last canary" in ended
+    assert client.agent("triage")["canary"]["outcome"] == "ended"
+
+
 def test_agent_is_disabled_and_accepts_tasks_again(logged_in: Open, client: Client, installed: None) -> None:
     browser = logged_in("operator")
     fields = {"csrf_token": browser.csrf_token(), "status": "disabled", "reason": "it sorts <b>badly"}

@@ -114,9 +114,9 @@ def pending(connection: Connection) -> list[Waiting]:
 
 
 def room_of(window: int, queued: int) -> int:
-    """The window is filled again when a quarter of it is free."""
+    """The window is filled again when half of it is free."""
     free = window - queued
-    return max(0, free) if free >= window // 4 else 0
+    return max(0, free) if free >= window // 2 else 0
 
 
 def fair(site: Site, waiting: list[Waiting], in_flight: Counter[tuple[str, str]], room: int) -> list[Waiting]:

@@ -36,7 +36,6 @@ from workers.llm.failures import Failures, is_worth_it
 from workers.llm.limits import ModelLimits
 from workers.llm.pacing import paced
 from workers.llm.stream import StreamError, Unreadable, error_in
-from workers.outcomes import Postponed
 
 log = structlog.get_logger(__name__)
 
@@ -123,9 +122,7 @@ class ChatClient:
         """
         line = _lines.of(account_of(self.provider, request.namespace))
         body = body_of(sent, self.provider)
-        tokens = request.estimated_tokens()
-        line.limits.admit(request.model, tokens, request.max_tokens, request.namespace, request.rates())
-        _ask_for_leave(request, line.limits)
+        line.admit(request)
         with _answering(line, body, request.model) as response:
             answer = _receive(response, on_text, line.failures)
         reply = self._reply(answer, sent.model, line.failures)
@@ -169,14 +166,6 @@ class ChatClient:
             with suppress(LookupError):
                 return math.ceil(price_of(self.provider, name, Usage(**tokens)) * 1_000_000)
         return None
-
-
-def _ask_for_leave(request: ModelRequest, limits: ModelLimits) -> None:
-    try:
-        request.before_sending()
-    except Postponed:
-        limits.settle(request.model, 0, 0)
-        raise
 
 
 @contextmanager

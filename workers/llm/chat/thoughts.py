@@ -1,4 +1,4 @@
-"""Thoughts of models in the Chat Completions API, which itself has none: servers have them in fields of their own.
+"""Thoughts of models in the Chat Completions API, which itself has none: servers have them in their own fields.
 
 They become blocks of type `thinking` that name their field, and go back in it.
 """

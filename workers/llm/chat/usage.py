@@ -38,7 +38,7 @@ def was_refused(error: ModelError) -> bool:
 def usage_in(received: dict[str, Any]) -> dict[str, Any]:
     """Return what a chunk, or a whole completion, reports of the usage so far; empty if that is nothing.
 
-    Groq has it under a name of its own, and Moonshot in the choice.
+    Groq has it under its own name, and Moonshot in the choice.
     """
     groq = received.get("x_groq")
     choices = received.get("choices") or [{}]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import pytest
 
 from orchestrator.local import system
 from orchestrator.local.system import LocalSystem, running_system
-from shared.errors import NotConfigured
-from shared.settings import Settings
+from shared.errors import NotConfigured, Unavailable
+from shared.settings import RUN_FILE, Settings
+from tests.support.http_server import answering
 
 
 @pytest.fixture
@@ -66,8 +69,39 @@ def test_running_system_without_an_api_key_is_refused(tmp_path: Path, monkeypatc
         running_system(Settings(api_url="http://127.0.0.1:9", data_dir=tmp_path))
 
 
-def test_unreachable_system_is_not_running(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    assert running_system(Settings(api_url=url, api_key="key", data_dir=tmp_path)) is None
-    assert running_system(Settings(data_dir=tmp_path)) is None
+@pytest.fixture
+def closed() -> str:
+    """Return an address at which nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_unreachable_system_of_this_installation_is_not_running(tmp_path: Path, closed: str) -> None:
+    settings = Settings(api_key="key", data_dir=tmp_path)
+    assert running_system(settings) is None
+    (tmp_path / RUN_FILE).write_text(json.dumps({"api_url": closed, "places": {}}))
+    assert running_system(settings) is None
+
+
+def test_named_system_that_is_starting_is_awaited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [503, 503, 200]
+
+    class Starting(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(answers.pop(0))
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    monkeypatch.setattr(system, "READY_POLL_SECONDS", 0.0)
+    with answering(Starting) as port:
+        url = f"http://127.0.0.1:{port}"
+        assert running_system(Settings(api_url=url, api_key="key", data_dir=tmp_path)) == {"API": f"{url}/docs"}
+    assert answers == []
+
+
+def test_named_system_that_never_answers_is_an_error(tmp_path: Path, closed: str) -> None:
+    with pytest.raises(Unavailable, match=f"MINION_API_URL is {closed}, and no system was ready there within 0 s"):
+        running_system(Settings(api_url=closed, api_key="key", data_dir=tmp_path), patience=0.0)

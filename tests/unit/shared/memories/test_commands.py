@@ -167,6 +167,16 @@ def test_memory_that_is_full_takes_no_more() -> None:
     run(files, command="create", path="/memories/c", file_text="x" * 300)
 
 
+def test_error_names_a_bounded_number_of_occurrences() -> None:
+    files = {"/memories/a": "a\n" * 1_000_000}
+    with pytest.raises(InvalidInput, match=r"in lines: 1, 2, .*, 19, 20, …\. Please"):
+        run(files, command="str_replace", path="/memories/a", old_str="a")
+
+
+def test_path_has_one_form_of_an_accent() -> None:
+    assert checked_path("/memories/cafe\u0301/") == checked_path("/memories/caf\xe9") == "/memories/caf\xe9"
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -182,6 +192,9 @@ def test_memory_that_is_full_takes_no_more() -> None:
         "/memories/..\\a",
         "/memories/a\nb",
         "/memories/a\0",
+        "/memories/\ud800",
+        "/memories/\u202etxt.a",
+        "/memories/a\u200b",
         "/memories/" + "a" * 500,
         "",
     ],

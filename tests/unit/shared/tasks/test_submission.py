@@ -31,7 +31,7 @@ def test_requests_for_more_agents_than_are_known_may_be_simultaneous(monkeypatch
 
     def remember() -> None:
         for request in requests:
-            known.remember(request, Target(uuid4(), request.agent, True, None))
+            known.remember(request, Target(uuid4(), request.agent, False, True, None))
 
     with ThreadPoolExecutor(4) as threads:
         remembering = [threads.submit(remember) for _ in range(4)]

@@ -8,6 +8,8 @@ import pytest
 
 from minions import testing
 from workers.llm.base import ModelRequest
+from workers.llm.files import with_files
+from workers.llm.structured import format_of
 from workers.llm.wire import SILENT_FAILURE, messages_of, takes_system_messages
 
 NEW, OLD = "claude-opus-5-5", "claude-sonnet-4-6"
@@ -30,6 +32,32 @@ def said_in(messages: list[dict[str, Any]]) -> list[tuple[str, Any]]:
             content = content[0]["text"] if [block["type"] for block in content] == ["text"] else content
         turns.append((message["role"], content))
     return turns
+
+
+FOREIGN = "file_" + "0" * 64
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "image"},
+        {"type": "image", "source": "x"},
+        {"type": "image", "source": {"type": "base64"}},
+        {"type": "image", "source": {"type": "file", "file_id": 3}},
+        {"type": "image", "source": {"type": "file", "file_id": FOREIGN}},
+        {"type": "document", "source": {"type": "content", "content": [1]}},
+        {"type": "document", "citations": [1]},
+        {"type": "tool_result", "content": [5]},
+    ],
+)
+def test_blocks_of_a_model_are_sent_unread(block: dict[str, Any]) -> None:
+    messages = conversation(("user", "a"), ("assistant", [block]), ("user", "b"))
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    request = ModelRequest(NEW, "", messages, (), max_tokens=1, output_schema=schema, constrained=True)
+    assert with_files(request) == request
+    assert format_of(request) is not None
+    assert request.estimated_tokens() > 0
+    assert messages_of(request)[1]["content"] == [block]
 
 
 CALL = [{"type": "tool_use", "id": "t", "name": "f", "input": {}}]

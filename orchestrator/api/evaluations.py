@@ -1,0 +1,82 @@
+"""Evaluations over HTTP: have tasks judged that have ended."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from fastapi import APIRouter
+from pydantic import AwareDatetime, BaseModel, Field, StringConstraints
+
+from orchestrator.api import body, problems
+from orchestrator.api.actors import Actor
+from orchestrator.api.agents import is_reached
+from orchestrator.api.parameters import Database
+from orchestrator.observe.evaluations import Wanted, choose
+from shared.audit import log
+from shared.contracts.shares import Share, hundredths_of
+from shared.contracts.strict_model import Strict
+from shared.errors import InvalidInput, UnknownAgent
+
+Named = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00]*$")]
+
+router = APIRouter(prefix="/v1/evaluations", tags=["evaluations"])
+
+
+class EvaluationRequest(Strict):
+    """Succeeded tasks of an agent to be judged, the newest first, without those that the evaluator has judged."""
+
+    namespace: Named = "default"
+    agent: Named
+    evaluator: Named = Field(description="The agent that judges: its output has a `score` between 0 and 1.")
+    since: AwareDatetime = Field(strict=False)
+    until: AwareDatetime | None = Field(None, strict=False, description="Now by default.")
+    version: int | None = Field(None, ge=1, le=2**31 - 1)
+    share: Share = "100%"
+    limit: int = Field(100, ge=1, le=10_000)
+    dollars: float = Field(gt=0, le=1_000_000, description="For all: each judging task may spend the same part of it.")
+
+
+class Evaluations(BaseModel):
+    """The tasks that will be judged. Their scores are in the versions of the agent."""
+
+    tasks: int
+    dollars_per_task: float | None
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model=Evaluations,
+    responses=problems.documented(404, 413, 415),
+    openapi_extra=body.documented(EvaluationRequest.model_json_schema()),
+)
+def evaluate(sent: body.SmallBody, database: Database, actor: Actor) -> Evaluations:
+    """Has tasks judged that have ended. The evaluator gets the input, the output and the outline of the steps of each,
+    in a task of the same tenant. Its scores count for the version that did the work."""
+    asked = body.parse_model(EvaluationRequest, sent)
+    namespace = actor.key.scope.namespace_of(asked.namespace if "namespace" in asked.model_fields_set else None)
+    until = asked.until or datetime.now(UTC)
+    if asked.since >= until:
+        raise InvalidInput("Invalid time range: `since` must be before `until`.")
+    if asked.agent == asked.evaluator:
+        raise InvalidInput("An agent must not evaluate itself: name another `evaluator`.")
+    wanted = Wanted(
+        namespace=namespace,
+        agent=asked.agent,
+        evaluator=asked.evaluator,
+        since=asked.since,
+        until=until,
+        dollars=asked.dollars,
+        version=asked.version,
+        share=hundredths_of(asked.share),
+        most=asked.limit,
+    )
+    with database.begin() as connection:
+        for name in (asked.agent, asked.evaluator):
+            if not is_reached(connection, actor.key.scope, namespace, name):
+                raise UnknownAgent(f"There is no agent named {name!r}. `minion agents` lists them.")
+        tasks = choose(connection, wanted)
+        facts = {"evaluator": asked.evaluator, "since": asked.since, "tasks": tasks, "dollars": asked.dollars}
+        log.record(connection, actor, "evaluation.start", asked.agent, namespace=namespace, after=facts)
+    return Evaluations(tasks=tasks, dollars_per_task=asked.dollars / tasks if tasks else None)

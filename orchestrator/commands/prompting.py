@@ -1,0 +1,62 @@
+"""Lines and texts that a person types, at a terminal or through a pipe."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from orchestrator.commands.output import interactive, on_a_terminal
+from orchestrator.commands.tasks import read_input
+from shared.contracts.strict_json import parse
+from shared.contracts.visible_text import one_line
+from shared.errors import FileFault, InvalidInput
+
+EDITORS = ("VISUAL", "EDITOR")
+
+
+def ask(prompt: str) -> str | None:
+    """Return a line without surrounding blanks; None at the end of the input. A pipe receives no prompt."""
+    with suppress(ImportError):
+        import readline  # noqa: F401 - `input` then edits lines, and has a history
+
+    at_terminal = on_a_terminal() and sys.stdin is not None and sys.stdin.isatty()
+    try:
+        return input(one_line(prompt) if at_terminal else "").strip()
+    except EOFError:
+        return None
+
+
+def json_from(written: str, shown: Any) -> Any:
+    """Return the JSON that a person gives in place of another value.
+
+    Args:
+        written: JSON, or `@FILE`; empty opens an editor with the other value.
+
+    Raises:
+        InvalidInput: it is not JSON; or it is empty, and there is no terminal for an editor.
+        FileFault: a file cannot be read, or the editor cannot be started.
+    """
+    return read_input(written) if written else parse(_edited(shown), what="The edited text")
+
+
+def _edited(shown: Any) -> bytes:
+    import json
+
+    command = next((os.environ[name] for name in EDITORS if os.environ.get(name)), "vi")
+    if not interactive():
+        raise InvalidInput("There is no terminal for an editor: write the JSON, or @FILE, behind the command.")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "value.json"
+        # As ASCII, so that an editor shows no character that a terminal obeys.
+        file.write_text(json.dumps(shown, indent=2) + "\n", encoding="ascii")
+        try:
+            subprocess.run([*shlex.split(command), str(file)], check=True)
+            return file.read_bytes()
+        except (OSError, ValueError, subprocess.CalledProcessError) as error:
+            raise FileFault(f"The editor {command!r} failed: {error}. Set EDITOR, or write the JSON.") from None
