@@ -1315,7 +1315,7 @@ CREATE INDEX tasks_parent_idx ON tasks USING btree (parent_id) WHERE (parent_id 
 CREATE INDEX tasks_replay_idx ON tasks USING btree (replay_of) WHERE (replay_of IS NOT NULL);
 CREATE INDEX tasks_root_idx ON tasks USING btree (root_id);
 CREATE TRIGGER tasks_blocks BEFORE INSERT ON tasks FOR EACH ROW WHEN ((jsonb_path_exists(new.messages, 'strict $[*]."content"?(@.type() == "array")'::jsonpath, '{}'::jsonb, true) OR (strpos((new.input)::text, '"$file"'::text) > 0))) EXECUTE FUNCTION minion_mark_blocks();
-CREATE TRIGGER tasks_files AFTER INSERT ON tasks FOR EACH ROW WHEN ((new.journal_format = 2)) EXECUTE FUNCTION minion_hold_files_of_task();
+CREATE TRIGGER tasks_files AFTER INSERT ON tasks FOR EACH ROW WHEN ((new.journal_format >= 2)) EXECUTE FUNCTION minion_hold_files_of_task();
 CREATE TRIGGER tasks_immutable BEFORE UPDATE ON tasks FOR EACH ROW WHEN ((((old.agent_version_id IS NOT NULL) AND (new.agent_version_id IS DISTINCT FROM old.agent_version_id)) OR ((old.agent_name IS NOT NULL) AND (new.agent_name IS DISTINCT FROM old.agent_name)) OR ((((((old.id IS DISTINCT FROM new.id) OR (old.namespace IS DISTINCT FROM new.namespace)) OR (old.root_id IS DISTINCT FROM new.root_id)) OR (old.origin_id IS DISTINCT FROM new.origin_id)) OR (old.depth IS DISTINCT FROM new.depth)) OR (old.created_at IS DISTINCT FROM new.created_at)) OR (((((old.input IS DISTINCT FROM new.input) OR (old.messages IS DISTINCT FROM new.messages)) OR (old.parent_id IS DISTINCT FROM new.parent_id)) OR (old.parent_step IS DISTINCT FROM new.parent_step)) OR (old.conversation_id IS DISTINCT FROM new.conversation_id)) OR ((((((old.capability IS DISTINCT FROM new.capability) OR (old.key IS DISTINCT FROM new.key)) OR (old.submitted_by IS DISTINCT FROM new.submitted_by)) OR (old.traceparent IS DISTINCT FROM new.traceparent)) OR (old.journal_format IS DISTINCT FROM new.journal_format)) OR (old.deadline IS DISTINCT FROM new.deadline)) OR ((new.replay_of IS NOT NULL) AND (new.replay_of IS DISTINCT FROM old.replay_of)))) EXECUTE FUNCTION minion_refuse_change();
 ALTER TABLE ONLY tasks
     ADD CONSTRAINT tasks_agent_version_id_fkey FOREIGN KEY (agent_version_id) REFERENCES agent_versions(id);
@@ -1379,6 +1379,19 @@ CREATE TABLE tracing_state (
 );
 ALTER TABLE ONLY tracing_state
     ADD CONSTRAINT tracing_state_pkey PRIMARY KEY (id);
+
+CREATE TABLE trials (
+    task_id uuid NOT NULL,
+    level text NOT NULL,
+    allow_idempotent boolean NOT NULL,
+    recording text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT trials_level_check CHECK ((level = ANY (ARRAY['replay'::text, 'shadow'::text])))
+);
+ALTER TABLE ONLY trials
+    ADD CONSTRAINT trials_pkey PRIMARY KEY (task_id);
+ALTER TABLE ONLY trials
+    ADD CONSTRAINT trials_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
 
 CREATE TABLE unique_tasks (
     namespace text DEFAULT 'default'::text NOT NULL,
@@ -2957,6 +2970,8 @@ BEGIN
         SELECT a.*, t.version_id, t.agent_name, p.id AS parent_id, p.root_id, p.depth, p.submitted_by, p.traceparent,
                p.priority AS parent_priority, p.rank AS parent_rank, p.budget_ids, o.origin_id,
                COALESCE(a.request->>'lane', p.lane, o.lane) AS lane,
+               CASE WHEN o.journal_format = 3 THEN minion_refuse_replay(a.replayed)
+                    WHEN p.journal_format = 3 OR a.request->'trial' = 'true' THEN 3 ELSE 1 END AS journal_format,
                COALESCE(a.n > k.first, false) AS follows,
                -- The preparer looks into messages further than PostgreSQL does.
                CASE WHEN a.request->>'validated' = t.version_id::text OR t.input_schema IS NULL AND a.messages IS NULL
@@ -2984,9 +2999,11 @@ BEGIN
                 SELECT t.*, COALESCE(t.effect_origin, t.origin_id) AS effects, s.priority, s.rank
                     FROM tasks t JOIN task_status s ON s.task_id = t.id WHERE t.id = a.parent LIMIT 1) AS p ON true
             LEFT JOIN LATERAL (
-                SELECT origin_id, effect_origin, submitter_keys, lane FROM tasks WHERE id = a.replayed LIMIT 1) AS o ON true
+                SELECT origin_id, effect_origin, submitter_keys, lane, journal_format FROM tasks
+                    WHERE id = a.replayed LIMIT 1) AS o ON true
             JOIN targets t ON t.named = a.named AND (t.canary IS NULL OR t.drawn = (
-                a.replayed IS NULL AND minion_drawn(t.canary, COALESCE(
+                a.replayed IS NULL AND a.request->'trial' IS NULL AND COALESCE(p.journal_format, 1) <> 3
+                AND minion_drawn(t.canary, COALESCE(
                     a.request->>'conversation_id', p.conversation_id, a.request->>'key', p.key, p.root_id::text,
                     a.request->>'draw', a.id::text), t.share)))
             ORDER BY a.n
@@ -2994,14 +3011,15 @@ BEGIN
         INSERT INTO tasks (id, namespace, agent_name, agent_version_id, capability, input, input_order, messages,
                            parent_id, parent_step, root_id, depth, replay_of, origin_id, effect_origin,
                            conversation_id, key, labels, submitted_by, traceparent, deadline, budget_ids, submitter_keys,
-                           lane)
+                           lane, journal_format)
             SELECT id, ns, agent_name, version_id, request->>'capability',
                    CASE WHEN request ? 'input' THEN request->'input' END,
                    NULLIF(request->'input_order', 'null'::jsonb), messages,
                    parent_id, (request->>'parent_step')::integer, COALESCE(root_id, id), COALESCE(depth + 1, 0), replayed,
                    COALESCE(origin_id, id), effects, request->>'conversation_id', key, labels,
                    COALESCE(request->>'submitted_by', submitted_by), COALESCE(request->>'traceparent', traceparent),
-                   deadline, CASE WHEN budget IS NULL THEN budget_ids ELSE budget_ids || id END, submitter_keys, lane
+                   deadline, CASE WHEN budget IS NULL THEN budget_ids ELSE budget_ids || id END, submitter_keys, lane,
+                   journal_format
                 FROM made
     ), statuses AS (
         INSERT INTO task_status (task_id, state, capability, priority, due_at, deadline, namespace, agent_name, key,
@@ -3190,7 +3208,7 @@ CREATE FUNCTION minion_mark_blocks() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    NEW.journal_format := 2;
+    NEW.journal_format := GREATEST(NEW.journal_format, 2);
     RETURN NEW;
 END $$;
 
@@ -3319,7 +3337,8 @@ BEGIN
     END IF;
     INSERT INTO webhook_deliveries (webhook_id, task_id, state)
         SELECT w.id, t, final FROM webhooks w JOIN tasks k ON k.id = t
-            WHERE w.enabled AND 'tasks' = ANY (w.events) AND w.namespace = k.namespace
+            -- The ends of trials are no news of the production.
+            WHERE w.enabled AND 'tasks' = ANY (w.events) AND w.namespace = k.namespace AND k.journal_format <> 3
               AND (w.states = '{}' OR final = ANY (w.states))
               AND (w.agents = '{}' OR k.agent_name = ANY (w.agents)) AND k.labels @> w.labels
               AND (k.parent_id IS NULL OR NOT w.roots_only)
@@ -3566,6 +3585,14 @@ BEGIN
         RAISE EXCEPTION 'The input has the key % twice in one object.', quote_literal(left(twice, 50))
             USING ERRCODE = 'MN007';
     END IF;
+END $$;
+
+CREATE FUNCTION minion_refuse_replay(source uuid) RETURNS smallint
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    RAISE EXCEPTION 'Task % is a trial, and cannot be replayed. Run `minion eval` again, or submit a new task.', source
+        USING ERRCODE = 'MN009';
 END $$;
 
 CREATE FUNCTION minion_refuse_v2(agent text, idempotency text, sent_as text, failure jsonb, submitter text, ns text, tenant text) RETURNS uuid
