@@ -89,9 +89,9 @@ def test_old_tasks_are_evaluated_by_command(
 ) -> None:
     define(agent_definition("Judge"))
     driver.finish(driver.run(sorter))
-    options = ("--agent", sorter, "--evaluator", "Judge", "--since", "1d", "--budget", "2")
-    assert "Judge judges 1 tasks, for at most 2.000000 dollars each" in run_cli("evaluate", *options).line
-    assert "has no succeeded tasks" in run_cli("evaluate", *options).line
+    options = ("--agent", sorter, "--evaluator", "Judge", "--since", "1d", "--dollars", "2")
+    assert "Judge judges 1 tasks, for at most 2.000000 dollars each" in run_cli("eval", "tasks", *options).line
+    assert "has no succeeded tasks" in run_cli("eval", "tasks", *options).line
     assert next(client.audit(act="evaluation.start"))["after"]["tasks"] == 0
     with pytest.raises(errors.UnknownAgent):
         client.evaluate(sorter, "Nobody", since=datetime(2026, 1, 1, tzinfo=UTC), dollars=1)
