@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import secrets
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -52,6 +53,12 @@ END_OTHERS = text(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
     "WHERE pid <> pg_backend_pid() AND datname = current_database()"
 )
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach commands that tests start: a shell's background job ignores it, and so do its children."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection() -> None:
