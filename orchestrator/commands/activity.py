@@ -67,7 +67,7 @@ class Activity:
             self._costs[task] = self._costs.get(task, 0) + event.data.get("cost_microdollars", 0)
             name = styled((f"{self._agents[task]} {str(task)[-4:]} ", "bold"))
             line = event_line(TaskEvent(id=event.number, type=event.type, data=event.data))
-            console.print(Text.assemble(name, line, self._facts(task, event)))
+            console.print(name + line + self._facts(task, event))
             if event.type in FAILED or event.data.get("reason") in DECISIONS:
                 console.print(styled(f"  {self.pages}/tasks/{task}"), soft_wrap=True)
 

@@ -321,10 +321,6 @@ class AgentDefinition(Definition):
     evaluators: list[Evaluator] = Field(default_factory=list, max_length=10)
     config: AgentConfig = Field(default_factory=AgentConfig)
 
-    @model_serializer(mode="wrap")
-    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_defaults(self, serialize(self), self.LATER)
-
     @model_validator(mode="after")
     def _evaluators_are_others(self) -> Self:
         names = [each.agent for each in self.evaluators]
@@ -333,6 +329,11 @@ class AgentDefinition(Definition):
         if len({*names}) != len(names):
             raise ValueError("evaluators must name each agent once")
         return self
+
+    def content(self) -> dict[str, Any]:
+        """Return the definition as JSON, without `kind` and name, and without later fields that are not used."""
+        # Not by a serializer: Pydantic forgets what was raised in one below another, such as a time limit.
+        return _without_defaults(self, super().content(), self.LATER)
 
     @field_validator("tools")
     @classmethod

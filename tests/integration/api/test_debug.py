@@ -145,7 +145,9 @@ def test_past_names_step_worker_and_what_is_not_known(run_cli: Run, task: str, c
 def test_debugger_at_a_terminal(http_api: Api, task: str) -> None:
     with at_terminal("debug", task, env={"MINION_API_URL": http_api.url}) as terminal:
         terminal.see("(step 3/6, help) ")
-        terminal.type("1\nreply\n")
+        terminal.type("1\n")
+        terminal.see("(step 1/6, help) ")
+        terminal.type("reply\n")
         shown = terminal.see("\\u001b]52") + terminal.see("(step 1/6, help) ")
         assert "\x1b" not in shown
         terminal.type("\x04")
