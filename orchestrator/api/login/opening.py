@@ -82,6 +82,9 @@ async def open_login(
 
     opened = await run_in_threadpool(store, state.engine)
     if previous is not None:
+        # Here at once; elsewhere with the notification.
+        state.logins.forget()
+        state.watching_logins.forget()
         await run_in_threadpool(publish_keys_changed)
     own: cookies.Cookies = state.cookies
     own.set(response, cookies.SESSION, token, seconds)

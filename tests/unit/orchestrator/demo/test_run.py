@@ -6,6 +6,7 @@ import io
 import json
 import uuid
 from datetime import UTC, datetime, timedelta
+from importlib import metadata
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,12 +15,14 @@ from rich.console import Console
 
 from minions.errors import WaitTimeout
 from minions.task import Task
-from orchestrator.demo import tools
+from orchestrator.demo import distributions, tools
 from orchestrator.demo.run import run
 from shared.contracts.json_schema import violations
 from shared.definitions.files import load
 from workers.llm.base import ModelRequest, ToolSpec
 from workers.llm.offline import NOTICE, OfflinePlanner
+
+DISTRIBUTIONS = ("celery", "kombu", "billiard", "redis", "SQLAlchemy", "psycopg", "certifi", "Jinja2", "minions-server")
 
 
 class Failed(Exception):
@@ -151,7 +154,10 @@ def collected(child: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def client(tmp_path):
+def client(tmp_path, monkeypatch):
+    """The client, where few distributions are installed; acceptance/test_demo.py audits all."""
+    few = [found for found in metadata.distributions() if found.name in DISTRIBUTIONS]
+    monkeypatch.setattr(distributions.metadata, "distributions", lambda: few)
     return LocalClient(tmp_path)
 
 
