@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.processes import ROOT
 
 
+@pytest.mark.soak
 def test_run_measures_the_chosen_systems_and_writes_its_files(tmp_path: Path) -> None:
     chosen = ["--only", "chain", "--systems", "builtin tool", "redis results, late"]
     command = [sys.executable, "-m", "benchmarks", "--quick", *chosen, "--output", str(tmp_path)]
