@@ -263,8 +263,16 @@ def _identity(kind: str, name: str, request: JsonValue) -> str:
 def _comparable(kind: str, name: str, request: JsonValue) -> JsonValue:
     """Return what must be the same in a replay. Another model, or another version of a function, is no other path."""
     if kind == "model_call":
-        return [kind, _texts_as_json(request)]
+        return [kind, _texts_as_json(_without_model(request))]
     return [kind, name, _arguments_of(request)]
+
+
+def _without_model(request: JsonValue) -> JsonValue:
+    """Return the request of a call without the name of the model that it is made instead of."""
+    replaced = request.get("instead_of") if isinstance(request, dict) else None
+    if not isinstance(replaced, dict):
+        return request
+    return {**request, "instead_of": {name: value for name, value in replaced.items() if name != "model"}}
 
 
 def _arguments_of(request: JsonValue) -> JsonValue:

@@ -50,8 +50,8 @@ class Site:
     def chain(self, *relations: Any, strategy: str = "sequential", name: str = "Agent", **config: Any) -> None:
         """Define an agent that delegates to `Act`, which does what its input says."""
         of_act = {"kind": "agent", "type": "function", "tool": "act", "config": {**CONFIG, "max_attempts": 1}}
-        for act in ("Act", "Other"):
-            self.define(ACT, {**of_act, "name": act, "description": f"The agent {act}"})
+        for act, about in (("Act", "boats"), ("Other", "trains")):
+            self.define(ACT, {**of_act, "name": act, "description": f"Knows everything about {about}"})
         self.define(
             {
                 "kind": "agent",
@@ -133,6 +133,13 @@ def _refusal(site: Site) -> Task:
 def _fallback_model(site: Site) -> Task:
     site.agent(config={"fallback_models": ["claude-opus-5"]})
     return site.run(refusal("cyber", "Not this."), said("Hi."))
+
+
+@kind
+def _unavailable_model(site: Site) -> Task:
+    site.agent(config={"fallback_models": ["claude-opus-5"], "fallback_after": "1s"})
+    overloaded = error(529, "overloaded_error", "Overloaded")
+    return site.run({**overloaded, "if": f'"model": "{MODEL}"'}, said("Hi."))
 
 
 @kind
@@ -225,7 +232,7 @@ def _fallback_chain(site: Site) -> Task:
 @kind
 def _router(site: Site) -> Task:
     site.chain("Act", "Other", strategy="router")
-    return site.run(value={"answer": "Other"})
+    return site.run(value={"answer": "Which trains are old?"})
 
 
 @kind
@@ -366,3 +373,10 @@ def test_recording_replays_unchanged(make: Callable[[Site], Task], site: Site, m
     assert of_replay(parse_case(case, where="case"), parse_recording(run)) == [], (task, ended)
     assert len(site.api.requests) == calls
     assert sum(each["cost_microdollars"] for each in site.client.executions(ended)) == 0
+
+
+def test_another_model_is_no_other_path(site: Site) -> None:
+    recording = record(site.client, _fallback_model(site).id, name="case", redacted=[])["task"]
+    site.agent(model="claude-opus-5-5", config={"fallback_models": ["claude-sonnet-5"]})
+    trial = site.client.submit_trial(recording, level="replay")
+    assert site.end(trial).succeeded
