@@ -25,7 +25,7 @@ class BaseAgent(ABC):
         self.definition = definition
         self.task = task
         self.journal = journal
-        # A replay makes no calls, and a trial's person waits for it.
+        # A trial makes its calls at once: its caller waits for them.
         journal.lane = "direct" if journal.is_trial else task.lane or definition.config.lane
         journal.deadline = task.deadline
 
