@@ -42,7 +42,7 @@ class MinionError(roots.MinionsError):
     exit_code: ClassVar[int] = 70
     retryable: bool = False
 
-    def __init__(self, message: str, **detail: Any) -> None:
+    def __init__(self, message: str, /, **detail: Any) -> None:
         # They may quote foreign text, and an error must be recorded whatever it quotes.
         super().__init__(storable(message))
         self.detail = storable(detail)

@@ -120,8 +120,6 @@ def history(config: AgentConfig, task: ClaimedTask, journal: Journal, model: str
     Raises:
         ModelError: the model returned no usable summary.
     """
-    if (recorded := journal.history()) is not None:
-        return recorded
     if task.conversation_id is None:
         return []
     summary = _read_back(journal, model) or persist(lambda: _latest(task))

@@ -204,10 +204,6 @@ class Journal:
         """Return the limits that the beginning of a model call returned; None if there was none, or not just now."""
         return self.rates if time.monotonic() - self.written_at < FRESH_SECONDS else None
 
-    def history(self) -> list[dict[str, Any]] | None:
-        """Return the recorded messages before those of a trial; None: they are those of the conversation."""
-        return None
-
     def commit(self) -> None:
         """Commit finished steps that wait for the next write, before something slow begins."""
         with self.lock:
@@ -304,7 +300,7 @@ class Journal:
         if wanted and known[0] is None:
             self._count_steps(wanted[0].step, len(wanted))
             return Suspended(wanted)
-        return [_child_outcome(child, step) for child, step in zip(wanted, known, strict=True) if step is not None]
+        return [self._child_outcome(child, step) for child, step in zip(wanted, known, strict=True) if step is not None]
 
     def wait(self, signal: str | None, seconds: float | None) -> JsonValue | Suspended:
         """Return the result of a wait, or the suspension that begins it.
@@ -509,6 +505,17 @@ class Journal:
     def _take(self) -> int:
         return next(self.numbers)
 
+    def _child_outcome(self, child: ChildRequest, step: KnownStep) -> ChildOutcome:
+        ended: ChildEnd = step.get("outcome") or {}
+        return ChildOutcome(
+            task_id=UUID(step["child_id"]),
+            agent=child.agent,
+            input=child.input,
+            state=ended.get("state", "cancelled"),
+            output=ended.get("output"),
+            error=ended.get("error"),
+        )
+
     def _matching(self, number: int, kind: str, name: str, request_hash: str, request: JsonValue) -> KnownStep | None:
         known = self.known.get(number)
         if known is None or known["request_hash"] == request_hash:
@@ -546,18 +553,6 @@ def _charge(number: int, reserved: Reservation | None, result: StepResult) -> Ch
     tokens = result.input_tokens + result.output_tokens
     untold = tokens == 0 and result.cost_microdollars is None
     return {"step": number, "tokens": None if untold else tokens, "microdollars": result.cost_microdollars}
-
-
-def _child_outcome(child: ChildRequest, step: KnownStep) -> ChildOutcome:
-    ended: ChildEnd = step.get("outcome") or {}
-    return ChildOutcome(
-        task_id=UUID(step["child_id"]),
-        agent=child.agent,
-        input=child.input,
-        state=ended.get("state", "cancelled"),
-        output=ended.get("output"),
-        error=ended.get("error"),
-    )
 
 
 def _recorded_error(error: dict[str, Any]) -> MinionError:

@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
+from uuid import UUID
 
 from shared.contracts.recording import RecordedStep, RecordedTask
-from shared.contracts.strict_json import JsonValue, canonical, digest, first_difference, stable
+from shared.contracts.strict_json import JsonValue, canonical, digest, first_difference, parse, stable
 from shared.database.connections import persistently
 from shared.errors import (
     FunctionError,
@@ -36,8 +37,8 @@ from shared.tasks import trials
 from shared.tasks.batches import BatchCall
 from shared.tasks.records import KnownStep, StepRecord
 from shared.tasks.trials import Trial
-from workers.journal import BatchedCall, Journal, Kind, Outside, Perform, StepResult
-from workers.outcomes import ChildOutcome, Suspended
+from workers.journal import Journal, Kind, Outside, Perform, StepResult
+from workers.outcomes import ChildOutcome, ChildRequest
 from workers.pricing import Reservation
 
 ENDS = frozenset({RecordingDiffers.code, WouldHaveCalled.code})
@@ -120,22 +121,6 @@ class RehearsalJournal(Journal):
         """Return whether every step must be the recorded one."""
         return self.trial.level == "replay"
 
-    def history(self) -> list[dict[str, Any]]:
-        """Return the recorded messages before those of the task."""
-        return self.recording.history
-
-    def children(self, requests: Sequence[tuple[str, JsonValue]]) -> list[ChildOutcome] | Suspended:
-        """Return the outcomes of sub-tasks, which are trials too, or the suspension that creates them.
-
-        Raises:
-            RecordingDiffers, WouldHaveCalled: one of them ended so.
-        """
-        outcomes = super().children(requests)
-        for child in outcomes if isinstance(outcomes, list) else ():
-            if child.error is not None and child.error.get("type") in ENDS:
-                raise from_record(child.error)
-        return outcomes
-
     def wait(self, signal: str | None, seconds: float | None) -> JsonValue:
         """Return the recorded result of a wait. A timer has elapsed."""
         request: JsonValue = {"signal": signal, "seconds": seconds}
@@ -159,10 +144,28 @@ class RehearsalJournal(Journal):
             raise error
         return decided["arguments"]
 
+    def _child_outcome(self, child: ChildRequest, step: KnownStep) -> ChildOutcome:
+        outcome = super()._child_outcome(child, step)
+        if outcome.error is not None and outcome.error.get("type") in ENDS:
+            raise from_record(outcome.error)
+        recorded = self.trial.below(child.step, child.agent, child.input)
+        if recorded is None:
+            return outcome
+        # Results of chains name their sub-tasks, and the attempts of those that failed. A trial makes one attempt.
+        is_same_failure = self.is_replay and _type_of(outcome.error) == _type_of(recorded.error)
+        return replace(
+            outcome,
+            task_id=UUID(recorded.id) if recorded.id else outcome.task_id,
+            error=recorded.error if is_same_failure else outcome.error,
+        )
+
     def _matching(self, number: int, kind: str, name: str, request_hash: str, request: JsonValue) -> KnownStep | None:
         if self.is_replay:
             self._compare(number, kind, name, request)
-        return super()._matching(number, kind, name, request_hash, request)
+        known = super()._matching(number, kind, name, request_hash, request)
+        # A step that was interrupted had no effect, so no person decides about it: it is run again.
+        is_interrupted = known is not None and known["status"] == "started" and kind != "subtask"
+        return None if is_interrupted else known
 
     def _effect_of(self, kind: Kind, name: str, request: JsonValue, perform: Perform, outside: Outside) -> Perform:
         if self.is_replay:
@@ -174,10 +177,6 @@ class RehearsalJournal(Journal):
         if outside == "pure" or (outside == "idempotent" and self.trial.allow_idempotent):
             return perform
         return _ending(_would_have_called(kind, name, request, outside))
-
-    def _batched(self, started: StepRecord, known: KnownStep | None, batched: BatchedCall) -> str | None:
-        # Others wait for the result, and a replay has none to make.
-        return None
 
     def _begin(
         self, started: StepRecord, reserve: Callable[[], Reservation] | None, call: BatchCall | None = None
@@ -204,6 +203,10 @@ class RehearsalJournal(Journal):
             recorded=_shown(before),
             asked=_shown(now),
         )
+
+
+def _type_of(error: dict[str, Any] | None) -> str | None:
+    return None if error is None else error["type"]
 
 
 def _result_of(step: RecordedStep) -> StepResult:
@@ -260,8 +263,16 @@ def _identity(kind: str, name: str, request: JsonValue) -> str:
 def _comparable(kind: str, name: str, request: JsonValue) -> JsonValue:
     """Return what must be the same in a replay. Another model, or another version of a function, is no other path."""
     if kind == "model_call":
-        return [kind, _texts_as_json(request)]
+        return [kind, _texts_as_json(_without_model(request))]
     return [kind, name, _arguments_of(request)]
+
+
+def _without_model(request: JsonValue) -> JsonValue:
+    """Return the request of a call without the name of the model that it is made instead of."""
+    replaced = request.get("instead_of") if isinstance(request, dict) else None
+    if not isinstance(replaced, dict):
+        return request
+    return {**request, "instead_of": {name: value for name, value in replaced.items() if name != "model"}}
 
 
 def _arguments_of(request: JsonValue) -> JsonValue:
@@ -287,8 +298,8 @@ def _texts_as_json(value: JsonValue) -> JsonValue:
         return [_texts_as_json(part) for part in value]
     if isinstance(value, str) and value[:1] in ("{", "["):
         try:
-            return [json.loads(value)]
-        except (ValueError, RecursionError):
+            return [parse(value)]
+        except InvalidInput:
             return value
     return value
 

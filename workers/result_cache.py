@@ -18,7 +18,7 @@ from uuid import UUID
 from shared.contracts.durations import seconds_of
 from shared.contracts.strict_json import JsonValue, canonical
 from shared.database.connections import persistently
-from shared.tasks import cached_results
+from shared.tasks import cached_results, trials
 from shared.tasks.directives import directive_in
 from workers.journal import Perform, StepResult
 from workers.task import ClaimedTask
@@ -44,7 +44,9 @@ class ResultCache:
     depends_on: Callable[[], JsonValue] = lambda: None
 
     def around(self, perform: Perform, task: ClaimedTask, arguments: JsonValue) -> Perform:
-        """Return the effect of a step that looks for a result first, and leaves its own."""
+        """Return the effect of a step that looks for a result first, and leaves its own. A trial does neither."""
+        if task.journal_format == trials.FORMAT:
+            return perform
         seconds = seconds_of(self.duration)
 
         def perform_once(step: int) -> StepResult:

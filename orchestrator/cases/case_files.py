@@ -18,6 +18,8 @@ LARGE = 16 << 10
 MOST_BYTES = 32 << 20
 """Of all files beside a case."""
 REFERENCE = "$external"
+ESCAPED = "value"
+"""The member of a reference that is none: a recorded value has the same form."""
 
 
 def load(paths: list[Path]) -> list[Case]:
@@ -58,7 +60,7 @@ def _load(file: Path) -> Case:
 
 def text_of(case: dict[str, Any]) -> str:
     """Return a case as a YAML document."""
-    return write(case)
+    return write(_replace(case, lambda text: text))
 
 
 def save(case: dict[str, Any], file: Path) -> list[Path]:
@@ -78,10 +80,10 @@ def save(case: dict[str, Any], file: Path) -> list[Path]:
         written[folder / f"{digest[:16]}.txt"] = raw
         return {REFERENCE: {"path": f"{folder.name}/{digest[:16]}.txt", "sha256": digest, "bytes": len(raw)}}
 
-    document = write(_replace(case, put_out))
+    whole = _replace(case, put_out)
+    document = json.dumps(whole, ensure_ascii=False, indent=1) + "\n" if file.suffix == ".json" else write(whole)
     try:
-        if written:
-            folder.mkdir(parents=True, exist_ok=True)
+        (folder if written else file.parent).mkdir(parents=True, exist_ok=True)
         for path, raw in written.items():
             path.write_bytes(raw)
         file.write_text(document, encoding="utf-8")
@@ -90,11 +92,13 @@ def save(case: dict[str, Any], file: Path) -> list[Path]:
     return [file, *written]
 
 
-def _replace(value: JsonValue, put_out: Callable[[str], JsonValue]) -> JsonValue:
+def _replace(value: Any, put_out: Callable[[str], JsonValue]) -> Any:
+    """Return a value with other texts. An object that looks like a reference becomes an escaped one."""
     if isinstance(value, str):
         return put_out(value)
     if isinstance(value, dict):
-        return {name: _replace(part, put_out) for name, part in value.items()}
+        replaced = {name: _replace(part, put_out) for name, part in value.items()}
+        return {REFERENCE: {ESCAPED: replaced[REFERENCE]}} if replaced.keys() == {REFERENCE} else replaced
     return [_replace(part, put_out) for part in value] if isinstance(value, list) else value
 
 
@@ -109,9 +113,15 @@ def _with_externals(data: Any, file: Path) -> Any:
             return value
         if value.keys() != {REFERENCE}:
             return {name: resolve(part) for name, part in value.items()}
-        raw = _read(value[REFERENCE], file, left)
+        reference = value[REFERENCE]
+        if isinstance(reference, dict) and reference.keys() == {ESCAPED}:
+            return {REFERENCE: resolve(reference[ESCAPED])}
+        raw = _read(reference, file, left)
         left -= len(raw)
-        return raw.decode("utf-8", "surrogatepass")
+        try:
+            return raw.decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError as error:
+            raise InvalidInput(f"{file}: {reference['path']!r} is not UTF-8 (byte {error.start}).") from None
 
     try:
         return resolve(data)

@@ -68,6 +68,7 @@ def recording_of(client: Client, task: Task, agents: dict[str, int] | None = Non
         agents[str(task.agent)] = task.agent_version
     given = {"messages": task.messages} if task.messages is not None else {"input": task.input}
     found = {
+        "id": task.id,
         "agent": task.agent,
         "version": task.agent_version,
         **given,

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from shared.contracts.strict_json import JsonValue
+from shared.contracts.strict_json import JsonValue, parse
 from shared.errors import InvalidInput
 
 SHORTEST = 3
@@ -20,7 +20,7 @@ PART = re.compile(
     r"\.\.(?P<any>[A-Za-z_$][\w$-]*)|\.(?P<name>\*|[A-Za-z_$][\w$-]*)|\[(?:(?P<index>\d{1,9}|\*)|'(?P<quoted>[^']*)')\]"
 )
 
-PAYLOADS = ("input", "messages", "history", "request", "output", "error")
+PAYLOADS = ("input", "messages", "request", "output", "error")
 """The members of tasks and steps in which values are replaced."""
 
 Steps = list[tuple[str, str]]
@@ -85,8 +85,8 @@ class _Names:
     def _replace_in_json(self, value: str) -> str:
         """Return a text that is JSON without the redacted values: it must stay JSON."""
         try:
-            parsed = json.loads(value)
-        except (ValueError, RecursionError):
+            parsed = parse(value)
+        except InvalidInput:
             return self._replace_in_text(value)
         replaced = self.replace(parsed)
         return value if replaced == parsed else json.dumps(replaced, ensure_ascii=False)
@@ -142,13 +142,14 @@ def _leaves(value: JsonValue, path: str) -> Iterator[str]:
             yield from _leaves(part, path)
     elif isinstance(value, str) and value:
         yield value
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        if len(json.dumps(value)) < SHORTEST:
+    elif isinstance(value, int | float):
+        written = json.dumps(value)
+        if isinstance(value, bool) or len(written) < SHORTEST:
             raise InvalidInput(
-                f"The number {value} at {path!r} is too short to be redacted: others that are equal would be replaced "
-                "too. Edit the case by hand."
+                f"The value {written} at {path!r} cannot be redacted: equal values elsewhere, which mean something "
+                "else, would be replaced too. Edit the case by hand."
             )
-        yield json.dumps(value)
+        yield written
 
 
 def _forms(value: str) -> Iterator[str]:

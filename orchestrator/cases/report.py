@@ -1,9 +1,7 @@
 """Reports of runs, and their comparison.
 
-The interval of a pass rate is Wilson's score interval at 95 % (E. B. Wilson, "Probable Inference, the Law of
-Succession, and Statistical Inference", JASA 22, 1927). It is right for few trials and for rates of 0 and 1, where the
-normal approximation is not. `pass^k` is the probability that k trials of a case in a row all pass, as tau-bench defines
-it (Yao et al., 2024): the mean over the cases of C(passed, k) / C(trials, k).
+`pass^k` is the probability that k trials of a case in a row all pass, as tau-bench defines it (Yao et al., 2024): the
+mean over the cases of C(passed, k) / C(trials, k).
 """
 
 from __future__ import annotations
@@ -16,15 +14,31 @@ from xml.etree import ElementTree
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from orchestrator.intervals import wilson
 from shared.contracts.strict_json import digest
 from shared.contracts.strict_model import faults_of
 from shared.errors import InvalidInput
 
 FORMAT = 1
-Z = 1.959963984540054
-"""The quantile of the normal distribution for 95 %."""
 INVISIBLE = {code: None for code in range(32) if chr(code) not in "\t\n\r"} | {0xFFFE: None, 0xFFFF: None}
 """Characters that XML cannot hold."""
+
+
+class Usage(BaseModel):
+    """What a trial used."""
+
+    steps: int
+    tokens: int
+    dollars: float
+    seconds: float
+
+
+class Step(BaseModel):
+    """A step of a trial."""
+
+    kind: str
+    name: str
+    request: Any = None
 
 
 class Result(BaseModel):
@@ -36,8 +50,8 @@ class Result(BaseModel):
     trial: int
     passed: bool
     faults: list[str]
-    usage: dict[str, float]
-    steps: list[dict[str, Any]]
+    usage: Usage
+    steps: list[Step]
 
 
 class Report(BaseModel):
@@ -45,7 +59,7 @@ class Report(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    minions_report: int = Field(le=FORMAT)
+    minions_report: int = Field(ge=1, le=FORMAT)
     agent: str
     level: str
     system_prompt: str | None = None
@@ -72,30 +86,21 @@ def summary_of(results: Sequence[Result]) -> dict[str, Any]:
     for result in results:
         by_case[result.case].append(result.passed)
     passed, trials = sum(result.passed for result in results), len(results)
-    low, high = wilson(passed, trials)
-    seconds = sorted(result.usage["seconds"] for result in results)
+    rate = passed / trials if trials else 0.0
+    low, high = wilson(rate, trials)
+    seconds = sorted(result.usage.seconds for result in results)
     return {
         "cases": len(by_case),
         "trials": trials,
         "passed": passed,
-        "rate": passed / trials if trials else 0.0,
+        "rate": rate,
         "low": low,
         "high": high,
         "pass_k": [pass_k(list(by_case.values()), k) for k in range(1, min(map(len, by_case.values()), default=0) + 1)],
-        "dollars": round(sum(result.usage["dollars"] for result in results), 6),
-        "tokens": int(sum(result.usage["tokens"] for result in results)),
+        "dollars": round(sum(result.usage.dollars for result in results), 6),
+        "tokens": sum(result.usage.tokens for result in results),
         "median_seconds": seconds[len(seconds) // 2] if seconds else 0.0,
     }
-
-
-def wilson(passed: int, trials: int) -> tuple[float, float]:
-    """Return the interval of a pass rate at 95 %."""
-    if trials == 0:
-        return 0.0, 1.0
-    rate, spread = passed / trials, Z * Z / trials
-    middle = rate + spread / 2
-    half = Z * math.sqrt(rate * (1 - rate) / trials + spread / (4 * trials))
-    return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))
 
 
 def pass_k(trials: Sequence[Sequence[bool]], k: int) -> float:
@@ -136,10 +141,10 @@ def compare(a: Report, b: Report) -> dict[str, Any]:
 def first_step(ours: Result, theirs: Result, a: Report, b: Report) -> dict[str, Any] | None:
     """Return the first step in which two runs differ, with both requests; of model calls, with both prompts."""
     for place in range(max(len(ours.steps), len(theirs.steps))):
-        pair = [result.steps[place] if place < len(result.steps) else None for result in (ours, theirs)]
+        pair = [result.steps[place].model_dump() if place < len(result.steps) else None for result in (ours, theirs)]
         if digest(pair[0]) != digest(pair[1]):
             prompts = {"system_prompts": [a.system_prompt, b.system_prompt]}
-            of_model = any(step and step.get("kind") == "model_call" for step in pair)
+            of_model = any(step and step["kind"] == "model_call" for step in pair)
             return {"step": place + 1, "a": pair[0], "b": pair[1], **(prompts if of_model or place else {})}
     return None
 
@@ -147,13 +152,14 @@ def first_step(ours: Result, theirs: Result, a: Report, b: Report) -> dict[str, 
 def junit_of(report: Report) -> str:
     """Return a report in the format of JUnit, which CI systems show."""
     failures = sum(not result.passed for result in report.results)
-    seconds = sum(result.usage["seconds"] for result in report.results)
-    attributes = {"name": f"{report.agent} ({report.level})", "tests": str(len(report.results))}
+    seconds = sum(result.usage.seconds for result in report.results)
+    agent = _plain(report.agent)
+    attributes = {"name": f"{agent} ({report.level})", "tests": str(len(report.results))}
     suite = ElementTree.Element("testsuite", attributes | {"failures": str(failures), "time": f"{seconds:.3f}"})
     for result in report.results:
         name = _plain(result.case) + (f" (trial {result.trial})" if result.trial > 1 else "")
         case = ElementTree.SubElement(
-            suite, "testcase", {"classname": report.agent, "name": name, "time": f"{result.usage['seconds']:.3f}"}
+            suite, "testcase", {"classname": agent, "name": name, "time": f"{result.usage.seconds:.3f}"}
         )
         if not result.passed:
             failure = ElementTree.SubElement(case, "failure", {"message": _plain(result.faults[0])})

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from uuid import uuid4
 
 from minions import Client, Task
+from minions.errors import InvalidInput
 from orchestrator.cases import verdict
 from orchestrator.cases.case import Case, Judge
 from orchestrator.cases.recorder import recording_of
+from shared import errors
 from shared.contracts.recording import RecordedTask, parse_recording
-from shared.errors import InvalidInput
 
 Level = Literal["replay", "shadow", "judge"]
 Progress = Callable[[int, int], None]
 MOST_IN_FLIGHT = 50
+JUDGE_MINUTES = 30
+"""Time in which a judge must have answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class Plan:
             return None, None
         name, at, number = written.partition("@")
         if not name or (at and not (number.isdecimal() and len(number) < 10)):
-            raise InvalidInput(f"An agent's version must be written NAME@NUMBER, not {written!r}.")
+            raise errors.InvalidInput(f"An agent's version must be written NAME@NUMBER, not {written!r}.")
         return name, int(number) if at else None
 
 
@@ -59,7 +63,7 @@ def run_cases(client: Client, cases: Sequence[Case], plan: Plan, progress: Progr
     """
     trials = [(case, trial) for case in cases for trial in range(1, plan.trials + 1)]
     run_id = str(uuid4())
-    pending: list[tuple[Case, int, Task]] = []
+    pending: list[tuple[Case, int, Task | InvalidInput]] = []
     submitted = ended = 0
     progress(0, len(trials))
     while ended < len(trials):
@@ -68,23 +72,48 @@ def run_cases(client: Client, cases: Sequence[Case], plan: Plan, progress: Progr
             pending.append((case, trial, _submit(client, case, trial, plan, run_id, len(trials))))
             submitted += 1
         case, trial, task = pending.pop(0)
-        yield _result(client, case, trial, client.wait(task), plan)
+        if isinstance(task, InvalidInput):
+            yield _refused(case, trial, task, plan)
+        else:
+            yield _result(client, case, trial, client.wait(task), plan)
         ended += 1
         progress(ended, len(trials))
 
 
-def _submit(client: Client, case: Case, trial: int, plan: Plan, run_id: str, trials: int) -> Task:
+def _submit(client: Client, case: Case, trial: int, plan: Plan, run_id: str, trials: int) -> Task | InvalidInput:
+    """Submit a trial, or return the reason why it is refused: the other cases are run in any case."""
     budget = None if plan.dollars is None else {"dollars": max(1e-6, plan.dollars / trials), "on_breach": "fail"}
-    return client.submit_trial(
-        case.task.model_dump(exclude_defaults=True),
-        level="replay" if plan.level == "replay" else "shadow",
-        agent=plan.agent,
-        version=plan.version,
-        allow_idempotent=plan.allow_idempotent,
-        labels={"evaluation": run_id, "case": case.name, "level": plan.level, "trial": str(trial)},
-        budget=budget,
-        namespace=plan.namespace,
-    )
+    try:
+        return client.submit_trial(
+            case.task.model_dump(exclude_defaults=True),
+            level="replay" if plan.level == "replay" else "shadow",
+            agent=plan.agent,
+            version=plan.version,
+            allow_idempotent=plan.allow_idempotent,
+            labels={"evaluation": run_id, "case": case.name, "level": plan.level, "trial": str(trial)},
+            budget=budget,
+            namespace=plan.namespace,
+        )
+    except InvalidInput as error:
+        return error
+
+
+def _refused(case: Case, trial: int, error: InvalidInput, plan: Plan) -> dict[str, Any]:
+    return {
+        "case": case.name,
+        "trial": trial,
+        "task": None,
+        "agent": plan.agent or case.task.agent,
+        "version": plan.version,
+        "passed": False,
+        "faults": [f"It was refused: {error.message}"],
+        "state": None,
+        "error": {"type": error.code, "message": error.message},
+        "output": None,
+        "usage": {"steps": 0, "tokens": 0, "dollars": 0.0, "seconds": 0.0},
+        "judges": [],
+        "steps": [],
+    }
 
 
 def _result(client: Client, case: Case, trial: int, task: Task, plan: Plan) -> dict[str, Any]:
@@ -140,7 +169,8 @@ def _judge(client: Client, case: Case, judge: Judge, run: RecordedTask, plan: Pl
     }
     labels = {"evaluation": "judge", "case": case.name}
     namespace: dict[str, Any] = {} if plan.namespace is None else {"namespace": plan.namespace}
-    task = client.wait(client.submit(judge.agent, asked, labels=labels, **namespace))
+    deadline = datetime.now(UTC) + timedelta(minutes=JUDGE_MINUTES)
+    task = client.wait(client.submit(judge.agent, asked, labels=labels, deadline=deadline, **namespace))
     dollars = sum(run["cost_microdollars"] for run in client.executions(task)) / 1e6
     output = task.output if isinstance(task.output, dict) else {}
     score, passed = output.get("score"), output.get("passed")

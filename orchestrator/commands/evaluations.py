@@ -30,7 +30,7 @@ from orchestrator.commands.task_ids import TASK, named
 from shared.contracts.strict_json import canonical
 
 if TYPE_CHECKING:
-    from orchestrator.cases.report import Report
+    from orchestrator.cases.report import Report, Usage
 
 LONGEST_SHOWN = 2000
 
@@ -191,8 +191,8 @@ def _print(report: Report) -> None:
     _print_summary(report.agent, summary_of(report.results))
 
 
-def _used(usage: dict[str, float]) -> tuple[Any, ...]:
-    return int(usage["steps"]), int(usage["tokens"]), f"${usage['dollars']:.4f}", round(usage["seconds"], 1)
+def _used(usage: Usage) -> tuple[Any, ...]:
+    return usage.steps, usage.tokens, f"${usage.dollars:.4f}", round(usage.seconds, 1)
 
 
 def _print_summary(agent: str, found: dict[str, Any]) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 
+from orchestrator.intervals import wilson
+
 ALPHA = 0.05
 """The chance that a canary which is as good as its band allows is rolled back, by one measure at one share."""
 GROWTH = 1.25
@@ -46,7 +48,8 @@ def fails_more(canary: Sample, baseline: Sample, band: float, alpha: float) -> b
     """
     z = NORMAL.inv_cdf(1 - alpha)
     difference = canary.mean - baseline.mean
-    low, high = wilson(canary, z)[0], wilson(baseline, z)[1]
+    low = wilson(canary.mean, canary.count, z)[0]
+    high = wilson(baseline.mean, baseline.count, z)[1]
     return difference - math.hypot(canary.mean - low, high - baseline.mean) > band
 
 
@@ -58,14 +61,6 @@ def costs_more(canary: Sample, baseline: Sample, band: float, alpha: float) -> b
 def scores_less(canary: Sample, baseline: Sample, band: float, alpha: float) -> bool:
     """Compare mean scores by their difference, with Welch's test."""
     return is_above(baseline, canary, alpha, margin=band)
-
-
-def wilson(sample: Sample, z: float) -> tuple[float, float]:
-    """Return Wilson's score interval of a rate."""
-    n, rate = sample.count, sample.mean
-    centre = rate + z * z / (2 * n)
-    spread = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
 
 
 def is_above(high: Sample, low: Sample, alpha: float, *, factor: float = 1.0, margin: float = 0.0) -> bool:

@@ -16,6 +16,7 @@ from genai_prices import Usage
 from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, TEXT
 
+from orchestrator.observe.ends import AGENT
 from orchestrator.observe.stats import AGE, COLUMNS, FILTERS, LISTS, Question, values_of
 from shared.errors import InvalidInput
 from shared.model_prices import price_by_name
@@ -35,12 +36,12 @@ MODEL = "CASE step WHEN 'model_call' THEN name ELSE '' END"
 SUMS = ", ".join(f"sum({name})::bigint" for name in ("count", "microdollars", *TOKENS))
 # The index of sub-tasks is in the order of their ids, which is that of time. The tool is that which calls the agent.
 SUBTASKS = text(
-    """
+    f"""
     WITH RECURSIVE called AS MATERIALIZED (
         SELECT task_id, name, child_id FROM steps WHERE child_id >= :first AND child_id < :after
             ORDER BY child_id DESC LIMIT :most
     ), calls AS MATERIALIZED (
-        SELECT c.child_id, t.agent_name AS agent, w.name AS tool FROM called c
+        SELECT c.child_id, {AGENT} AS agent, w.name AS tool FROM called c
             JOIN tasks t ON t.id = c.task_id JOIN task_status s ON s.task_id = t.id
             JOIN agent_versions v ON v.id = t.agent_version_id
             JOIN LATERAL (
@@ -48,12 +49,12 @@ SUBTASKS = text(
                     WHERE l.agent_version_id = v.id AND w.definition->>'type' = 'agent'
                       AND w.definition->>'agent' = c.name ORDER BY l.position LIMIT 1) w ON true
             WHERE (CAST(:namespace AS text) IS NULL OR t.namespace = :namespace)
-              AND (CAST(:agent AS text) IS NULL OR t.agent_name = :agent)
+              AND (CAST(:agent AS text) IS NULL OR {AGENT} = :agent)
               AND (CAST(:version AS integer) IS NULL OR v.number = :version)
               AND (CAST(:capability AS text) IS NULL OR COALESCE(s.capability, t.capability) = :capability)
               AND (CAST(:key AS text) IS NULL OR t.key = :key)
-              AND (:only_agents = '{}' OR t.agent_name = ANY (:only_agents))
-              AND (:only_capabilities = '{}' OR COALESCE(s.capability, t.capability) = ANY (:only_capabilities))
+              AND (:only_agents = '{{}}' OR {AGENT} = ANY (:only_agents))
+              AND (:only_capabilities = '{{}}' OR COALESCE(s.capability, t.capability) = ANY (:only_capabilities))
               AND (CAST(:tenant AS text) IS NULL OR t.key = :tenant)
               AND (CAST(:tenant_prefix AS text) IS NULL OR starts_with(t.key, :tenant_prefix))
     ), tree AS (
@@ -71,7 +72,7 @@ SUBTASKS = text(
             FROM calls c LEFT JOIN spent s ON s.call = c.child_id GROUP BY 1, 2
     )
     SELECT n.found, tools.* FROM (SELECT count(*) AS found FROM called) n LEFT JOIN tools ON true
-    """
+    """  # noqa: S608 - constants
 ).bindparams(*(bindparam(name, type_=ARRAY(TEXT)) for name in ("only_agents", "only_capabilities")))
 
 

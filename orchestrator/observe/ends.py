@@ -22,9 +22,9 @@ RANGE = (
 HOUR = "date_trunc('hour', LEAST(GREATEST({end}, t.created_at), now()), 'UTC') AS bucket"
 TRIALS = " (trial)"
 """Follows the name of an agent whose tasks were trials: they are none of its production."""
+AGENT = f"COALESCE(t.agent_name, '') || CASE t.journal_format WHEN {FORMAT} THEN '{TRIALS}' ELSE '' END"
 OWNER = f"""
-    t.namespace,
-    COALESCE(t.agent_name, '') || CASE t.journal_format WHEN {FORMAT} THEN '{TRIALS}' ELSE '' END AS agent,
+    t.namespace, {AGENT} AS agent,
     COALESCE(v.number, 0) AS version, COALESCE(s.capability, t.capability, '') AS capability,
     COALESCE(t.key, '') AS tenant
 """

@@ -16,6 +16,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, TEXT, TIMESTAMP
 from orchestrator.observe import stats
 from orchestrator.observe.stats import FILTERS, LISTS, Question
 from shared.errors import NotFound
+from shared.tasks.trials import FORMAT
 
 State = Literal["open", "reopened", "resolved", "ignored"]
 Decision = Literal["open", "resolved", "ignored"]
@@ -71,7 +72,8 @@ SEEN = """
                       ORDER BY finished_at {order} LIMIT :looked_at) o
             JOIN tasks t ON t.id = o.task_id JOIN task_status s ON s.task_id = t.id
             LEFT JOIN agent_versions v ON v.id = t.agent_version_id
-            WHERE t.namespace = :namespace AND (CAST(:agent AS text) IS NULL OR t.agent_name = :agent)
+            WHERE t.namespace = :namespace AND t.journal_format <> {trial}
+              AND (CAST(:agent AS text) IS NULL OR t.agent_name = :agent)
               AND (:only_agents = '{{}}' OR t.agent_name = ANY (:only_agents))
               AND (:only_capabilities = '{{}}'
                    OR COALESCE(s.capability, t.capability) = ANY (:only_capabilities))
@@ -84,8 +86,8 @@ SEEN_TYPES: list[Any] = [
     bindparam("since", type_=ARRAY(TIMESTAMP(timezone=True))),
     *(bindparam(name, type_=ARRAY(TEXT)) for name in ("only_agents", "only_capabilities")),
 ]
-FIRST = text(SEEN.format(order="ASC")).bindparams(*SEEN_TYPES)
-LAST = text(SEEN.format(order="DESC")).bindparams(*SEEN_TYPES)
+FIRST = text(SEEN.format(order="ASC", trial=FORMAT)).bindparams(*SEEN_TYPES)
+LAST = text(SEEN.format(order="DESC", trial=FORMAT)).bindparams(*SEEN_TYPES)
 ELSEWHERE = text(
     f"SELECT DISTINCT namespace FROM statistics WHERE {FILTERS} AND name = :fingerprint ORDER BY 1 LIMIT 10"  # noqa: S608
 ).bindparams(*LISTS)

@@ -126,14 +126,14 @@ class RecordedTask(Strict):
     """A task and its journal.
 
     Attributes:
-        history: the messages of its conversation before it, as its model received them.
+        id: of the task. Results of chains name their sub-tasks by it.
     """
 
+    id: str | None = Field(None, pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
     agent: str = Field(max_length=200)
     version: int | None = Field(None, ge=1)
     input: Any = None
     messages: list[dict[str, Any]] | None = Field(None, max_length=1000)
-    history: list[dict[str, Any]] = Field([], max_length=1000)
     steps: list[RecordedStep] = Field([], max_length=MOST_STEPS)
     state: Literal["succeeded", "failed", "cancelled", "expired"] = "succeeded"
     output: Any = None

@@ -65,7 +65,8 @@ CONDITIONS = {
     "WHERE tv.function_version_id = :function_version_id)",
     "costs_over": f"{OWN_COST} > :costs_over",
     "costs_under": f"{OWN_COST} < :costs_under",
-    "unreplayed": "NOT EXISTS (SELECT 1 FROM tasks r WHERE r.replay_of = t.id)",
+    # A trial cannot have a replay.
+    "unreplayed": "NOT EXISTS (SELECT 1 FROM tasks r WHERE r.replay_of = t.id) AND t.journal_format <> 3",
     # For EXISTS the planner may read all outcomes into a hash table.
     "own_failure": "(SELECT o.error->>'type' FROM task_outcomes o WHERE o.task_id = t.id) "
     "IS DISTINCT FROM 'subtask_failed'",
@@ -194,9 +195,9 @@ class Page:
 class TaskFilter:
     """Criteria for tasks; a field that is not set allows all. All `labels` must match; `created_before` is exclusive.
 
-    `for_people`: they wait for a person. `unreplayed`: no other task is their replay. `own_failure`: they did not fail
-    because of a task below them. `costs_over` and `costs_under`: in microdollars, exclusive. The fields from
-    `only_agents` on are the bounds of a key.
+    `for_people`: they wait for a person. `unreplayed`: no other task is their replay, and they are no trials, which
+    cannot have one. `own_failure`: they did not fail because of a task below them. `costs_over` and `costs_under`: in
+    microdollars, exclusive. The fields from `only_agents` on are the bounds of a key.
     """
 
     namespace: str | None = "default"

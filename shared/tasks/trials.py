@@ -9,7 +9,7 @@ real. A trial has no conversation and no tenant key, is not replayed, and sends 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from sqlalchemy import Connection, text
@@ -17,6 +17,7 @@ from sqlalchemy import Connection, text
 from shared.access.scope import Scope
 from shared.contracts.content import kept_files
 from shared.contracts.recording import Level, RecordedTask
+from shared.contracts.strict_json import JsonValue
 from shared.errors import InvalidInput, NotFound
 from shared.tasks import files, lifecycle
 from shared.tasks.lifecycle import Accepted
@@ -62,6 +63,15 @@ class Trial:
     allow_idempotent: bool
     recording: RecordedTask | None
 
+    def below(self, step: int, agent: str, value: JsonValue) -> RecordedTask | None:
+        """Return the recording of a sub-task: at the level `replay` by its position, whose request was compared."""
+        if self.recording is None:
+            return None
+        if self.level == "shadow":
+            return self.recording.subtask(agent, value)
+        found = self.recording.step(step)
+        return found.task if found is not None else None
+
 
 def submit(connection: Connection, task: NewTask, trial: Trial, *, scope: Scope | None = None) -> Accepted:
     """Accept a task that runs against a recording.
@@ -101,12 +111,10 @@ def load(connection: Connection, /, task: UUID) -> Trial | None:
     row = connection.execute(LOAD, {"task": task}).one_or_none()
     if row is None:
         return None
-    recording: RecordedTask | None = RecordedTask.model_validate_json(row.recording)
-    for below in connection.execute(LINE, {"task": task}):
-        if recording is None:
-            break
-        recording = _below(recording, row.level, below.parent_step, below.agent, below.input)
-    return Trial(row.level, row.allow_idempotent, recording)
+    trial = Trial(row.level, row.allow_idempotent, RecordedTask.model_validate_json(row.recording))
+    for child in connection.execute(LINE, {"task": task}):
+        trial = replace(trial, recording=trial.below(child.parent_step, child.agent, child.input))
+    return trial
 
 
 def version_of(connection: Connection, namespace: str, agent: str, number: int) -> UUID:
@@ -119,11 +127,3 @@ def version_of(connection: Connection, namespace: str, agent: str, number: int) 
     if found is None:
         raise NotFound(f"The agent {agent!r} has no version {number}. `minion agents show {agent}` lists them.")
     return found
-
-
-def _below(recording: RecordedTask, level: str, step: int, agent: str, value: object) -> RecordedTask | None:
-    """Return the recording of a sub-task: at the level `replay` its position was compared already."""
-    if level == "shadow":
-        return recording.subtask(agent, value)
-    found = recording.step(step)
-    return found.task if found is not None else None

@@ -234,7 +234,7 @@ code: |
 
 
 def test_agents_judge_what_else_holds(
-    model: ScriptedModel, cases: Path, inline_worker: InlineWorker, run_cli: Run, tmp_path: Path
+    model: ScriptedModel, cases: Path, client: Client, inline_worker: InlineWorker, run_cli: Run, tmp_path: Path
 ) -> None:
     (tmp_path / "judge.yaml").write_text(JUDGE)
     with Session(inline_worker.engine) as session:
@@ -246,6 +246,16 @@ def test_agents_judge_what_else_holds(
         file.write_text(yaml.safe_dump({**case, "expect": {"judges": [judge]}}))
         done = run_cli("eval", str(file), "--level", "judge")
         assert (done.code, "call-judge judged: Enough? 4 calls for W-1." in done.line) == (code, bool(code)), done
+    assert all(task.deadline is not None for task in client.tasks(agent="call-judge"))
+
+
+def test_refused_case_fails_and_the_others_are_run(model: ScriptedModel, cases: Path, run_cli: Run) -> None:
+    case = yaml.safe_load((cases / "W-1.yaml").read_text())
+    case["task"]["input"]["file"] = {"$file": "file_" + "0" * 64}
+    (cases / "W-0.yaml").write_text(yaml.safe_dump({**case, "name": "W-0"}))
+    done = json.loads(run_cli("eval", str(cases), "--json").out)
+    assert {result["case"] for result in done["results"] if not result["passed"]} == {"W-0"}
+    assert "It was refused: The recording has the file" in done["results"][0]["faults"][0]
 
 
 BAD_FILES = {

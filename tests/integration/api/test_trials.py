@@ -20,11 +20,14 @@ from orchestrator.cases.verdict import of_replay, of_shadow
 from orchestrator.dead_letters import dead_letters
 from orchestrator.observe.counting import catch_up
 from shared.contracts.recording import RecordedTask, parse_recording
+from shared.tasks.records import StepRecord
 from shared.tasks.trials import FORMAT
 from tests.conftest import Define
 from tests.integration.agents.conftest import ANYTHING, TOOLS
 from tests.integration.api.conftest import Api, WithKey
 from tests.integration.conftest import InlineWorker
+from workers.outcomes import Postponed
+from workers.rehearsal import RehearsalJournal
 
 MODEL = "claude-sonnet-5-5"
 MEMORY = {"kind": "tool", "name": "notes", "type": "memory", "memory": {"per": "agent"}}
@@ -311,6 +314,90 @@ def test_trial_leaves_the_production_alone(
         assert connection.scalar(text("SELECT count(*) FROM statistics WHERE kind = 'failure'")) == 0
 
 
+@pytest.mark.usefixtures("agent")
+def test_errors_and_costs_are_those_of_the_production(
+    ran: Callable[..., Task], evaluated: Callable[..., Task], client: Client, database: Engine
+) -> None:
+    asked = [tool_use(("ask", {"a": 1})), said("seen"), said("done")]
+    recording = recorded(client, ran(*asked))
+    failed = ran(said(""), said(""))
+    assert failed.error_fingerprint is not None
+    catch_up(database)
+    client.decide_error(failed.error_fingerprint, "resolved")
+    assert evaluated(recording, "shadow", *asked).succeeded
+    assert evaluated(recording, "shadow", said(""), said("")).state == "failed"
+    catch_up(database)
+    [kind] = client.errors()["items"]
+    assert (kind["tasks"], kind["example"], kind["state"]) == (1, failed.id, "resolved")
+    made = {item["agent"]: item["calls"] for item in client.costs(by=["agent", "tool"])["items"] if item["tool"]}
+    assert made == {"Agent": 1, "Agent (trial)": 1}
+
+
+def test_trial_neither_uses_nor_fills_the_cache(
+    evaluated: Callable[..., Task], client: Client, database: Engine, define: Define, tmp_path: Path
+) -> None:
+    log = tmp_path / "calls"
+    define({**TOOLS[1], "effect": "pure", "cache": "1h"})
+    define({"kind": "agent", "name": "Pure", "type": "function", "tool": "act", "config": {"capabilities": ["work"]}})
+    for _ in range(2):
+        assert evaluated({"agent": "Pure", "input": {"log": str(log)}}, "shadow").succeeded
+    assert len(log.read_text().splitlines()) == 2
+    with database.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM cached_results")) == 0
+
+
+@pytest.mark.usefixtures("agent")
+def test_interrupted_step_of_trial_asks_no_person(
+    ran: Callable[..., Task], client: Client, inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    log = tmp_path / "calls"
+    recording = recorded(client, ran(tool_use(("send", {"log": str(log)})), said("done")))
+    noted = log.read_text()
+    finish = RehearsalJournal._perform
+
+    def die(journal: RehearsalJournal, started: StepRecord, *rest: Any, **more: Any) -> Any:
+        if started["name"] == "send":
+            monkeypatch.setattr(RehearsalJournal, "_perform", finish)
+            raise Postponed(0.0, "handed_back")
+        return finish(journal, started, *rest, **more)
+
+    monkeypatch.setattr(RehearsalJournal, "_perform", die)
+    trial = client.submit_trial(recording, level="replay")
+    inline_worker.run_due()
+    assert [step["status"] for step in client.steps(trial)] == ["finished", "started"]
+    inline_worker.run_all()
+    assert client.get(trial).succeeded
+    assert log.read_text() == noted
+
+
+@pytest.mark.usefixtures("agent")
+def test_trials_are_left_out_of_bulk_replays(
+    ran: Callable[..., Task], evaluated: Callable[..., Task], client: Client
+) -> None:
+    recording = recorded(client, ran(said("done")))
+    assert evaluated(recording, "shadow", tool_use(("send", {}))).state == "failed"
+    assert list(client.replay_many(states=["failed"])) == []
+
+
+BAD_MESSAGES = [[{}], [{"role": "user"}], [{"role": 5, "content": []}]]
+
+
+@pytest.mark.parametrize("messages", BAD_MESSAGES)
+@pytest.mark.parametrize("level", ["replay", "shadow"])
+@pytest.mark.usefixtures("agent")
+def test_invalid_messages_are_refused(evaluated: Callable[..., Task], messages: list[Any], level: str) -> None:
+    with pytest.raises(InvalidInput, match="messages"):
+        evaluated({"agent": "Agent", "messages": messages}, level)
+
+
+@pytest.mark.usefixtures("agent")
+def test_messages_with_unknown_blocks_fail_the_trial(evaluated: Callable[..., Task]) -> None:
+    found = evaluated({"agent": "Agent", "messages": [{"role": "user", "content": [{"type": 1}]}]}, "replay")
+    assert found.error is not None
+    assert found.error["type"] == "invalid_input"
+
+
 # ----------------------------------------------------------------------------------------------------------- recording
 
 
@@ -372,10 +459,11 @@ def test_invalid_recording_is_refused_with_its_place(client: Client, wrong: dict
 def test_recorded_error_of_another_kind_fails_the_task(
     evaluated: Callable[..., Task], agent: Callable[..., None], kind: str
 ) -> None:
-    error = {"type": kind, "message": "edited by hand"}
+    error = {"type": kind, "message": "edited by hand", "self": 1}
     step = {"number": 1, "kind": "model_call", "name": MODEL, "request": QUESTION, "error": error}
     found = evaluated({"agent": "Agent", "input": {"text": "go"}, "steps": [step]}, "replay")
-    assert (found.state, found.error) == ("failed", {"type": "tool_error", "message": "edited by hand"})
+    assert found.error is not None
+    assert (found.state, found.error["type"], found.error["message"]) == ("failed", "tool_error", "edited by hand")
 
 
 def test_recording_without_steps_is_the_least(client: Client, agent: Callable[..., None]) -> None:
