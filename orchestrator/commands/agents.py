@@ -9,6 +9,7 @@ import typer
 
 from orchestrator.commands.client import connect
 from orchestrator.commands.output import AS_JSON, console, print_json, print_table
+from shared.contracts.shares import ALL, hundredths_of
 from shared.settings import get_settings
 
 app = typer.Typer(
@@ -109,7 +110,7 @@ def activate(
         _change(lambda registry: registry.roll_back(name, to, reason))
     else:
         _change(lambda registry: registry.start_canary(name, to, share, reason, **given))
-        if share != "100%":
+        if hundredths_of(share) < ALL:
             console.print(f"Version {to} gets {share} of new tasks. `minion agents show {name}` shows its figures.")
 
 

@@ -1,8 +1,7 @@
 """The evaluator: submits a judging task for each chosen task, and records its score.
 
 A chosen task is a row, so an orchestrator that dies loses none. Each submission and each score is one transaction with
-the change of its row; the idempotency key of a judging task names what it judges. Any number of orchestrators may do
-this.
+the change of its row. Any number of orchestrators may do this.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ IN_THE_LAST_HOUR = text(
     "AND submitted_at > now() - interval '1 hour'"
 )
 SUBMITTED = text(
-    "UPDATE evaluations SET state = 'submitted', judge_task_id = :judge, submitted_at = now() "
+    "UPDATE evaluations SET state = 'submitted', judge_task_id = :judge, submitted_at = now(), problem = NULL "
     "WHERE task_id = :task AND evaluator = :evaluator"
 )
 ENDED = text(
@@ -121,7 +120,6 @@ def judging(connection: Connection, row: RowMapping) -> dict[str, Any]:
         "input": subject(connection, row),
         "labels": labels,
         "priority": PRIORITY,
-        "idempotency_key": f"evaluation:{row['task_id']}:{row['evaluator']}",
         "budget": row["budget"] and {**row["budget"], "on_breach": "fail"},
     }
     return {name: value for name, value in request.items() if value is not None}

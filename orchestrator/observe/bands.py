@@ -71,9 +71,12 @@ def wilson(sample: Sample, z: float) -> tuple[float, float]:
 def is_above(high: Sample, low: Sample, alpha: float, *, factor: float = 1.0, margin: float = 0.0) -> bool:
     """Return whether the mean of `high` is above `factor` times that of `low`, by more than `margin` and chance (B. L.
     Welch, 1947).
+
+    A few values without an expensive one have both a low mean and a low variance. `low` is therefore taken to vary at
+    least as much as `high`.
     """
     excess = high.mean - factor * low.mean - margin
-    parts = (high.variance / high.count, factor**2 * low.variance / low.count)
+    parts = (high.variance / high.count, max(high.variance, factor**2 * low.variance) / low.count)
     error = sum(parts)
     if error < 1e-18:
         return excess > 1e-9
