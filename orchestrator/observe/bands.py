@@ -72,11 +72,12 @@ def is_above(high: Sample, low: Sample, alpha: float, *, factor: float = 1.0, ma
     """Return whether the mean of `high` is above `factor` times that of `low`, by more than `margin` and chance (B. L.
     Welch, 1947).
 
-    A few values without an expensive one have both a low mean and a low variance. `low` is therefore taken to vary at
-    least as much as `high`.
+    A few values may lack the rare ones that differ, and so have both another mean and a low variance. Each side is
+    therefore taken to vary as much as the other one at least.
     """
     excess = high.mean - factor * low.mean - margin
-    parts = (high.variance / high.count, max(high.variance, factor**2 * low.variance) / low.count)
+    variance = max(high.variance, factor**2 * low.variance)
+    parts = (variance / high.count, variance / low.count)
     error = sum(parts)
     if error < 1e-18:
         return excess > 1e-9
