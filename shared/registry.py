@@ -305,7 +305,7 @@ class AgentRegistry:
                 status = "disabled" if row.status == "disabled" else self._accepting(session, row)
             elif status == "active" and row.status in ("disabled", "rolled_back"):
                 canary = canaries.find(session.connection(), row.id)
-                status = self._accepting(session, row, beside=canary and canary["version_id"])
+                status = self._accepting(session, row, beside=None if canary is None else canary["version_id"])
             row.status, row.status_reason = str(status), reason
             session.flush()
             states = log.changed(before, self._state(session, row.id))

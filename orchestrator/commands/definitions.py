@@ -107,9 +107,7 @@ def store(
     definitions = load(target)
     wait_for_database(get_settings())
     with Session(get_engine()) as session:
-        return store_definitions(
-            session, definitions, dry_run=dry_run, strict=strict, share=share, inactive=inactive
-        )
+        return store_definitions(session, definitions, dry_run=dry_run, strict=strict, share=share, inactive=inactive)
 
 
 def tell(changes: list[Change], *, dry_run: bool = False) -> None:

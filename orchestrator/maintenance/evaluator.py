@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, RowMapping, text
 
 from orchestrator.loops.loop import Loop, seconds_within_lease
 from orchestrator.observe import evaluations
+from shared.contracts.content import FILE
 from shared.contracts.requests import TaskRequest
 from shared.errors import MinionError
 from shared.settings import Settings, get_settings
@@ -131,7 +132,7 @@ def subject(connection: Connection, row: RowMapping) -> dict[str, Any]:
     steps = list_step_summaries(connection, row["task_id"], limit=MOST_STEPS).items
     seen: dict[str, Any] = {"task_id": str(row["task_id"])} | {name: task[name] for name in SHOWN}
     seen["steps"] = [{name: step[name] for name in OUTLINE if step.get(name) is not None} for step in steps]
-    return _shrunk(json.loads(json.dumps(seen, default=str)))
+    return _shrunk(json.loads(json.dumps(seen, default=str), object_hook=_without_files))
 
 
 def record_scores(connection: Connection) -> int:
@@ -177,6 +178,13 @@ def _close(
 ) -> None:
     result = {"state": state, "score": score, "passed": passed, "problem": problem}
     connection.execute(CLOSE, {"task": row["task_id"], "evaluator": row["evaluator"], **result})
+
+
+def _without_files(part: dict[str, Any]) -> dict[str, Any]:
+    """Return a part in which files are only named: a model must not attach a file to the judging task, which may belong
+    to another tenant.
+    """
+    return {"file" if name == FILE else name: value for name, value in part.items()}
 
 
 def _shrunk(seen: dict[str, Any]) -> dict[str, Any]:

@@ -162,11 +162,12 @@ def test_judge_without_a_score_counts_for_nothing(
 
 
 def test_caller_cannot_evade_a_judge(driver: LifecycleDriver, evaluator: Evaluator) -> None:
-    """By submitting other work under a name that the judging task might have."""
+    """By submitting other work under a name that the judging task might have, or by an output that names a file."""
     task = driver.run("A")
     driver.submit("A", idempotency_key=f"evaluation:{task}:B")
-    driver.finish(task)
-    assert len(judge(driver, evaluator, {"score": 1})) == 1
+    driver.finish(task, output={"see": [{"$file": "file_" + "0" * 64}]})
+    [judging] = judge(driver, evaluator, {"score": 1})
+    assert driver.row(judging)["input"]["output"] == {"see": [{"file": "file_" + "0" * 64}]}
 
 
 def test_refused_or_deleted_judging_task_is_recorded(driver: LifecycleDriver, evaluator: Evaluator) -> None:
