@@ -248,8 +248,13 @@ def definition_of(connection: Connection, agent: dict[str, Any], number: int, ke
 
 def is_reached(connection: Connection, scope: Scope, namespace: str, name: str) -> bool:
     """Return whether there is an agent of that name and a scope reaches it."""
+    return find(connection, scope, namespace, name) is not None
+
+
+def find(connection: Connection, scope: Scope, namespace: str, name: str) -> RowMapping | None:
+    """Return the agent of that name, if there is one and a scope reaches it."""
     row = connection.execute(GET, {"namespace": namespace, "name": name}).mappings().one_or_none()
-    return row is not None and _reaches(scope, row)
+    return row if row is not None and _reaches(scope, row) else None
 
 
 def _scored(connection: Connection, versions: Sequence[RowMapping], key: Key) -> list[dict[str, Any]]:

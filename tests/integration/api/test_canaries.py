@@ -108,5 +108,12 @@ def test_old_tasks_are_evaluated_by_command(
     assert "Judge judges 1 tasks, for at most 2.000000 dollars each" in run_cli("eval", "tasks", *options).line
     assert "has no succeeded tasks" in run_cli("eval", "tasks", *options).line
     assert next(client.audit(act="evaluation.start"))["after"]["tasks"] == 0
+    since = datetime(2026, 1, 1, tzinfo=UTC)
     with pytest.raises(errors.UnknownAgent):
-        client.evaluate(sorter, "Nobody", since=datetime(2026, 1, 1, tzinfo=UTC), dollars=1)
+        client.evaluate(sorter, "Nobody", since=since, dollars=1)
+    client.set_agent_status("Judge", "disabled")
+    with pytest.raises(errors.Conflict, match="disabled"):
+        client.evaluate(sorter, "Judge", since=since, dollars=1)
+    define(agent_definition("Mute", output_schema={"type": "object", "properties": {"text": {"type": "string"}}}))
+    with pytest.raises(errors.InvalidInput, match="must have the property `score`"):
+        client.evaluate(sorter, "Mute", since=since, dollars=1)
