@@ -22,6 +22,9 @@ from shared.errors import Conflict, InvalidInput, UnknownAgent
 
 Named = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00]*$")]
 
+LEAST_DOLLARS = 1e-6
+"""Of a budget."""
+
 router = APIRouter(prefix="/v1/evaluations", tags=["evaluations"])
 
 
@@ -94,6 +97,10 @@ def evaluate(sent: body.SmallBody, database: Database, actor: Actor) -> Evaluati
         _reached(connection, actor.key.scope, namespace, asked.agent)
         _check_judge(_reached(connection, actor.key.scope, namespace, asked.evaluator))
         tasks = choose(connection, wanted)
+        if tasks and asked.dollars / tasks < LEAST_DOLLARS:
+            raise InvalidInput(
+                f"{asked.dollars:g} dollars are too few for {tasks} tasks. Raise them, or lower `limit`."
+            )
         facts = {"evaluator": asked.evaluator, "since": asked.since, "tasks": tasks, "dollars": asked.dollars}
         log.record(connection, actor, "evaluation.start", asked.agent, namespace=namespace, after=facts)
     return Evaluations(tasks=tasks, dollars_per_task=asked.dollars / tasks if tasks else None)

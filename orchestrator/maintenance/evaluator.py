@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 
 BATCH = 50
 MOST_STEPS = 200
+DECIMALS = 6
+"""Of a score."""
 PRIORITY = -10
 """Live work comes first."""
 OUTLINE = ("number", "kind", "name", "status", "started_at", "finished_at", "cost_microdollars", "error")
@@ -156,7 +158,8 @@ def verdict_in(output: Any) -> tuple[float, bool | None] | None:
     score, passed = output.get("score"), output.get("passed")
     if not isinstance(score, int | float) or isinstance(score, bool) or not 0 <= score <= 1:
         return None
-    return float(score), passed if isinstance(passed, bool) else None
+    # PostgreSQL refuses the square of 1e-300.
+    return round(float(score), DECIMALS), passed if isinstance(passed, bool) else None
 
 
 def _problem(row: RowMapping) -> str:

@@ -48,7 +48,8 @@ CHOOSE = text(f"""
                                   AND e.state IN ('due', 'submitted', 'scored'))
             ORDER BY t.id DESC LIMIT :most
     ), split AS (
-        SELECT jsonb_build_object('dollars', :dollars / GREATEST(count(*), 1)) AS budget FROM chosen
+        SELECT jsonb_build_object('dollars', trunc(CAST(:dollars AS numeric) / GREATEST(count(*), 1), 6)) AS budget
+            FROM chosen
     )
     INSERT INTO evaluations AS e (task_id, evaluator, agent_version_id, budget)
         SELECT c.id, :evaluator, c.agent_version_id, s.budget FROM chosen c, split s

@@ -104,6 +104,8 @@ def test_old_tasks_are_evaluated_by_command(
 ) -> None:
     define(agent_definition("Judge"))
     driver.finish(driver.run(sorter))
+    with pytest.raises(errors.InvalidInput, match="are too few for 1 tasks"):
+        client.evaluate(sorter, "Judge", since=datetime(2026, 1, 1, tzinfo=UTC), dollars=1e-7)
     options = ("--agent", sorter, "--evaluator", "Judge", "--since", "1d", "--dollars", "2")
     assert "Judge judges 1 tasks, for at most 2.000000 dollars each" in run_cli("eval", "tasks", *options).line
     assert "has no succeeded tasks" in run_cli("eval", "tasks", *options).line
