@@ -81,16 +81,18 @@ def activate(
         None, "--share", help="The share of new tasks that the version gets, as a canary: 10%. By default all."
     ),
     max_failures: str | None = typer.Option(
-        None, "--max-failures", help="Roll the canary back if so many more of its tasks fail, in percentage points: 5%."
+        None,
+        "--max-failures",
+        help="Roll the canary back if its failure rate is higher by more than this, in percentage points: 5%.",
     ),
     max_cost: str | None = typer.Option(
-        None, "--max-cost", help="Roll it back if its tasks cost so much more on average: 50%."
+        None, "--max-cost", help="Roll it back if a task costs more than this in addition, on average: 50%."
     ),
     max_score_drop: float | None = typer.Option(
-        None, "--max-score-drop", help="Roll it back if an evaluator's mean score is lower by so much: 0.1."
+        None, "--max-score-drop", help="Roll it back if the mean score of an evaluator is lower by more than this: 0.1."
     ),
     min_tasks: int | None = typer.Option(
-        None, "--min-tasks", help="Decide nothing before so many tasks of each version have ended: 20."
+        None, "--min-tasks", help="Decide nothing before this number of tasks of each version have ended: 20."
     ),
     reason: str | None = REASON,
 ) -> None:

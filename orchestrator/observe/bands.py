@@ -99,7 +99,7 @@ def student(alpha: float, freedom: float) -> float:
 
 
 def look(count: int, min_tasks: int) -> int:
-    """Return the number of the comparison that so many tasks of the canary allow; 0 if they are too few."""
+    """Return the number of the comparison that this number of tasks allows; 0 if they are too few."""
     return 1 + math.floor(math.log(count / min_tasks) / math.log(GROWTH) + 1e-9) if count >= min_tasks else 0
 
 
