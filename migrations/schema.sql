@@ -1852,10 +1852,12 @@ CREATE FUNCTION minion_budget_of(t uuid) RETURNS jsonb
         WHERE b.task_id = t
 $$;
 
-CREATE FUNCTION minion_canary_for(request jsonb, active uuid) RETURNS TABLE(version_id uuid, share integer)
+CREATE FUNCTION minion_canary_for(request jsonb, active uuid) RETURNS TABLE(version_id uuid, share integer, same_input boolean)
     LANGUAGE sql STABLE
     AS $$
-    SELECT c.version_id, c.share FROM canaries c JOIN agent_versions v ON v.id = c.version_id
+    SELECT c.version_id, c.share,
+           NULLIF(v.input_schema, 'null'::jsonb) IS NOT DISTINCT FROM NULLIF(b.input_schema, 'null'::jsonb)
+        FROM canaries c JOIN agent_versions v ON v.id = c.version_id JOIN agent_versions b ON b.id = c.baseline_id
         WHERE c.baseline_id = active AND c.ended_at IS NULL AND request->>'agent_version_id' IS NULL
           AND COALESCE(request->>'capability' = ANY (v.capabilities), true)
 $$;
@@ -2950,7 +2952,8 @@ BEGIN
             -- The planner would expect a single row of the equality alone, and join the rest with nested loops.
             WHERE CASE WHEN r.id = r.holder THEN true END
     ), active AS MATERIALIZED (
-        SELECT d.named, t.*, c.version_id AS canary, c.share, false AS drawn
+        SELECT d.named, t.*, t.version_id AS active, c.version_id AS canary, c.share, c.same_input,
+               false AS drawn
             FROM (SELECT named FROM asked GROUP BY named ORDER BY min(n)) AS d
             CROSS JOIN LATERAL minion_resolve(d.named) AS t
             LEFT JOIN LATERAL minion_canary_for(d.named, t.version_id) AS c ON true
@@ -2960,7 +2963,7 @@ BEGIN
                        WHERE v.id = t.version_id) AS budget
             FROM (SELECT * FROM active
                   UNION ALL
-                  SELECT b.named, t.*, b.canary, b.share, true FROM active b CROSS JOIN LATERAL
+                  SELECT b.named, t.*, b.active, b.canary, b.share, b.same_input, true FROM active b CROSS JOIN LATERAL
                       minion_resolve(b.named || jsonb_build_object('agent_version_id', b.canary)) AS t
                       WHERE b.canary IS NOT NULL) AS t
     ), talks AS MATERIALIZED (
@@ -3003,9 +3006,11 @@ BEGIN
                     WHERE id = a.replayed LIMIT 1) AS o ON true
             JOIN targets t ON t.named = a.named AND (t.canary IS NULL OR t.drawn = (
                 a.replayed IS NULL AND a.request->'trial' IS NULL AND COALESCE(p.journal_format, 1) <> 3
-                AND minion_drawn(t.canary, COALESCE(
-                    a.request->>'conversation_id', p.conversation_id, a.request->>'key', p.key, p.root_id::text,
-                    a.request->>'draw', a.id::text), t.share)))
+                -- Only the caller can tell whether the canary accepts an input that the active version accepts.
+                AND CASE a.request->>'validated' WHEN t.canary::text THEN true WHEN t.active::text THEN false
+                    ELSE t.same_input AND minion_drawn(t.canary, COALESCE(
+                        a.request->>'conversation_id', (SELECT r.conversation_id FROM tasks r WHERE r.id = p.root_id),
+                        a.request->>'key', p.key, p.root_id::text, a.id::text), t.share) END))
             ORDER BY a.n
     ), stored AS (
         INSERT INTO tasks (id, namespace, agent_name, agent_version_id, capability, input, input_order, messages,
@@ -3992,9 +3997,9 @@ CREATE FUNCTION minion_routed_version(t uuid, active uuid) RETURNS uuid
     LANGUAGE sql STABLE
     AS $$
     SELECT COALESCE((
-        SELECT c.version_id FROM minion_canary_for('{}', active) AS c JOIN tasks k ON k.id = t
-            WHERE k.replay_of IS NULL
-              AND minion_drawn(c.version_id, COALESCE(k.conversation_id, k.key, k.root_id::text), c.share)), active)
+        SELECT c.version_id FROM minion_canary_for('{}', active) AS c JOIN tasks k ON k.id = t JOIN tasks r ON r.id = k.root_id
+            WHERE k.replay_of IS NULL AND minion_drawn(
+                c.version_id, COALESCE(k.conversation_id, r.conversation_id, k.key, k.root_id::text), c.share)), active)
 $$;
 
 CREATE FUNCTION minion_search_text(name text, description text, capabilities text[]) RETURNS tsvector

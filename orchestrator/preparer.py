@@ -138,17 +138,30 @@ def release_checked(connection: Connection, checked: Checked) -> None:
 
 def _check(connection: Connection, task: dict[str, Any]) -> Destination:
     said = _coerce_messages(task["messages"], tools=task["type"] != "agent")
-    version_id: UUID | None = task["agent_version_id"]
-    decision = None
-    if version_id is None:
-        route = _route(connection, task, said or [])
-        version_id = connection.scalar(ROUTED_VERSION, {"task": task["id"], "active": route.version_id})
-        decision = route.as_json()
-        task |= connection.execute(VERSION, {"version": version_id}).mappings().one()
+    if task["agent_version_id"] is not None:
+        _check_input(task, said)
+        return Destination(task["agent_version_id"], task["wanted"] or task["capability"], None)
+    route = _route(connection, task, said or [])
+    drawn = connection.scalar(ROUTED_VERSION, {"task": task["id"], "active": route.version_id})
+    try:
+        return _routed(connection, task, said, route, drawn)
+    except InvalidInput:
+        # A canary gets no task that only the active version accepts.
+        return _routed(connection, task, said, route, route.version_id)
+
+
+def _routed(
+    connection: Connection, task: dict[str, Any], said: list[Message] | None, route: Route, version_id: UUID
+) -> Destination:
+    task = {**task, **connection.execute(VERSION, {"version": version_id}).mappings().one()}
+    _check_input(task, said)
+    return Destination(version_id, task["wanted"] or task["capability"], route.as_json())
+
+
+def _check_input(task: dict[str, Any], said: list[Message] | None) -> None:
     # Messages for a model are not checked against the input schema.
     if not (task["type"] == "agent" and said is not None):
         checked_input(task["input_schema"], task["input"], said, agent=task["name"])
-    return Destination(version_id, task["wanted"] or task["capability"], decision)
 
 
 def _coerce_messages(messages: Any, *, tools: bool) -> list[Message] | None:

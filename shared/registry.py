@@ -304,7 +304,8 @@ class AgentRegistry:
                 row.active_version_id = version
                 status = "disabled" if row.status == "disabled" else self._accepting(session, row)
             elif status == "active" and row.status in ("disabled", "rolled_back"):
-                status = self._accepting(session, row)
+                canary = canaries.find(session.connection(), row.id)
+                status = self._accepting(session, row, beside=None if canary is None else canary["version_id"])
             row.status, row.status_reason = str(status), reason
             session.flush()
             states = log.changed(before, self._state(session, row.id))
@@ -334,10 +335,14 @@ class AgentRegistry:
             raise NotFound(f"The agent {row.name!r} has no version {str(version)[:20]}.")
         return versions[version]
 
-    def _accepting(self, session: Session, row: Agent) -> str:
-        """Return the status in which an agent accepts tasks with its active version."""
+    def _accepting(self, session: Session, row: Agent, *, beside: UUID | None = None) -> str:
+        """Return the status in which an agent accepts tasks with its active version, beside that of its canary."""
         newest = session.scalar(
-            select(AgentVersion.id).filter_by(agent_id=row.id).order_by(AgentVersion.number.desc()).limit(1)
+            select(AgentVersion.id)
+            .filter_by(agent_id=row.id)
+            .where(AgentVersion.id.is_distinct_from(beside))
+            .order_by(AgentVersion.number.desc())
+            .limit(1)
         )
         return "active" if row.active_version_id == newest else "rolled_back"
 
@@ -349,7 +354,9 @@ class AgentRegistry:
     def _head(self, session: Session, name: str, *, lock: bool = False) -> Agent:
         if lock:
             session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": SCHEMA_LOCK})
-        row = session.scalar(select(Agent).filter_by(namespace=self.namespace, name=name))
+        query = select(Agent).filter_by(namespace=self.namespace, name=name)
+        # The orchestrator may be rolling a canary back.
+        row = session.scalar(query.with_for_update(key_share=True) if lock else query)
         if row is None or row.active_version_id is None:
             similar = similar_agents(session.connection(), self.namespace, str(name))
             raise UnknownAgent(f"There is no agent named {str(name)[:100]!r}. `minion agents` lists them.{similar}")

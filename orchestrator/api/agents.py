@@ -110,7 +110,10 @@ class AgentVersionSummary(BaseModel):
     number: int
     checksum: str
     created_at: datetime
-    scores: dict[str, Any] = Field(description="By evaluator: `tasks`, their `mean`, and the share that `passed`.")
+    scores: dict[str, Any] = Field(
+        description="By evaluator: `tasks`, their `mean`, and the share that `passed`. "
+        "Empty for a key that is bound to agents, capabilities or a tenant."
+    )
 
 
 class Agent(AgentSummary):
@@ -180,7 +183,7 @@ def get_agent(name: Text, query: Namespace, database: Statements, key: Caller) -
             similar = "" if key.scope.is_partial else similar_agents(connection, query.namespace, name)
             raise UnknownAgent(f"There is no agent named {name!r}. `minion agents` lists them.{similar}")
         definition = _shown(content_in_order(row["definition"], row["key_order"]), key)
-        versions = _scored(connection, connection.execute(VERSIONS, {"agent": row["id"]}).mappings().all())
+        versions = _scored(connection, connection.execute(VERSIONS, {"agent": row["id"]}).mappings().all(), key)
         canary = _canaries(connection, [row["id"]], key).get(row["id"])
         return {**row, "definition": definition, "versions": versions, "canary": canary}
 
@@ -245,12 +248,19 @@ def definition_of(connection: Connection, agent: dict[str, Any], number: int, ke
 
 def is_reached(connection: Connection, scope: Scope, namespace: str, name: str) -> bool:
     """Return whether there is an agent of that name and a scope reaches it."""
+    return find(connection, scope, namespace, name) is not None
+
+
+def find(connection: Connection, scope: Scope, namespace: str, name: str) -> RowMapping | None:
+    """Return the agent of that name, if there is one and a scope reaches it."""
     row = connection.execute(GET, {"namespace": namespace, "name": name}).mappings().one_or_none()
-    return row is not None and _reaches(scope, row)
+    return row if row is not None and _reaches(scope, row) else None
 
 
-def _scored(connection: Connection, versions: Sequence[RowMapping]) -> list[dict[str, Any]]:
-    scores = evaluations.scores_of(connection, [version["id"] for version in versions])
+def _scored(connection: Connection, versions: Sequence[RowMapping], key: Key) -> list[dict[str, Any]]:
+    """Return versions with their scores, which are about the tasks of all callers."""
+    seen = [] if key.scope.is_partial else [version["id"] for version in versions]
+    scores = evaluations.scores_of(connection, seen)
     return [{**version, "scores": scores.get(version["id"], {})} for version in versions]
 
 

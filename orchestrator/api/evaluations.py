@@ -7,18 +7,23 @@ from typing import Annotated
 
 from fastapi import APIRouter
 from pydantic import AwareDatetime, BaseModel, Field, StringConstraints
+from sqlalchemy import Connection, RowMapping
 
 from orchestrator.api import body, problems
 from orchestrator.api.actors import Actor
-from orchestrator.api.agents import is_reached
+from orchestrator.api.agents import find
 from orchestrator.api.parameters import Database
 from orchestrator.observe.evaluations import Wanted, choose
+from shared.access.scope import Scope
 from shared.audit import log
 from shared.contracts.shares import Share, hundredths_of
 from shared.contracts.strict_model import Strict
-from shared.errors import InvalidInput, UnknownAgent
+from shared.errors import Conflict, InvalidInput, UnknownAgent
 
 Named = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00]*$")]
+
+LEAST_DOLLARS = 1e-6
+"""Of a budget."""
 
 router = APIRouter(prefix="/v1/evaluations", tags=["evaluations"])
 
@@ -44,11 +49,27 @@ class Evaluations(BaseModel):
     dollars_per_task: float | None
 
 
+def _reached(connection: Connection, scope: Scope, namespace: str, name: str) -> RowMapping:
+    agent = find(connection, scope, namespace, name)
+    if agent is None:
+        raise UnknownAgent(f"There is no agent named {name!r}. `minion agents` lists them.")
+    return agent
+
+
+def _check_judge(agent: RowMapping) -> None:
+    """Refuse an agent that cannot judge, before it is paid for it."""
+    name, schema = agent["name"], agent["definition"].get("output_schema")
+    if agent["status"] == "disabled":
+        raise Conflict(f"The agent {name!r} is disabled and accepts no tasks. Activate it first.")
+    if schema is not None and "score" not in schema.get("properties", {"score": True}):
+        raise InvalidInput(f"The output schema of {name!r} must have the property `score`, between 0 and 1.")
+
+
 @router.post(
     "",
     status_code=202,
     response_model=Evaluations,
-    responses=problems.documented(404, 413, 415),
+    responses=problems.documented(404, 409, 413, 415),
     openapi_extra=body.documented(EvaluationRequest.model_json_schema()),
 )
 def evaluate(sent: body.SmallBody, database: Database, actor: Actor) -> Evaluations:
@@ -73,10 +94,13 @@ def evaluate(sent: body.SmallBody, database: Database, actor: Actor) -> Evaluati
         most=asked.limit,
     )
     with database.begin() as connection:
-        for name in (asked.agent, asked.evaluator):
-            if not is_reached(connection, actor.key.scope, namespace, name):
-                raise UnknownAgent(f"There is no agent named {name!r}. `minion agents` lists them.")
+        _reached(connection, actor.key.scope, namespace, asked.agent)
+        _check_judge(_reached(connection, actor.key.scope, namespace, asked.evaluator))
         tasks = choose(connection, wanted)
+        if tasks and asked.dollars / tasks < LEAST_DOLLARS:
+            raise InvalidInput(
+                f"{asked.dollars:g} dollars are too few for {tasks} tasks. Raise them, or lower `limit`."
+            )
         facts = {"evaluator": asked.evaluator, "since": asked.since, "tasks": tasks, "dollars": asked.dollars}
         log.record(connection, actor, "evaluation.start", asked.agent, namespace=namespace, after=facts)
     return Evaluations(tasks=tasks, dollars_per_task=asked.dollars / tasks if tasks else None)

@@ -9,6 +9,7 @@ import typer
 
 from orchestrator.commands.client import connect
 from orchestrator.commands.output import AS_JSON, console, print_json, print_table
+from shared.contracts.shares import ALL, hundredths_of
 from shared.settings import get_settings
 
 app = typer.Typer(
@@ -85,10 +86,10 @@ def activate(
         help="Roll the canary back if its failure rate is higher by more than this, in percentage points: 5%.",
     ),
     max_cost: str | None = typer.Option(
-        None, "--max-cost", help="Roll it back if its tasks cost so much more on average: 50%."
+        None, "--max-cost", help="Roll it back if a task costs more than this in addition, on average: 50%."
     ),
     max_score_drop: float | None = typer.Option(
-        None, "--max-score-drop", help="Roll it back if an evaluator's mean score is lower by so much: 0.1."
+        None, "--max-score-drop", help="Roll it back if the mean score of an evaluator is lower by more than this: 0.1."
     ),
     min_tasks: int | None = typer.Option(
         None, "--min-tasks", help="Decide nothing before this number of tasks of each version have ended: 20."
@@ -111,7 +112,7 @@ def activate(
         _change(lambda registry: registry.roll_back(name, to, reason))
     else:
         _change(lambda registry: registry.start_canary(name, to, share, reason, **given))
-        if share != "100%":
+        if hundredths_of(share) < ALL:
             console.print(f"Version {to} gets {share} of new tasks. `minion agents show {name}` shows its figures.")
 
 

@@ -14,8 +14,8 @@ from shared.settings import get_settings
 if TYPE_CHECKING:
     from shared.definitions.store import Change
 
-STYLES = {"created": "green", "changed": "yellow", "canary": "cyan", "unchanged": "dim"}
-WOULD = {"created": "would create", "changed": "would change", "canary": "would try"}
+STYLES = {"created": "green", "changed": "yellow", "canary": "cyan", "inactive": "cyan", "unchanged": "dim"}
+WOULD = {"created": "would create", "changed": "would change", "canary": "would try", "inactive": "would store"}
 WIDTH = 1 + max(map(len, (*STYLES, *WOULD.values())))
 
 
@@ -65,10 +65,17 @@ def apply(
     share: str | None = typer.Option(
         None, "--share", help="Give new versions of agents this share of new tasks, as canaries: 10%."
     ),
+    inactive: bool = typer.Option(
+        False,
+        "--inactive",
+        help="Store new versions of existing agents without activating them, to evaluate them first.",
+    ),
     as_json: bool = AS_JSON,
 ) -> None:
     """Store definitions of agents, tools and functions, all or none; a changed one becomes a new version."""
-    changes = store(target, dry_run=dry_run, strict=strict, share=share)
+    if inactive and share is not None:
+        raise typer.BadParameter("--inactive and --share exclude each other: a canary gets tasks.")
+    changes = store(target, dry_run=dry_run, strict=strict, share=share, inactive=inactive)
     if as_json:
         fields = ("kind", "name", "action", "version", "because", "warnings")
         print_json([{name: getattr(change, name) for name in fields} for change in changes])
@@ -78,11 +85,14 @@ def apply(
         console.print("Nothing was stored (--dry-run).")
 
 
-def store(target: str, *, dry_run: bool = False, strict: bool = False, share: str | None = None) -> list[Change]:
+def store(
+    target: str, *, dry_run: bool = False, strict: bool = False, share: str | None = None, inactive: bool = False
+) -> list[Change]:
     """Apply the definitions in a file, a folder or a Python module.
 
     Args:
         share: of the new tasks that new versions of agents get, as canaries.
+        inactive: store new versions of agents without activating them.
 
     Raises:
         InvalidDefinition: describes the first error; nothing is stored.
@@ -97,7 +107,7 @@ def store(target: str, *, dry_run: bool = False, strict: bool = False, share: st
     definitions = load(target)
     wait_for_database(get_settings())
     with Session(get_engine()) as session:
-        return store_definitions(session, definitions, dry_run=dry_run, strict=strict, share=share)
+        return store_definitions(session, definitions, dry_run=dry_run, strict=strict, share=share, inactive=inactive)
 
 
 def tell(changes: list[Change], *, dry_run: bool = False) -> None:

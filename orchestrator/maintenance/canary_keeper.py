@@ -33,7 +33,8 @@ from shared.settings import Settings
 log = structlog.get_logger(__name__)
 
 CANARIES = text("SELECT id, agent_id FROM canaries WHERE ended_at IS NULL ORDER BY id")
-TAKE = text("SELECT 1 FROM agents WHERE id = :agent FOR NO KEY UPDATE SKIP LOCKED")
+# A disabled agent gets no tasks: its canary is compared once it accepts tasks again.
+TAKE = text("SELECT 1 FROM agents WHERE id = :agent AND status <> 'disabled' FOR NO KEY UPDATE SKIP LOCKED")
 # An orchestrator of release 0.2 may have activated another version.
 OPEN = text(
     """
@@ -51,8 +52,7 @@ LOOKED = text(
 HOLD = text(
     """
     UPDATE agents SET status = 'rolled_back', status_reason = :reason
-        WHERE id = :agent AND status IN ('active', 'rolled_back')
-          AND :version = (SELECT id FROM agent_versions WHERE agent_id = :agent ORDER BY number DESC LIMIT 1)
+        WHERE id = :agent
     """
 )
 
@@ -116,7 +116,8 @@ def keep(connection: Connection, canary: UUID, agent: UUID) -> None:
                 _end(connection, row, "rolled_back", why, described(figures))
                 # All who read the agent see this, so it has no figures.
                 held = f"The canary, version {row['version']}, was rolled back."
-                connection.execute(HOLD, {"agent": agent, "version": row["version_id"], "reason": held})
+                if row["version"] > row["baseline"]:
+                    connection.execute(HOLD, {"agent": agent, "reason": held})
                 return
 
 

@@ -1,8 +1,7 @@
 """The evaluator: submits a judging task for each chosen task, and records its score.
 
 A chosen task is a row, so an orchestrator that dies loses none. Each submission and each score is one transaction with
-the change of its row; the idempotency key of a judging task names what it judges. Any number of orchestrators may do
-this.
+the change of its row. Any number of orchestrators may do this.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from sqlalchemy import Connection, Engine, RowMapping, text
 
 from orchestrator.loops.loop import Loop, seconds_within_lease
 from orchestrator.observe import evaluations
+from shared.contracts.content import FILE
 from shared.contracts.requests import TaskRequest
 from shared.errors import MinionError
 from shared.settings import Settings, get_settings
@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 
 BATCH = 50
 MOST_STEPS = 200
+DECIMALS = 6
+"""Of a score."""
 PRIORITY = -10
 """Live work comes first."""
 OUTLINE = ("number", "kind", "name", "status", "started_at", "finished_at", "cost_microdollars", "error")
@@ -45,7 +47,7 @@ IN_THE_LAST_HOUR = text(
     "AND submitted_at > now() - interval '1 hour'"
 )
 SUBMITTED = text(
-    "UPDATE evaluations SET state = 'submitted', judge_task_id = :judge, submitted_at = now() "
+    "UPDATE evaluations SET state = 'submitted', judge_task_id = :judge, submitted_at = now(), problem = NULL "
     "WHERE task_id = :task AND evaluator = :evaluator"
 )
 ENDED = text(
@@ -121,7 +123,6 @@ def judging(connection: Connection, row: RowMapping) -> dict[str, Any]:
         "input": subject(connection, row),
         "labels": labels,
         "priority": PRIORITY,
-        "idempotency_key": f"evaluation:{row['task_id']}:{row['evaluator']}",
         "budget": row["budget"] and {**row["budget"], "on_breach": "fail"},
     }
     return {name: value for name, value in request.items() if value is not None}
@@ -133,7 +134,7 @@ def subject(connection: Connection, row: RowMapping) -> dict[str, Any]:
     steps = list_step_summaries(connection, row["task_id"], limit=MOST_STEPS).items
     seen: dict[str, Any] = {"task_id": str(row["task_id"])} | {name: task[name] for name in SHOWN}
     seen["steps"] = [{name: step[name] for name in OUTLINE if step.get(name) is not None} for step in steps]
-    return _shrunk(json.loads(json.dumps(seen, default=str)))
+    return _shrunk(json.loads(json.dumps(seen, default=str), object_hook=_without_files))
 
 
 def record_scores(connection: Connection) -> int:
@@ -157,7 +158,8 @@ def verdict_in(output: Any) -> tuple[float, bool | None] | None:
     score, passed = output.get("score"), output.get("passed")
     if not isinstance(score, int | float) or isinstance(score, bool) or not 0 <= score <= 1:
         return None
-    return float(score), passed if isinstance(passed, bool) else None
+    # PostgreSQL refuses the square of 1e-300.
+    return round(float(score), DECIMALS), passed if isinstance(passed, bool) else None
 
 
 def _problem(row: RowMapping) -> str:
@@ -179,6 +181,13 @@ def _close(
 ) -> None:
     result = {"state": state, "score": score, "passed": passed, "problem": problem}
     connection.execute(CLOSE, {"task": row["task_id"], "evaluator": row["evaluator"], **result})
+
+
+def _without_files(part: dict[str, Any]) -> dict[str, Any]:
+    """Return a part in which files are only named: a model must not attach a file to the judging task, which may belong
+    to another tenant.
+    """
+    return {"file" if name == FILE else name: value for name, value in part.items()}
 
 
 def _shrunk(seen: dict[str, Any]) -> dict[str, Any]:

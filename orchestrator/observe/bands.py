@@ -66,9 +66,13 @@ def scores_less(canary: Sample, baseline: Sample, band: float, alpha: float) -> 
 def is_above(high: Sample, low: Sample, alpha: float, *, factor: float = 1.0, margin: float = 0.0) -> bool:
     """Return whether the mean of `high` is above `factor` times that of `low`, by more than `margin` and chance (B. L.
     Welch, 1947).
+
+    A few values may lack the rare ones that differ, and so have both another mean and a low variance. Each side is
+    therefore taken to vary as much as the other one at least.
     """
     excess = high.mean - factor * low.mean - margin
-    parts = (high.variance / high.count, factor**2 * low.variance / low.count)
+    variance = max(high.variance, factor**2 * low.variance)
+    parts = (variance / high.count, variance / low.count)
     error = sum(parts)
     if error < 1e-18:
         return excess > 1e-9
@@ -90,7 +94,7 @@ def student(alpha: float, freedom: float) -> float:
 
 
 def look(count: int, min_tasks: int) -> int:
-    """Return the number of the comparison that this number of the canary's tasks allows; 0 if they are too few."""
+    """Return the number of the comparison that this number of tasks allows; 0 if they are too few."""
     return 1 + math.floor(math.log(count / min_tasks) / math.log(GROWTH) + 1e-9) if count >= min_tasks else 0
 
 

@@ -44,14 +44,18 @@ CHOOSE = text(f"""
               AND (CAST(:version AS integer) IS NULL OR :version = (
                     SELECT v.number FROM agent_versions v WHERE v.id = t.agent_version_id))
               AND minion_drawn(t.id, :evaluator, :share)
-              AND NOT EXISTS (SELECT FROM evaluations e WHERE e.task_id = t.id AND e.evaluator = :evaluator)
+              AND NOT EXISTS (SELECT FROM evaluations e WHERE e.task_id = t.id AND e.evaluator = :evaluator
+                                  AND e.state IN ('due', 'submitted', 'scored'))
             ORDER BY t.id DESC LIMIT :most
     ), split AS (
-        SELECT jsonb_build_object('dollars', :dollars / GREATEST(count(*), 1)) AS budget FROM chosen
+        SELECT jsonb_build_object('dollars', trunc(CAST(:dollars AS numeric) / GREATEST(count(*), 1), 6)) AS budget
+            FROM chosen
     )
-    INSERT INTO evaluations (task_id, evaluator, agent_version_id, budget)
+    INSERT INTO evaluations AS e (task_id, evaluator, agent_version_id, budget)
         SELECT c.id, :evaluator, c.agent_version_id, s.budget FROM chosen c, split s
-        ON CONFLICT DO NOTHING RETURNING task_id
+        ON CONFLICT (task_id, evaluator) DO UPDATE SET state = 'due', max_per_hour = NULL, budget = EXCLUDED.budget
+            WHERE e.state IN ('failed', 'skipped')
+        RETURNING task_id
 """)  # noqa: S608 - constants
 ADD = text(
     """

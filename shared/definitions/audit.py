@@ -29,18 +29,22 @@ HIDDEN = frozenset(
 MOST_FIELDS = 200
 
 
-def record_change(session: Session, namespace: str, version: Any, replaced: Any | None) -> None:
-    """Write that a version of a definition became the active one.
+def record_change(
+    session: Session, namespace: str, version: Any, replaced: Any | None, *, activated: bool = True
+) -> None:
+    """Write that a version of a definition became the active one, or was stored.
 
     Args:
         replaced: the version that was active before; None for a new definition.
+        activated: False: it was only stored, and the other version is still active.
     """
     states: dict[str, log.Facts | None]
     if replaced is None:
         states = {"after": {name: value for name, value in _described(version).items() if value not in (None, "", [])}}
     else:
         states = log.changed(_described(replaced), _described(version))
-    act = "definition.create" if replaced is None else "definition.change"
+    change = "definition.change" if activated else "definition.store"
+    act = "definition.create" if replaced is None else change
     kind = type(version).__name__.removesuffix("Version").lower()
     target = f"{kind} {version.name}"
     log.record(session.connection(), actors.local_actor(), act, target, namespace=namespace, **states)

@@ -80,6 +80,11 @@ def parse_share(share: str) -> int:
         raise InvalidInput(f"Invalid share {str(share)[:20]!r}: {error}.") from None
 
 
+def lock(connection: Connection, agent: UUID) -> None:
+    """Let no other transaction change the agent or its canary until this one ends."""
+    connection.execute(LOCK, {"agent": agent})
+
+
 def find(connection: Connection, agent: UUID) -> RowMapping | None:
     """Return the open canary of an agent, with its version, baseline and share."""
     return connection.execute(OPEN, {"agent": agent}).mappings().one_or_none()
@@ -97,17 +102,20 @@ def start(
     bands: dict[str, Any],
     reason: str | None,
 ) -> None:
-    """Give a version a share of the new tasks, or change the share that it has.
+    """Give a version a share of the new tasks, or change the share that it has. The share that it has already leaves
+    the canary and its figures as they are.
 
     Args:
         share: in hundredths of a percent.
         bands: fields of `Bands` that were given; the others are those of the earlier share, or the defaults.
     """
-    connection.execute(LOCK, {"agent": agent})
+    lock(connection, agent)
     before = find(connection, agent)
     changes = before is not None and before["version_id"] == version
     if before is not None and changes:
         bands = {name: before[name] for name in BANDS} | bands
+        if before["share"] == share and all(before[name] == value for name, value in bands.items()):
+            return
         connection.execute(END, {"id": before["id"], "outcome": "changed", "reason": None})
     elif before is not None:
         end(connection, actor, agent, name, namespace=namespace, outcome="ended", reason=reason)
@@ -136,7 +144,7 @@ def end(
         outcome: `completed`, `rolled_back` or `ended`.
         figures: for the audit log.
     """
-    connection.execute(LOCK, {"agent": agent})
+    lock(connection, agent)
     before = find(connection, agent)
     if before is None:
         return False

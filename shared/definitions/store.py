@@ -3,7 +3,7 @@
 References are by name (`normalise_licence`, always the active version) or pinned (`normalise_licence@2`). A version
 stores the versions that its references resolved to. When a function changes, the tools and agents that refer to it
 by name therefore get a new version too, with the same text. An agent that was rolled back keeps its version until
-a new text of it is applied.
+a text of it is applied that none of its later versions has.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ CALLS = text(
     """
 )
 
-Action = Literal["created", "changed", "canary", "unchanged"]
+Action = Literal["created", "changed", "canary", "inactive", "unchanged"]
 Head = Agent | Tool | Function
 Version = AgentVersion | ToolVersion | FunctionVersion
 
@@ -103,6 +103,7 @@ class DefinitionStore:
         providers: of models, as they are configured.
         share: of the new tasks that a changed agent's new version gets, in hundredths of a percent, as a canary; None:
             it becomes the active version.
+        inactive: store new versions of existing agents without activating them.
     """
 
     session: Session
@@ -111,9 +112,12 @@ class DefinitionStore:
     packages: WorkerPackages = field(default_factory=lambda: WorkerPackages({}))
     providers: Providers = field(default_factory=lambda: get_settings().known_providers())
     share: int | None = None
+    inactive: bool = False
     changes: list[Change] = field(default_factory=list)
     activated: list[tuple[Version, UUID | None]] = field(default_factory=list)
     """Versions that became the active one of their definition, each with the id of the one before."""
+    stored: list[tuple[Version, UUID]] = field(default_factory=list)
+    """Versions that were stored without being activated, each with the id of the active one."""
 
     def apply(self, definitions: Sequence[AnyDefinition]) -> list[Change]:
         """Store the definitions that differ from the stored ones, and the versions that follow from them.
@@ -126,7 +130,7 @@ class DefinitionStore:
         """
         _refuse_twice(definitions)
         self.session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": SCHEMA_LOCK})
-        self.changes, self.activated = [], []
+        self.changes, self.activated, self.stored = [], [], []
         for definition in _of(definitions, FunctionDefinition):
             self._store_function(definition)
         given_tools = _of(definitions, ToolDefinition)
@@ -289,7 +293,7 @@ class DefinitionStore:
 
     def _reuse(self, head: Any, known: Any, definition: AnyDefinition, because: str | None) -> None:
         """Handle content that is already stored: it is unchanged, or goes back to an older text."""
-        if head.active_version_id == known.id:
+        if head.active_version_id == known.id or (self.inactive and isinstance(head, Agent)):
             if because is None:
                 self.changes.append(Change(definition.kind, definition.name, "unchanged", known.number))
             return
@@ -297,14 +301,17 @@ class DefinitionStore:
         self.changes.append(Change(definition.kind, definition.name, action, known.number, because))
 
     def _held(self, head: Any, definition: AnyDefinition) -> Any | None:
-        """Return the version of an agent that is to be kept as it is, if it has this text: that of its canary, or the
-        newest one, which was rolled back.
+        """Return the version of an agent that is to be kept as it is, if it has this text: that of its canary, or one
+        that is newer than the version to which the agent was rolled back.
 
         Such an agent keeps its version, even if a function or tool that it uses has changed. Otherwise every deployment
         would undo the rollback, or end the canary.
         """
         if not isinstance(head, Agent):
             return None
+        # The orchestrator may be rolling a canary back.
+        canaries.lock(self.session.connection(), head.id)
+        self.session.refresh(head)
         canary = canaries.find(self.session.connection(), head.id)
         if canary is not None:
             version = self.session.get_one(AgentVersion, canary["version_id"])
@@ -312,16 +319,19 @@ class DefinitionStore:
                 return version if self.share in (None, canary["share"]) else None
         if head.status != "rolled_back":
             return None
-        newest = self.session.scalars(
-            select(AgentVersion).filter_by(agent_id=head.id).order_by(AgentVersion.number.desc()).limit(1)
-        ).one()
-        return newest if _has_text(newest, definition) else None
+        active = self.session.get_one(AgentVersion, head.active_version_id)
+        newer = select(AgentVersion).filter_by(agent_id=head.id).where(AgentVersion.number > active.number)
+        found = self.session.scalars(newer.order_by(AgentVersion.number.desc()))
+        return next((version for version in found if _has_text(version, definition)), None)
 
     def _introduce(self, head: Any, version: Any, action: Action) -> Action:
         """Make a version the active one of its definition, or its canary; return what was done."""
         if not isinstance(head, Agent) or head.active_version_id is None:
             self._activate(head, version)
             return action
+        if self.inactive:
+            self.stored.append((version, head.active_version_id))
+            return "inactive"
         about: dict[str, Any] = {"namespace": self.namespace, "reason": None}
         connection, actor = self.session.connection(), actors.local_actor()
         if self.share is not None:

@@ -12,8 +12,7 @@ class NewTask(TypedDict, total=False):
     """A task to insert, as `minion_accept` describes it. Ids and times are text.
 
     Attributes:
-        validated: the agent version whose input schema the input was checked against.
-        draw: random text that decides about a canary, if the task has neither a conversation nor a tenant key.
+        validated: the agent version whose input schema the input was checked against. It decides about a canary.
         new_keys: a replay's calls get new idempotency keys.
         submitter_key: the id of the API key that submits it, or `bootstrap` for the administrator's.
         trial: its recording is stored in the same transaction: see `shared.tasks.trials`.
@@ -43,7 +42,6 @@ class NewTask(TypedDict, total=False):
     lane: Lane
     validated: str
     trial: bool
-    draw: str
 
 
 class Approver(TypedDict):

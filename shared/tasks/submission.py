@@ -323,14 +323,14 @@ def _name_of(request: TaskRequest) -> tuple[str, str]:
 def _check_target(connection: Connection, task: NewTask, targets: Targets) -> Target:
     """Check the input against the schema of the agent that will run it, and record that in the request."""
     target = _resolve_once(connection, task, targets)
-    _check_against(_draw(connection, task, targets) if target.has_canary else target, task)
+    if not (target.has_canary and _fits(_draw(connection, task, targets), task)):
+        _check_against(target, task)
     return target
 
 
 def _draw(connection: Connection, task: NewTask, targets: Targets) -> Target:
     """Return the version that the task will get, of an agent with a canary."""
-    task["draw"] = uuid4().hex
-    drawn_by = {name: task.get(name) for name in ("conversation_id", "key", "draw")}
+    drawn_by = {"conversation_id": task.get("conversation_id"), "key": task.get("key"), "draw": uuid4().hex}
     version = connection.scalar(DRAW, {"request": {**_named(task), **drawn_by}})
     return _resolve_once(connection, {**task, "agent_version_id": str(version)}, targets)
 
@@ -347,6 +347,15 @@ def _resolve_once(connection: Connection, task: NewTask, targets: Targets) -> Ta
     if isinstance(target, MinionError):
         raise type(target)(target.message, **target.detail)
     return target
+
+
+def _fits(drawn: Target, task: NewTask) -> bool:
+    """Return whether the version that was drawn accepts the task. If not, the active version may."""
+    try:
+        _check_against(drawn, task)
+    except InvalidInput:
+        return False
+    return True
 
 
 def _check_against(target: Target, task: NewTask) -> None:

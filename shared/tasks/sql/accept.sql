@@ -292,8 +292,8 @@ END $$;
 -- (a replay whose calls get new idempotency keys), agent_version_id, traceparent, submitted_by, submitter_key (the id of
 -- the API key, or `bootstrap`), unique_key, unique_while, budget ({tokens, dollars, steps, seconds, on_breach}), lane (of its
 -- model calls; else that of its parent or original), trial (true: the caller stores its recording, see
--- `shared.tasks.trials`; tasks below a trial are ones too), `validated`: the id of the agent version whose input schema the
--- caller has already checked the input against, and `draw`: see `minion_resolve_drawn`.
+-- `shared.tasks.trials`; tasks below a trial are ones too), and `validated`: the id of the agent version whose input schema
+-- the caller has already checked the input against. It decides between an active version and its canary.
 -- Returns the tasks in the order of the requests. Each request sees the effects of those before it. The caller notifies the
 -- dispatcher.
 CREATE OR REPLACE FUNCTION minion_insert_tasks(requests jsonb) RETURNS TABLE (task_id uuid, created boolean)
@@ -327,7 +327,8 @@ BEGIN
             -- The planner would expect a single row of the equality alone, and join the rest with nested loops.
             WHERE CASE WHEN r.id = r.holder THEN true END
     ), active AS MATERIALIZED (
-        SELECT d.named, t.*, c.version_id AS canary, c.share, false AS drawn
+        SELECT d.named, t.*, t.version_id AS active, c.version_id AS canary, c.share, c.same_input,
+               false AS drawn
             FROM (SELECT named FROM asked GROUP BY named ORDER BY min(n)) AS d
             CROSS JOIN LATERAL minion_resolve(d.named) AS t
             LEFT JOIN LATERAL minion_canary_for(d.named, t.version_id) AS c ON true
@@ -337,7 +338,7 @@ BEGIN
                        WHERE v.id = t.version_id) AS budget
             FROM (SELECT * FROM active
                   UNION ALL
-                  SELECT b.named, t.*, b.canary, b.share, true FROM active b CROSS JOIN LATERAL
+                  SELECT b.named, t.*, b.active, b.canary, b.share, b.same_input, true FROM active b CROSS JOIN LATERAL
                       minion_resolve(b.named || jsonb_build_object('agent_version_id', b.canary)) AS t
                       WHERE b.canary IS NOT NULL) AS t
     ), talks AS MATERIALIZED (
@@ -380,9 +381,11 @@ BEGIN
                     WHERE id = a.replayed LIMIT 1) AS o ON true
             JOIN targets t ON t.named = a.named AND (t.canary IS NULL OR t.drawn = (
                 a.replayed IS NULL AND a.request->'trial' IS NULL AND COALESCE(p.journal_format, 1) <> 3
-                AND minion_drawn(t.canary, COALESCE(
-                    a.request->>'conversation_id', p.conversation_id, a.request->>'key', p.key, p.root_id::text,
-                    a.request->>'draw', a.id::text), t.share)))
+                -- Only the caller can tell whether the canary accepts an input that the active version accepts.
+                AND CASE a.request->>'validated' WHEN t.canary::text THEN true WHEN t.active::text THEN false
+                    ELSE t.same_input AND minion_drawn(t.canary, COALESCE(
+                        a.request->>'conversation_id', (SELECT r.conversation_id FROM tasks r WHERE r.id = p.root_id),
+                        a.request->>'key', p.key, p.root_id::text, a.id::text), t.share) END))
             ORDER BY a.n
     ), stored AS (
         INSERT INTO tasks (id, namespace, agent_name, agent_version_id, capability, input, input_order, messages,

@@ -9,10 +9,13 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
 $$;
 
 -- The canary in force beside an active version, for a request with these fields (as `minion_resolve` reads them). None
--- for a request that names a version, or a capability that the canary does not offer.
-CREATE OR REPLACE FUNCTION minion_canary_for(request jsonb, active uuid) RETURNS TABLE (version_id uuid, share integer)
-LANGUAGE sql STABLE AS $$
-    SELECT c.version_id, c.share FROM canaries c JOIN agent_versions v ON v.id = c.version_id
+-- for a request that names a version, or a capability that the canary does not offer. `same_input`: both versions have the
+-- same input schema.
+CREATE OR REPLACE FUNCTION minion_canary_for(request jsonb, active uuid)
+RETURNS TABLE (version_id uuid, share integer, same_input boolean) LANGUAGE sql STABLE AS $$
+    SELECT c.version_id, c.share,
+           NULLIF(v.input_schema, 'null'::jsonb) IS NOT DISTINCT FROM NULLIF(b.input_schema, 'null'::jsonb)
+        FROM canaries c JOIN agent_versions v ON v.id = c.version_id JOIN agent_versions b ON b.id = c.baseline_id
         WHERE c.baseline_id = active AND c.ended_at IS NULL AND request->>'agent_version_id' IS NULL
           AND COALESCE(request->>'capability' = ANY (v.capabilities), true)
 $$;
@@ -37,7 +40,7 @@ END $$;
 -- The version of a stored task that was routed to an agent with this active version.
 CREATE OR REPLACE FUNCTION minion_routed_version(t uuid, active uuid) RETURNS uuid LANGUAGE sql STABLE AS $$
     SELECT COALESCE((
-        SELECT c.version_id FROM minion_canary_for('{}', active) AS c JOIN tasks k ON k.id = t
-            WHERE k.replay_of IS NULL
-              AND minion_drawn(c.version_id, COALESCE(k.conversation_id, k.key, k.root_id::text), c.share)), active)
+        SELECT c.version_id FROM minion_canary_for('{}', active) AS c JOIN tasks k ON k.id = t JOIN tasks r ON r.id = k.root_id
+            WHERE k.replay_of IS NULL AND minion_drawn(
+                c.version_id, COALESCE(k.conversation_id, r.conversation_id, k.key, k.root_id::text), c.share)), active)
 $$;

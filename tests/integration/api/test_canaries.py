@@ -62,10 +62,20 @@ def test_wrong_canaries_are_refused(client: Client, sorter: str) -> None:
         client.set_canary(sorter, 2, "10%")
 
 
-def test_key_of_a_tenant_sees_no_figures(client: Client, sorter: str, with_key: WithKey) -> None:
+def test_key_of_a_tenant_sees_no_figures(
+    client: Client, sorter: str, driver: LifecycleDriver, with_key: WithKey
+) -> None:
     client.set_canary(sorter, 2, "10%", "acme's bug")
-    seen = with_key("viewer", tenant="acme").get(f"/v1/agents/{sorter}").json()["canary"]
-    assert (seen["share"], seen["figures"], seen["reason"]) == ("10%", None, None)
+    driver.sql(
+        "INSERT INTO evaluation_scores (agent_version_id, evaluator, count, sum) "
+        "SELECT id, 'Judge', 1, 0.5 FROM agent_versions WHERE name = :agent",
+        agent=sorter,
+    )
+    assert client.agent(sorter)["versions"][0]["scores"]["Judge"]["mean"] == 0.5
+    seen = with_key("viewer", tenant="acme").get(f"/v1/agents/{sorter}").json()
+    canary = seen["canary"]
+    assert (canary["share"], canary["figures"], canary["reason"]) == ("10%", None, None)
+    assert [version["scores"] for version in seen["versions"]] == [{}, {}]
 
 
 def test_commands_start_and_end_a_canary(client: Client, sorter: str, run_cli: Run, tmp_path: Path) -> None:
@@ -82,6 +92,11 @@ def test_commands_start_and_end_a_canary(client: Client, sorter: str, run_cli: R
     path.write_text(yaml.safe_dump(agent_definition(sorter, description="newest")))
     assert "canary" in run_cli("apply", str(path), "--share", "5%").line
     assert client.agent(sorter)["canary"]["version"] == 3
+    path.write_text(yaml.safe_dump(agent_definition(sorter, description="to be tested")))
+    assert "inactive" in run_cli("apply", str(path), "--inactive").line
+    found = client.agent(sorter)
+    assert (found["version"], found["versions"][0]["number"], found["canary"]["version"]) == (1, 4, 3)
+    assert run_cli("apply", str(path), "--inactive", "--share", "5%").code == 2
 
 
 def test_old_tasks_are_evaluated_by_command(
@@ -89,9 +104,18 @@ def test_old_tasks_are_evaluated_by_command(
 ) -> None:
     define(agent_definition("Judge"))
     driver.finish(driver.run(sorter))
+    with pytest.raises(errors.InvalidInput, match="are too few for 1 tasks"):
+        client.evaluate(sorter, "Judge", since=datetime(2026, 1, 1, tzinfo=UTC), dollars=1e-7)
     options = ("--agent", sorter, "--evaluator", "Judge", "--since", "1d", "--dollars", "2")
     assert "Judge judges 1 tasks, for at most 2.000000 dollars each" in run_cli("eval", "tasks", *options).line
     assert "has no succeeded tasks" in run_cli("eval", "tasks", *options).line
     assert next(client.audit(act="evaluation.start"))["after"]["tasks"] == 0
+    since = datetime(2026, 1, 1, tzinfo=UTC)
     with pytest.raises(errors.UnknownAgent):
-        client.evaluate(sorter, "Nobody", since=datetime(2026, 1, 1, tzinfo=UTC), dollars=1)
+        client.evaluate(sorter, "Nobody", since=since, dollars=1)
+    client.set_agent_status("Judge", "disabled")
+    with pytest.raises(errors.Conflict, match="disabled"):
+        client.evaluate(sorter, "Judge", since=since, dollars=1)
+    define(agent_definition("Mute", output_schema={"type": "object", "properties": {"text": {"type": "string"}}}))
+    with pytest.raises(errors.InvalidInput, match="must have the property `score`"):
+        client.evaluate(sorter, "Mute", since=since, dollars=1)

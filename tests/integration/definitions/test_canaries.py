@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -139,6 +140,15 @@ def test_conversation_keeps_its_version_whatever_the_tenant(driver: LifecycleDri
     assert versions == {talk: {drawn(driver, talk)} for talk in KEYS}
 
 
+def test_conversation_has_one_version_at_every_depth(driver: LifecycleDriver, registry: AgentRegistry) -> None:
+    registry.start_canary("Sorter", 2, "50%")
+    for talk in KEYS[:6]:
+        [child] = driver.suspend(driver.run("A", conversation_id=talk, key=KEYS[7]), children=["B"])
+        driver.again(child)
+        [grandchild] = driver.suspend(child, children=["Sorter"])
+        assert version_of(driver, grandchild) == drawn(driver, talk)
+
+
 def test_sub_tasks_of_a_tree_get_one_version(driver: LifecycleDriver, registry: AgentRegistry) -> None:
     registry.start_canary("Sorter", 2, "50%")
     for _ in range(6):
@@ -170,22 +180,35 @@ def test_larger_share_keeps_those_of_a_smaller_one(driver: LifecycleDriver, regi
     assert [each.act for each in acts(driver.engine)] == ["canary.start", *["canary.change"] * 3]
 
 
-def test_input_is_checked_against_the_schema_of_the_drawn_version(
+def test_canary_gets_no_task_that_only_the_active_version_accepts(
     driver: LifecycleDriver, define: Define, registry: AgentRegistry
 ) -> None:
-    schema = {"type": "object", "required": ["x"]}
-    define(agent_definition("Sorter", description="Wants x", input_schema=schema))
-    registry.roll_back("Sorter", 1)
-    registry.start_canary("Sorter", 3, "50%")
-    for key in KEYS:
-        if drawn(driver, key) == 2:
-            with pytest.raises(InvalidInput, match="x"):
-                driver.submit("Sorter", input={}, key=key)
-        else:
-            driver.submit("Sorter", input={}, key=key)
-    task = driver.submit("Sorter", input={"x": 1}, key=next(key for key in KEYS if drawn(driver, key) == 2))
+    strict = {"type": "object", "required": ["x"]}
+    define(agent_definition("Sorter", "work", "sorting", description="Sorts parcels", input_schema=strict))
+    define(agent_definition("Sorter", "work", "sorting", description="Sorts parcels"))
+    registry.roll_back("Sorter", 4)
+    registry.start_canary("Sorter", 3, "99.99%")
+    key = next(key for key in KEYS if drawn(driver, key) == 2)
+    for submit in ENTRY_POINTS:
+        task = submit(driver, key)
+        driver.dispatch()
+        assert version_of(driver, task) == 4, submit.__name__
+        assert driver.sql("SELECT capability FROM task_status WHERE task_id = :task AND state <> 'failed'", task=task)
+    task = driver.submit("Sorter", input={"x": 1}, key=key)
     assert version_of(driver, task) == 3
     assert driver.sql("SELECT capability FROM task_status WHERE task_id = :task", task=task) == "work"
+
+
+def test_input_that_no_version_accepts_is_refused(
+    driver: LifecycleDriver, define: Define, registry: AgentRegistry
+) -> None:
+    for field in ("x", "y"):
+        schema = {"type": "object", "required": [field]}
+        define(agent_definition("Sorter", description=f"Wants {field}", input_schema=schema))
+    registry.roll_back("Sorter", 3)
+    registry.start_canary("Sorter", 4, "99.99%")
+    with pytest.raises(InvalidInput, match="'x'"):
+        driver.submit("Sorter", input={})
 
 
 def test_canary_without_the_capability_gets_no_task_that_names_it(
@@ -279,9 +302,9 @@ def test_impossible_canaries_are_refused(define: Define, registry: AgentRegistry
         registry.start_canary("Sorter", 2, "10%")
 
 
-def applied(engine: Engine, *definitions: dict[str, Any], share: str | None = None) -> list[str]:
+def applied(engine: Engine, *definitions: dict[str, Any], **options: Any) -> list[str]:
     with Session(engine) as session:
-        changes = store_definitions(session, [parse_definition(each) for each in definitions], share=share)
+        changes = store_definitions(session, [parse_definition(each) for each in definitions], **options)
     return [f"{change.action} {change.name} {change.version}" for change in changes]
 
 
@@ -296,6 +319,78 @@ def test_apply_with_a_share_begins_canaries_of_existing_agents(driver: Lifecycle
                       "WHERE a.name = 'A'") == 1  # fmt: skip
     assert applied(driver.engine, agent_definition("A", description="best")) == ["changed A 3"]
     assert acts(driver.engine)[-1].act == "canary.end"
+
+
+def test_whole_share_in_any_form_activates(driver: LifecycleDriver) -> None:
+    assert applied(driver.engine, agent_definition("A", description="better"), share="100.00%") == ["changed A 2"]
+
+
+def test_same_share_again_keeps_the_figures(driver: LifecycleDriver, registry: AgentRegistry) -> None:
+    registry.start_canary("Sorter", 2, "10%", max_cost=0.2)
+    registry.start_canary("Sorter", 2, "10%")
+    registry.start_canary("Sorter", 2, "10.00%", max_cost=0.2)
+    assert [each.act for each in acts(driver.engine)] == ["canary.start"]
+    registry.start_canary("Sorter", 2, "10%", max_cost=0.3)
+    assert acts(driver.engine)[-1].act == "canary.change"
+
+
+def test_inactive_version_gets_no_tasks_until_it_is_activated(driver: LifecycleDriver, registry: AgentRegistry) -> None:
+    newer = agent_definition("Sorter", description="newer")
+    tool = agent_definition("New")
+    assert applied(driver.engine, newer, tool, inactive=True) == ["inactive Sorter 3", "created New 1"]
+    assert applied(driver.engine, newer, inactive=True) == ["unchanged Sorter 3"]
+    assert version_of(driver, driver.submit("Sorter")) == 1
+    row = driver.sql("SELECT after FROM audit_log WHERE act = 'definition.store'")
+    assert row["version"] == 3
+    # The rollback from version 2 holds.
+    assert applied(driver.engine, agent_definition("Sorter", description="Sorts parcels better")) == [
+        "unchanged Sorter 2"
+    ]
+    assert applied(driver.engine, newer) == ["unchanged Sorter 3"]
+    registry.start_canary("Sorter", 3, "10%")
+    assert registry.roll_back("Sorter", 3).status == "active"
+    assert version_of(driver, driver.submit("Sorter")) == 3
+
+
+def test_inactive_version_is_activated_by_its_text(driver: LifecycleDriver) -> None:
+    better = agent_definition("A", description="better")
+    assert applied(driver.engine, better, inactive=True) == ["inactive A 2"]
+    assert version_of(driver, driver.submit("A")) == 1
+    assert applied(driver.engine, better) == ["changed A 2"]
+    assert version_of(driver, driver.submit("A")) == 2
+
+
+def test_agent_with_a_canary_is_active_when_it_is_enabled_again(registry: AgentRegistry) -> None:
+    registry.roll_back("Sorter", 2)
+    registry.roll_back("Sorter", 1)
+    registry.start_canary("Sorter", 2, "10%")
+    registry.set_status("Sorter", "disabled")
+    assert registry.set_status("Sorter", "active").status == "active"
+    assert registry.roll_back("Sorter", 1).status == "rolled_back"
+
+
+def test_people_and_keeper_decide_one_after_the_other(
+    driver: LifecycleDriver, registry: AgentRegistry, settings: Settings
+) -> None:
+    """Four writers of every kind leave one canary at most, and a status that fits the active version."""
+    better = agent_definition("Sorter", description="Sorts parcels better")
+    writers = [
+        lambda: registry.start_canary("Sorter", 2, "50%"),
+        lambda: registry.roll_back("Sorter", 1),
+        lambda: applied(driver.engine, better, share="20%"),
+        CanaryKeeper(settings, driver.engine).run_once,
+    ]
+
+    def keep_on(write: Any) -> None:
+        for _ in range(10):
+            write()
+
+    concurrently(*[partial(keep_on, write) for write in writers])
+    assert driver.sql("SELECT count(*) FROM canaries WHERE ended_at IS NULL") <= 1
+    assert registry.get_agent("Sorter").version == 1
+    begun = [each.act for each in acts(driver.engine)].count("canary.start")
+    ended = [each.act for each in acts(driver.engine)].count("canary.end")
+    assert begun - ended == driver.sql("SELECT count(*) FROM canaries WHERE ended_at IS NULL")
 
 
 # ------------------------------------------------------------------------------------------------------- bands
@@ -359,6 +454,27 @@ def test_canary_that_fails_more_is_rolled_back_once(
     AlertWatch(settings, database).look()
     sentence = trial.driver.sql("SELECT sentence FROM alerts WHERE rule = 'canary_rolled_back'")
     assert sentence.startswith("The canary of Sorter, version 2, was rolled back. Tasks of version 2 fail 90.0%")
+
+
+def test_canary_of_a_disabled_agent_is_rolled_back_once_it_is_enabled(trial: Trial, registry: AgentRegistry) -> None:
+    trial.end(1, 10)
+    trial.end(2, 10, failed=10)
+    registry.set_status("Sorter", "disabled")
+    assert trial.keep()["outcome"] is None
+    registry.set_status("Sorter", "active")
+    assert trial.keep()["outcome"] == "rolled_back"
+    assert registry.get_agent("Sorter").status == "rolled_back"
+
+
+def test_bad_canary_of_a_deprecated_agent_does_not_come_back(trial: Trial, registry: AgentRegistry) -> None:
+    registry.set_status("Sorter", "deprecated")
+    trial.end(1, 10)
+    trial.end(2, 10, failed=10)
+    assert trial.keep()["outcome"] == "rolled_back"
+    better = agent_definition("Sorter", description="Sorts parcels better")
+    # A version that is only stored does not lift the hold.
+    assert applied(trial.driver.engine, agent_definition("Sorter"), inactive=True) == ["inactive Sorter 3"]
+    assert applied(trial.driver.engine, better) == ["unchanged Sorter 2"]
 
 
 def test_canary_that_costs_more_is_rolled_back(trial: Trial) -> None:

@@ -161,6 +161,22 @@ def test_judge_without_a_score_counts_for_nothing(
     assert scores(driver) is None
 
 
+def test_tiny_score_holds_up_no_other(driver: LifecycleDriver, evaluator: Evaluator) -> None:
+    for score in (1e-300, 0.5):
+        driver.finish(driver.run("A"))
+        judge(driver, evaluator, {"score": score})
+    assert scores(driver) == {"B": {"tasks": 2, "mean": 0.25, "passed": None}}
+
+
+def test_caller_cannot_evade_a_judge(driver: LifecycleDriver, evaluator: Evaluator) -> None:
+    """By submitting other work under a name that the judging task might have, or by an output that names a file."""
+    task = driver.run("A")
+    driver.submit("A", idempotency_key=f"evaluation:{task}:B")
+    driver.finish(task, output={"see": [{"$file": "file_" + "0" * 64}]})
+    [judging] = judge(driver, evaluator, {"score": 1})
+    assert driver.row(judging)["input"]["output"] == {"see": [{"file": "file_" + "0" * 64}]}
+
+
 def test_refused_or_deleted_judging_task_is_recorded(driver: LifecycleDriver, evaluator: Evaluator) -> None:
     driver.finish(driver.run("A"))
     catch_up(driver.engine)
@@ -205,16 +221,22 @@ def test_old_tasks_are_judged_within_a_budget(driver: LifecycleDriver, define: D
         evaluator="B",
         since=now - timedelta(days=1),
         until=now + timedelta(minutes=1),
-        dollars=3.0,
+        dollars=5.0,
         share=10_000,
         most=3,
     )
     assert driver.call(choose, wanted) == 3
     evaluator = Evaluator(settings, driver.engine)
     judging = judge(driver, evaluator, {"score": 0.5})
-    assert [driver.row(task)["budget"]["dollars"]["limit"] for task in judging] == [1.0] * 3
+    assert [driver.row(task)["budget"]["dollars"]["limit"] for task in judging] == [1.666666] * 3
     assert scores(driver, 1) == {"B": {"tasks": 3, "mean": 0.5, "passed": None}}
-    assert [driver.call(choose, wanted) for _ in range(2)] == [1, 0], "none twice"
+    assert driver.call(choose, wanted) == 1
+    judge(driver, evaluator, None, state=State.FAILED)
+    assert [row.state for row in rows(driver.engine)].count("failed") == 1
+    assert driver.call(choose, wanted) == 1, "what no judge has scored is chosen again"
+    judge(driver, evaluator, {"score": 0.5})
+    assert {row.state for row in rows(driver.engine)} == {"scored"}
+    assert driver.call(choose, wanted) == 0, "none twice"
 
 
 def test_canary_that_scores_less_is_rolled_back(

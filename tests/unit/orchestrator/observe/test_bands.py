@@ -55,6 +55,13 @@ def test_comparisons_become_rarer_and_stricter() -> None:
     assert sum(alpha_of(number) for number in range(1, 10_000)) == pytest.approx(ALPHA, rel=1e-3)
 
 
+def test_few_cheap_tasks_of_the_active_version_prove_nothing() -> None:
+    """A large share leaves few tasks to compare with, and these may lack the expensive ones by chance."""
+    usual, all_cheap = sample(*[1.0] * 180, *[100.0] * 20), sample(*[1.0] * 19, 1.01)
+    assert not costs_more(usual, all_cheap, 0.5, 0.025)
+    assert not scores_less(sample(*[0.7] * 5), sample(*[1.0, 0.6] * 50), 0.0, 0.025)
+
+
 def rolled_back(rate: Callable[[bool], float], *, trials: int = 200, tasks: int = 1000) -> float:
     """Return the share of canaries that are rolled back when they get a tenth of so many tasks."""
     chance, found = random.Random(1), 0
