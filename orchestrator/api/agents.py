@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -280,7 +280,7 @@ def _head(connection: Connection, namespace: str, name: str, scope: Scope) -> Ro
     return row
 
 
-def _version(connection: Connection, agent: Mapping[str, Any], number: int) -> RowMapping:
+def _version(connection: Connection, agent: RowMapping | dict[str, Any], number: int) -> RowMapping:
     found = connection.execute(VERSION, {"agent": agent["id"], "number": number}).mappings().one_or_none()
     if found is None:
         raise NotFound(f"The agent {agent['name']!r} has no version {number}.")
