@@ -1,7 +1,7 @@
 """Comparison of two tasks: input, steps, outcome and cost.
 
-Ids that differ in every run (of sub-tasks, of a model's messages and of its tool calls) are compared by position; times and the names of
-deciders are not compared.
+Ids that differ in every run (of sub-tasks, of a model's messages and of its tool calls) are compared by position; times
+and the names of deciders are not compared.
 """
 
 from __future__ import annotations
