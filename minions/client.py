@@ -317,6 +317,16 @@ class Client(Submissions, Operations, BulkActs, Alerts, Files, Keys, Audit, Memo
         )
         return found
 
+    def agent_version(self, name: str, number: int, namespace: str | None = None) -> dict[str, Any]:
+        """Return one version of an agent, active or not, with its definition.
+
+        Raises:
+            UnknownAgent, NotFound: there is no such agent or version.
+        """
+        path = f"/v1/agents/{quote(name, safe='')}/versions/{number}"
+        found: dict[str, Any] = self._transport.get(path, params={"namespace": namespace})
+        return found
+
     def roll_back_agent(
         self, name: str, version: int, reason: str | None = None, *, namespace: str | None = None
     ) -> dict[str, Any]:

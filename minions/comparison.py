@@ -1,7 +1,7 @@
 """Comparison of two tasks: input, steps, outcome and cost.
 
-Ids that differ in every run (of sub-tasks and of a model's tool calls) are compared by position; times and the names of
-deciders are not compared.
+Ids that differ in every run (of sub-tasks, of a model's messages and of its tool calls) are compared by position; times
+and the names of deciders are not compared.
 """
 
 from __future__ import annotations
@@ -145,15 +145,23 @@ def _names(record: Record) -> dict[str, str]:
         if step["kind"] == "subtask":
             copied = (step["output"] or {}).get("task_id") if step.get("copied_from") else None
             names[str(copied or step["child_id"])] = f"(sub-task of step {step['number']})"
-        for block in _blocks(step):
-            if isinstance(block, dict) and block.get("type") == "tool_use":
+        message = _message(step)
+        if isinstance(message.get("id"), str):
+            names.setdefault(message["id"], f"(message of step {step['number']})")
+        for block in _blocks(message):
+            if isinstance(block, dict) and str(block.get("type")).endswith("tool_use"):
                 names.setdefault(str(block.get("id")), f"(tool call {next(numbers)})")
     return names
 
 
-def _blocks(step: dict[str, Any]) -> list[Any]:
+def _message(step: dict[str, Any]) -> dict[str, Any]:
+    """Return the message of a finished model call."""
     output = step.get("output")
-    content = output.get("content") if step["kind"] == "model_call" and isinstance(output, dict) else None
+    return output if step["kind"] == "model_call" and isinstance(output, dict) else {}
+
+
+def _blocks(message: dict[str, Any]) -> list[Any]:
+    content = message.get("content")
     return content if isinstance(content, list) else []
 
 

@@ -7,6 +7,7 @@ import json
 from itertools import dropwhile, takewhile
 from typing import Any
 
+from shared.contracts import final_answer
 from shared.contracts.content import Content
 from shared.contracts.documents import AgentDefinition
 from shared.contracts.json_schema import violations
@@ -197,8 +198,7 @@ class ModelAgent(BaseAgent):
         rules = (filter if self.form == 1 else takewhile)(_is_system, self.messages())
         told = [self.definition.system_prompt, *(message.text for message in rules)]
         if self.definition.output_schema is not None:
-            schema = json.dumps(self.definition.output_schema, ensure_ascii=False)
-            told.append(f"Give your final answer as JSON that matches this JSON Schema, and nothing else: {schema}")
+            told.append(final_answer.instruction(self.definition.output_schema))
         return "\n\n".join(part for part in told if part.strip())
 
     def _fault(self, reply: dict[str, Any]) -> str | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, RowMapping, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, TEXT
@@ -45,7 +45,10 @@ GET = text(
 VERSIONS = text(
     "SELECT id, number, checksum, created_at FROM agent_versions WHERE agent_id = :agent ORDER BY number DESC"
 )
-VERSION = text("SELECT definition, key_order FROM agent_versions WHERE agent_id = :agent AND number = :number")
+VERSION = text(
+    "SELECT id, number, checksum, created_at, definition, key_order FROM agent_versions "
+    "WHERE agent_id = :agent AND number = :number"
+)
 
 CONTRACT = ("name", "type", "description", "input_schema", "output_schema")
 
@@ -123,6 +126,16 @@ class Agent(AgentSummary):
     versions: list[AgentVersionSummary]
 
 
+class AgentVersion(BaseModel):
+    """One immutable version with its definition."""
+
+    id: UUID
+    number: int
+    checksum: str
+    created_at: datetime
+    definition: dict[str, Any]
+
+
 class RollbackRequest(BaseModel):
     """The version to go back to."""
 
@@ -178,14 +191,26 @@ def get_agent(name: Text, query: Namespace, database: Statements, key: Caller) -
     """One agent: its definition and its versions. A key without the permission `definitions:read` sees only the
     schemas of the definition."""
     with database.connect() as connection:
-        row = connection.execute(GET, {"namespace": query.namespace, "name": name}).mappings().one_or_none()
-        if row is None or not _reaches(key.scope, row):
-            similar = "" if key.scope.is_partial else similar_agents(connection, query.namespace, name)
-            raise UnknownAgent(f"There is no agent named {name!r}. `minion agents` lists them.{similar}")
+        row = _head(connection, query.namespace, name, key.scope)
         definition = _shown(content_in_order(row["definition"], row["key_order"]), key)
         versions = _scored(connection, connection.execute(VERSIONS, {"agent": row["id"]}).mappings().all(), key)
         canary = _canaries(connection, [row["id"]], key).get(row["id"])
         return {**row, "definition": definition, "versions": versions, "canary": canary}
+
+
+@router.get("/{name}/versions/{number}", response_model=AgentVersion, responses=problems.documented(404))
+def get_version(
+    name: Text,
+    number: Annotated[int, Path(ge=1, le=2**31 - 1)],
+    query: Namespace,
+    database: Statements,
+    key: Caller,
+) -> dict[str, Any]:
+    """One version of an agent, active or not, with its definition. A key without the permission `definitions:read` sees
+    only the schemas of the definition."""
+    with database.connect() as connection:
+        row = _version(connection, _head(connection, query.namespace, name, key.scope), number)
+        return {**row, "definition": _shown(content_in_order(row["definition"], row["key_order"]), key)}
 
 
 @router.post(
@@ -240,10 +265,8 @@ def definition_of(connection: Connection, agent: dict[str, Any], number: int, ke
     Raises:
         NotFound: the agent has no such version.
     """
-    found = connection.execute(VERSION, {"agent": agent["id"], "number": number}).one_or_none()
-    if found is None:
-        raise NotFound(f"The agent {agent['name']!r} has no version {number}.")
-    return _shown(content_in_order(found.definition, found.key_order), key)
+    found = _version(connection, agent, number)
+    return _shown(content_in_order(found["definition"], found["key_order"]), key)
 
 
 def is_reached(connection: Connection, scope: Scope, namespace: str, name: str) -> bool:
@@ -255,6 +278,21 @@ def find(connection: Connection, scope: Scope, namespace: str, name: str) -> Row
     """Return the agent of that name, if there is one and a scope reaches it."""
     row = connection.execute(GET, {"namespace": namespace, "name": name}).mappings().one_or_none()
     return row if row is not None and _reaches(scope, row) else None
+
+
+def _head(connection: Connection, namespace: str, name: str, scope: Scope) -> RowMapping:
+    row = find(connection, scope, namespace, name)
+    if row is None:
+        similar = "" if scope.is_partial else similar_agents(connection, namespace, name)
+        raise UnknownAgent(f"There is no agent named {name!r}. `minion agents` lists them.{similar}")
+    return row
+
+
+def _version(connection: Connection, agent: RowMapping | dict[str, Any], number: int) -> RowMapping:
+    found = connection.execute(VERSION, {"agent": agent["id"], "number": number}).mappings().one_or_none()
+    if found is None:
+        raise NotFound(f"The agent {agent['name']!r} has no version {number}.")
+    return found
 
 
 def _scored(connection: Connection, versions: Sequence[RowMapping], key: Key) -> list[dict[str, Any]]:

@@ -127,6 +127,7 @@ RULES: Mapping[str, Rule] = {
     "DELETE /v1/files/{file_id}": _tasks(P.FILES_WRITE, P.PAYLOADS_READ),
     "GET /v1/agents": _tasks(P.AGENTS_READ),
     "GET /v1/agents/{name}": _tasks(P.AGENTS_READ),
+    "GET /v1/agents/{name}/versions/{number}": _tasks(P.AGENTS_READ),
     "POST /v1/agents/{name}/rollback": ACTIVATE,
     "PUT /v1/agents/{name}/canary": ACTIVATE,
     "PUT /v1/agents/{name}/status": ACTIVATE,

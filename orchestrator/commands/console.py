@@ -55,6 +55,7 @@ def console(
 ) -> None:
     """Talk to an agent: see its steps, decide in place, change a prompt or a result, and compare the runs."""
     with connect(actor) as client:
+        client.agent(agent, namespace)  # fails for an unknown agent or a wrong key before anything is typed
         options = {name: value for name, value in (("namespace", namespace), ("key", key)) if value is not None}
         Dialogue(client, agent, options, conversation_id).run()
 

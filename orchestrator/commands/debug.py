@@ -156,7 +156,11 @@ class Debugger:
 
     def _replay(self, **how: Any) -> None:
         before, number = self.history.task.id, self.number
-        ended = replay_and_compare(self.client, before, **how)
+        try:
+            ended = replay_and_compare(self.client, before, **how)
+        except KeyboardInterrupt:
+            stderr.print("\nThe replay continues: `minion follow @last` shows it.")
+            return
         self.compared = (before, ended.id)
         self._begin(read_history(self.client, ended.id))
         if any(step["number"] == number for step in self.history.steps):

@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import takewhile
+from itertools import dropwhile, islice, takewhile
 from typing import Any
 
 from minions import Client, Task, errors
 from orchestrator.turn_notes import notes_of
+from shared.contracts import final_answer
+from shared.contracts.content import our_files, outline, text_of
 from shared.errors import InvalidInput
 
 TOKENS = ("input_tokens", "output_tokens")
@@ -86,16 +88,19 @@ def request_of(history: History, number: int) -> dict[str, Any]:
     """
     step = history.step(number)
     asked = step["input"]
-    if step["kind"] != "model_call" or not isinstance(asked, dict) or "messages" not in asked:
+    if step["kind"] != "model_call" or not isinstance(asked, dict):
         return {"input": asked}
+    if "messages" not in asked:
+        return {"input": asked, "not_known": ["The text that the model received is not in the journal."]}
     calls = [each for each in history.steps if each["kind"] == "model_call" and each["number"] <= number]
-    messages = [_as_sent(message) for each in calls for message in _messages(each, with_reply=each is not step)]
+    sent = [message for each in calls for message in _messages(each, with_reply=each is not step)]
+    messages = [_as_sent(message) for message in _with_system_messages(history, sent)]
     found: dict[str, Any] = {"model": step["name"]}
     if history.definition is not None:
         found["system"] = _system(history)
         found["tools"] = history.definition.get("tools") or []
         found["output_schema"] = history.definition.get("output_schema")
-    return {**found, "messages": messages, "not_known": list(_not_known(history))}
+    return {**found, "messages": messages, "not_known": list(_not_known(history, messages))}
 
 
 def usage_of(history: History, number: int) -> dict[str, Any]:
@@ -141,25 +146,40 @@ def _definition(client: Client, task: Task) -> tuple[dict[str, Any] | None, str 
     if task.agent is None or task.agent_version is None:
         return None, "No version of an agent was chosen yet."
     try:
-        agent = client.agent(task.agent, task.namespace)
+        version = client.agent_version(task.agent, task.agent_version, task.namespace)
     except (errors.NotFound, errors.Forbidden) as error:
         return None, f"The system prompt and the tools are not shown: {error.message}"
-    if agent["version"] != task.agent_version:
-        return None, (
-            f"The system prompt and the tools are not shown: version {task.agent_version} of the agent ran, and the "
-            f"API shows only the active one, version {agent['version']}."
-        )
-    definition: dict[str, Any] = agent["definition"]
+    definition: dict[str, Any] = version["definition"]
     if "system_prompt" not in definition:
         return None, "The system prompt and the tools are not shown: this API key may not read definitions."
     return definition, None
 
 
 def _system(history: History) -> str:
-    """Return the system prompt with the system messages at the beginning of the task's messages."""
-    first = takewhile(lambda message: message.get("role") == "system", _dictionaries(history.task.messages))
-    prompt = (history.definition or {}).get("system_prompt")
-    return "\n\n".join(str(part) for part in (prompt, *(message.get("content") for message in first)) if part)
+    """Return the system prompt, the system messages at the beginning of the task's messages, and the instruction about
+    the output schema.
+    """
+    definition = history.definition or {}
+    first = takewhile(_is_system, _dictionaries(history.task.messages))
+    parts = [str(definition.get("system_prompt") or ""), *(text_of(message["content"]) for message in first)]
+    if definition.get("output_schema") is not None:
+        parts.append(final_answer.instruction(definition["output_schema"]))
+    return "\n\n".join(part for part in parts if part.strip())
+
+
+def _with_system_messages(history: History, sent: list[Any]) -> Iterator[Any]:
+    """Yield messages with the later system messages of the task in their places: the journal has only the others."""
+    rest = iter(sent)
+    for message in dropwhile(_is_system, _dictionaries(history.task.messages)):
+        if _is_system(message):
+            yield message
+        elif outline(message["content"]).strip():
+            yield from islice(rest, 1)
+    yield from rest
+
+
+def _is_system(message: dict[str, Any]) -> bool:
+    return message.get("role") == "system"
 
 
 def _messages(call: dict[str, Any], *, with_reply: bool) -> Iterator[dict[str, Any]]:
@@ -169,7 +189,9 @@ def _messages(call: dict[str, Any], *, with_reply: bool) -> Iterator[dict[str, A
         return
     yield from asked["messages"]
     content = reply.get("content") if with_reply and isinstance(reply, dict) else None
-    blocks = [block for block in _dictionaries(content) if block.get("type") != "text" or str(block["text"]).strip()]
+    blocks = [
+        block for block in _dictionaries(content) if block.get("type") != "text" or str(block.get("text")).strip()
+    ]
     if any(block.get("type") not in THOUGHTS for block in blocks):
         yield {"role": "assistant", "content": blocks}
 
@@ -192,7 +214,7 @@ def _result_as_sent(block: Any) -> Any:
     return {**block, "content": text} if text.strip() else block
 
 
-def _not_known(history: History) -> Iterator[str]:
+def _not_known(history: History, messages: list[Any]) -> Iterator[str]:
     if history.untold:
         yield history.untold
     if history.task.conversation_id is not None:
@@ -202,7 +224,10 @@ def _not_known(history: History) -> Iterator[str]:
         )
     config = (history.definition or {}).get("config") or {}
     if config.get("context_management"):
-        yield "The agent has `context_management`: the provider may have left out earlier messages."
+        yield ("The agent has `context_management`: earlier messages may have been left out, or replaced by a summary.")
+    said = (message["content"] for message in _dictionaries(messages) if message["role"] == "user")
+    if any(True for content in said for _ in our_files(content)):
+        yield "Files are shown by their ids: the model received their contents."
 
 
 def _dictionaries(values: Sequence[Any] | Any) -> list[dict[str, Any]]:

@@ -167,6 +167,8 @@ def _replay_cut(client: Client, task_id: str, *, from_step: int, **how: Any) -> 
     while True:
         try:
             made = client.replay(task_id, from_step=from_step, **how)
+            remember(made.id)
+            stderr.print(f"Replay {made.id}: waiting until a worker has continued it at step {from_step}.")
             differs = _first_other_step(client, made, from_step)
             why = "" if differs is None else message_of(client.get(made).error)
         except errors.Conflict as error:

@@ -162,7 +162,7 @@ def test_rule_without_an_endpoint_does_not_start(settings: Settings) -> None:
 def test_role_may_use_its_endpoints_and_no_other(with_key: WithKey, role: Role) -> None:
     http = with_key(role)
     ids = {name: str(uuid4()) for name in IDS if name not in ("key", "fingerprint")}
-    names = {**ids, "scope": "agent", "name": "none", "key": "none", "fingerprint": "none"}
+    names = {**ids, "scope": "agent", "name": "none", "key": "none", "fingerprint": "none", "number": "1"}
     for endpoint in ENDPOINTS:
         response = call(http, endpoint, names)
         if RULES[endpoint].allows(role):
@@ -210,7 +210,7 @@ class World:
             ids = {"task_id": task, "delivery_id": self.delivery, "key": self.key, "session_id": self.session}
             ids |= {"alert_id": self.alert, "silence_id": self.silence, "fingerprint": THEIR_ERROR}
             ids |= {"bulk_act_id": self.bulk_act, "file_id": self.file, "store_id": self.store}
-            yield {**ids, "scope": "agent", "name": name}
+            yield {**ids, "scope": "agent", "name": name, "number": "1"}
 
 
 def define_in(database: Engine, namespace: str, *definitions: dict[str, Any]) -> None:
@@ -436,7 +436,14 @@ def test_the_whole_installation_is_out_of_reach(with_key: WithKey, world: World,
 @pytest.mark.parametrize("kind", ["namespace"])
 def test_another_namespace_cannot_be_named(with_key: WithKey, client: Client, world: World, kind: str) -> None:
     http = with_key("admin", namespace="ours")
-    names = {"task_id": world.own_task, "delivery_id": str(uuid4()), "scope": "agent", "name": "Theirs", "key": "x"}
+    names = {
+        "task_id": world.own_task,
+        "delivery_id": str(uuid4()),
+        "scope": "agent",
+        "name": "Theirs",
+        "key": "x",
+        "number": "1",
+    }
     names |= {"fingerprint": THEIR_ERROR, "file_id": world.file}
     document = http.get("/openapi.json").json()["paths"]
     with_namespace = [

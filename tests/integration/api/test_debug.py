@@ -10,7 +10,7 @@ import pytest
 from minions import Client, testing
 from minions.testing import MessagesApi, tool_use
 from shared.settings import get_settings
-from tests.integration.agents.conftest import TOOLS
+from tests.integration.agents.conftest import TOOLS, plain
 from tests.integration.api.conftest import Api, Run, WithKey
 from tests.integration.conftest import InlineWorker, Tasks
 from tests.support.background_worker import working
@@ -73,11 +73,28 @@ def test_request_is_all_that_the_model_saw(run_cli: Run, task: str, messages_api
     assert all(said in text for said in ("You are brief.", "[user]", "[assistant]", "Hello", "u001b]52"))
 
 
-def test_version_that_is_not_active_is_not_guessed(run_cli: Run, task: str, define: Any) -> None:
+def test_system_messages_and_the_schema_are_shown_as_sent(
+    run_cli: Run, define: Any, tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi
+) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    agent = {"kind": "agent", "name": "Agent", "model": "claude-opus-5", "system_prompt": "Be brief."}
+    define({**agent, "output_schema": schema, "config": {"capabilities": ["work"]}})
+    messages_api.script = [testing.text("One."), testing.text('{"n": 1}')]
+    roles = ("system", "user", "assistant", "user", "system")
+    said = [{"role": role, "content": f"{role} {number}"} for number, role in enumerate(roles)]
+    task = str(tasks.submit("Agent", messages=said))
+    inline_worker.run_all()
+    for number, sent in enumerate(messages_api.requests, 1):
+        shown = json.loads(run_cli("debug", task, "--step", str(number), "--show", "request", "--json").out)["request"]
+        assert shown["system"] == "".join(block["text"] for block in sent["system"])
+        assert plain(shown) == plain(sent)
+    assert len(messages_api.requests) == 2
+
+
+def test_prompt_is_that_of_the_version_that_ran(run_cli: Run, task: str, define: Any) -> None:
     define({"kind": "agent", "name": "Agent", "model": "claude-sonnet-5-5", "system_prompt": "Another."})
-    shown = run_cli("debug", task, "--step", "1", "--show", "request").line
-    assert "version 1 of the agent ran, and the API shows only the active one, version 2" in shown
-    assert "Another." not in shown
+    shown = json.loads(run_cli("debug", task, "--step", "1", "--show", "request", "--json").out)["request"]
+    assert (shown["system"], shown["tools"], shown["not_known"]) == ("You are brief.", ["echo", "act"], [])
 
 
 def test_failure_is_the_first_step_that_failed(run_cli: Run, task: str) -> None:

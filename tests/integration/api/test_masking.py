@@ -74,7 +74,7 @@ def answers(http: httpx2.Client, tasks: dict[str, str]) -> Iterator[tuple[str, h
             for what, task in tasks.items():
                 yield f"{path} of {what}", http.get(path.replace("{task_id}", task))
         elif path.startswith("/v1/agents/"):
-            yield path, http.get("/v1/agents/Prompted")
+            yield path, http.get(path.replace("{name}", "Prompted").replace("{number}", "1"))
         elif path.startswith("/v1/schedules/"):
             yield path, http.get("/v1/schedules/often")
         elif "{" not in path:
@@ -100,6 +100,7 @@ SHOWN = {
     "/v1/schedules",
     "/v1/schedules/{name}",
     "/v1/agents/{name}",
+    "/v1/agents/{name}/versions/{number}",
     "events of done",
     "events of failed",
 }

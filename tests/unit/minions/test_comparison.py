@@ -25,9 +25,9 @@ def step(number: int, **fields: Any) -> dict[str, Any]:
     return {"number": number, **plain, "input": None, "output": None, "error": None, "copied_from": None, **fields}
 
 
-def tool_call(call: str) -> dict[str, Any]:
-    block = {"type": "tool_use", "id": call, "name": "act", "input": {}}
-    return {"kind": "model_call", "output": {"content": [block], "stop_reason": "tool_use"}}
+def tool_call(call: str, *, kind: str = "tool_use", **fields: Any) -> dict[str, Any]:
+    block = {"type": kind, "id": call, "name": "act", "input": {}}
+    return {"kind": "model_call", "output": {"content": [block], "stop_reason": "tool_use", **fields}}
 
 
 def tool_result(call: str) -> dict[str, Any]:
@@ -52,6 +52,8 @@ def child(id: str, **fields: Any) -> dict[str, Any]:
             record(tool_call("toolu_x"), tool_result("toolu_x")),
             record(tool_call("toolu_y"), tool_result("toolu_y"), id="b"),
         ),
+        (record(tool_call("x", id="msg_1")), record(tool_call("y", id="msg_7"), id="b")),
+        (record(tool_call("x", kind="server_tool_use")), record(tool_call("y", kind="server_tool_use"), id="b")),
         (
             record(child("c"), output=[{"task_id": "c"}], outcomes={"c": {"output": 1, "error": None}}),
             record(child("d"), id="b", output=[{"task_id": "d"}], outcomes={"d": {"output": 1, "error": None}}),
