@@ -73,13 +73,6 @@ def test_link_is_not_followed(tmp_path: Path):
     assert not (tmp_path / "elsewhere.py").exists()
 
 
-def test_shared_fixtures_are_written_once(tmp_path: Path):
-    scaffold("agent", "desk", folder=tmp_path)
-    (tmp_path / "conftest.py").write_text("mine")
-    assert tmp_path / "conftest.py" not in scaffold("agent", "clerk", folder=tmp_path)
-    assert (tmp_path / "conftest.py").read_text() == "mine"
-
-
 def test_missing_folder_is_a_fault(tmp_path: Path):
     with pytest.raises(FileFault, match="cannot be written"):
         scaffold("project", "desk", folder=tmp_path / "none")
