@@ -72,8 +72,9 @@ class Parameters:
         try:
             return typing.get_type_hints(self.function, include_extras=True)
         except Exception as error:
+            fault = str(error).rstrip(".")
             raise InvalidDefinition(
-                f"{self.where}: its type hints cannot be evaluated: {str(error).rstrip('.')}. They must be names that exist at the top "
+                f"{self.where}: its type hints cannot be evaluated: {fault}. They must be names that exist at the top "
                 "level of the module when it has been imported, or schemas must be given instead."
             ) from None
 
