@@ -11,6 +11,7 @@ from pathlib import Path
 from shared import __version__
 from shared.errors import Conflict, FileFault, InvalidInput
 
+TAKEN = frozenset({"minions", "orchestrator", "shared", "workers", "migrations", "pytest", "pydantic", "conftest"})
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,49}")
 FUNCTION_YAML = """kind: function
 name: MODULE
@@ -307,7 +308,7 @@ def _module(name: str) -> str:
             f"The name {name[:100]!r} is not valid: it must begin with a letter, and have lower-case letters, digits, "
             "_ and - only, and at most 50 characters."
         )
-    if keyword.iskeyword(module) or module in sys.stdlib_module_names or module in ("minions", "conftest"):
+    if keyword.iskeyword(module) or module in sys.stdlib_module_names or module in TAKEN:
         raise InvalidInput(f"The name {name!r} is not valid: {module!r} has a meaning in Python. Choose another one.")
     return module
 
