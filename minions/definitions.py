@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FunctionType
 from typing import Any, ClassVar, Generic, Literal, ParamSpec, TypeVar, cast, overload
@@ -333,16 +334,24 @@ def documents_of(declared: Iterable[Declared]) -> list[Document]:
     """Return the definitions of all these, and of all that they refer to: functions, then tools, then agents.
 
     Raises:
-        InvalidDefinition: one cannot be made from the code, or two different ones have the same name.
+        InvalidDefinition: one cannot be made from the code or is not JSON, or two different ones have the same name.
         NotConfigured: one needs Pydantic, which is not installed.
     """
     found: dict[tuple[str, str], Document] = {}
     for each in related(declared):
         document = each.document()
+        _require_json(each, document)
         if found.setdefault((each.kind, each.name), document) != document:
             raise InvalidDefinition(f"There are two different definitions of {each.kind} {each.name!r}: rename one.")
     order = ("function", "tool", "agent")
     return sorted(found.values(), key=lambda document: order.index(document["kind"]))
+
+
+def _require_json(declared: Declared, document: Document) -> None:
+    try:
+        json.dumps(document, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidDefinition(f"{declared.kind} {declared.name!r}: the definition is not JSON: {error}.") from None
 
 
 def related(declared: Iterable[Declared]) -> list[Declared]:

@@ -1,4 +1,7 @@
-"""Descriptions in docstrings: of a function, and of its parameters (Google's `Args:`, or Sphinx' `:param name:`)."""
+"""Descriptions in docstrings: of a function, and of its parameters.
+
+Parameters are described by Google's `Args:`, Sphinx' `:param name:`, or NumPy's underlined `Parameters`.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,17 @@ SECTION = re.compile(
 )
 PARAMETERS = frozenset({"Args", "Arguments", "Parameters"})
 GOOGLE = re.compile(r"\*{0,2}(\w+)(?:\s*\([^)]*\))?:\s*(.*)")
+NUMPY = re.compile(r"-{3,}")
 SPHINX = re.compile(r":(\w+)(?:\s+[^:]*?(\w+))?:\s*(.*)")
 
 
 def description_of(function: Any) -> str:
     """Return the text of a docstring before its first section; empty if there is none."""
     lines: list[str] = []
-    for line in _lines(function):
-        if SECTION.fullmatch(line) or SPHINX.match(line):
+    written = _lines(function)
+    for number, line in enumerate(written, 1):
+        underlined = NUMPY.fullmatch("".join(written[number : number + 1]))
+        if SECTION.fullmatch(line) or SPHINX.match(line) or (line.strip() and underlined):
             break
         lines.append(line)
     return "\n".join(lines).strip()
@@ -27,7 +33,8 @@ def description_of(function: Any) -> str:
 
 def parameter_descriptions(function: Any) -> dict[str, str]:
     """Return the descriptions of parameters by name, each on one line."""
-    return {**dict(_google(_lines(function))), **dict(_sphinx(_lines(function)))}
+    lines = _lines(function)
+    return {**dict(_google(lines)), **dict(_sphinx(lines)), **_numpy(lines)}
 
 
 def _lines(function: Any) -> list[str]:
@@ -70,6 +77,21 @@ def _sphinx(lines: list[str]) -> Iterator[tuple[str, str]]:
             name, words = (match[2] or "", [match[3]]) if match and match[1] == "param" else ("", [""])
         elif name:
             words.append(line.strip())
+
+
+def _numpy(lines: list[str]) -> dict[str, str]:
+    """Return the entries of the underlined section: `name : type`, or several names, and their text indented."""
+    heads = [number for number, line in enumerate(lines[1:]) if NUMPY.fullmatch(line)]
+    found: dict[str, list[str]] = {}
+    for head, end in zip(heads, [*heads, len(lines)][1:], strict=True):
+        names: list[str] = []
+        for line in lines[head + 2 : end] if lines[head].strip() in PARAMETERS else []:
+            if line.strip() and _indent(line) == 0:
+                names = [name.strip(" *") for name in line.partition(":")[0].split(",")]
+            elif line.strip():
+                for name in names:
+                    found.setdefault(name, []).append(line.strip())
+    return {name: " ".join(words) for name, words in found.items()}
 
 
 def _indent(line: str) -> int:

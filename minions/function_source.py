@@ -100,30 +100,36 @@ class _Source:
         while waiting:
             node = waiting.pop()
             for name in sorted(_free_names(_bare(node, decorators=node is not main and not self._is_helper(node)))):
-                found = self._binding(name, node)
-                if isinstance(found, Imports):
-                    names = imports.setdefault(found, [])
-                    names += [name] if name not in names else []
-                elif found is not None and found is not main and found not in statements:
-                    statements.append(found)
-                    waiting.append(found)
+                for found in self._definitions(name, node):
+                    if isinstance(found, Imports):
+                        names = imports.setdefault(found, [])
+                        names += [name] if name not in names else []
+                    elif found is not main and found not in statements:
+                        statements.append(found)
+                        waiting.append(found)
         return dict(sorted(imports.items(), key=lambda each: each[0].lineno)), statements
 
-    def _binding(self, name: str, user: ast.stmt) -> ast.stmt | None:
-        """Return the statement that defines a global name; None for a builtin."""
+    def _definitions(self, name: str, user: ast.stmt) -> list[ast.stmt]:
+        """Return the statement that defines a global name, or several imports of a package; none for a builtin."""
         line = _line_of(name, user)
         statements = self.bound.get(name, [])
         if not statements:
             if hasattr(builtins, name):
-                return None
+                return []
             self._refuse(
                 line,
                 f"it uses {name!r}, which the top level of {Path(self.file).name} does not define by an import, an "
                 "assignment, `def` or `class`. Define it there, or in the function",
             )
+        if all(isinstance(each, ast.Import) for each in statements):
+            return statements
         if len(statements) > 1:
             lines = " and ".join(str(each.lineno) for each in statements[:2])
-            self._refuse(line, f"it uses {name!r}, which is defined more than once (lines {lines}). Define it once")
+            self._refuse(
+                line,
+                f"it uses {name!r}, which is defined more than once, or changed (lines {lines}). Define it by one "
+                "statement",
+            )
         [found] = statements
         if not isinstance(found, Imports | FunctionNode | ast.ClassDef | ast.Assign | ast.AnnAssign):
             self._refuse(
@@ -133,7 +139,7 @@ class _Source:
             )
         if fault := self.foreign(self.function.__globals__.get(name)):
             self._refuse(line, f"it uses {name!r}, {fault}")
-        return found
+        return [found]
 
     def _is_helper(self, node: ast.stmt) -> bool:
         return isinstance(node, FunctionNode) and self.helper(self.function.__globals__.get(node.name))
@@ -142,21 +148,45 @@ class _Source:
         """Return a statement as it was written; bare, without decorators."""
         decorators = [] if bare else getattr(node, "decorator_list", [])
         lines = [f"@{ast.get_source_segment(self.source, each)}" for each in decorators]
-        return "\n".join([*lines, textwrap.dedent(ast.get_source_segment(self.source, node, padded=True) or "")])
+        written = textwrap.dedent(ast.get_source_segment(self.source, node, padded=True) or "")
+        plain = _undecorated(node)
+        # Of a function in a block, a text of several lines would lose its indentation too.
+        return "\n".join([*lines, written if _means(written, plain) else ast.unparse(plain)])
 
     def _refuse(self, line: int, fault: str) -> NoReturn:
         raise InvalidDefinition(f"{self.place}{line}): {fault}.")
 
 
 def _bindings(module: ast.Module) -> Iterator[tuple[str, list[ast.stmt]]]:
-    """Yield the names that a module defines at its top level, with the statements that do. Blocks count as one."""
+    """Yield the names that a module defines at its top level, with the statements that define or change them. Blocks
+    count as one."""
     found: dict[str, list[ast.stmt]] = {}
     for node in module.body:
         if isinstance(node, ast.ImportFrom) and node.module == "__future__":
             continue
+        if isinstance(node, ast.If) and "__name__" in ast.unparse(node.test):
+            continue  # runs as a script only
         for name in _bound_by(node):
             found.setdefault(name, []).append(node)
+        for name in _changed_by(node) & found.keys():
+            if found[name][-1] is not node and not isinstance(found[name][0], Imports):
+                found[name].append(node)
     yield from found.items()
+
+
+def _changed_by(node: ast.AST) -> set[str]:
+    """Return the names whose values a statement changes when it runs: by `X[0] = 1`, `X.y = 1` or `X.append(1)`."""
+    if isinstance(node, FunctionNode | ast.ClassDef | ast.Lambda):
+        return set()
+    found = set().union(*map(_changed_by, ast.iter_child_nodes(node)))
+    match node:
+        case ast.Subscript(value=ast.Name(id=name), ctx=ast.Store() | ast.Del()):
+            found.add(name)
+        case ast.Attribute(value=ast.Name(id=name), ctx=ast.Store() | ast.Del()):
+            found.add(name)
+        case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id=name)))):
+            found.add(name)
+    return found
 
 
 def _bound_by(node: ast.stmt) -> set[str]:
@@ -172,6 +202,21 @@ def _bound_by(node: ast.stmt) -> set[str]:
     bound = {each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)}
     inside = (each for each in ast.walk(node) if each is not node and isinstance(each, ast.stmt))
     return bound.union(*map(_bound_by, inside))
+
+
+def _undecorated(node: ast.stmt) -> ast.stmt:
+    plain = copy.copy(node)
+    if isinstance(plain, FunctionNode | ast.ClassDef):
+        plain.decorator_list = []
+    return plain
+
+
+def _means(text: str, node: ast.stmt) -> bool:
+    """Return whether a text is the code of a statement."""
+    try:
+        return ast.dump(ast.parse(text)) == ast.dump(ast.Module([node], []))
+    except SyntaxError:
+        return False
 
 
 class _WithoutAnnotations(ast.NodeTransformer):

@@ -50,11 +50,9 @@ def entry_points(declared: list[Declared]) -> str:
 
 def _documents(declared: list[Declared], target: str) -> str:
     try:
-        return json.dumps(documents_of(declared), indent=2, ensure_ascii=False, allow_nan=False)
+        return json.dumps(documents_of(declared), indent=2, ensure_ascii=False)
     except InvalidDefinition as error:
         raise InvalidDefinition(f"{target}: {error.message}") from None
-    except (TypeError, ValueError) as error:
-        raise InvalidDefinition(f"{target}: a definition is not JSON: {error}.") from None
 
 
 def _imported(place: str) -> ModuleType:

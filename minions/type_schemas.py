@@ -9,12 +9,13 @@ import inspect
 import json
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
 
 from minions.docstrings import parameter_descriptions
-from minions.errors import InvalidDefinition, NotConfigured
+from minions.errors import InvalidDefinition, MinionsError, NotConfigured
 from minions.results import GiveUp
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ Mode = Literal["validation", "serialization"]
 CONTEXT = "context"
 """The parameter that receives the context of a call. It is no argument of the caller."""
 BY_NAME = frozenset({inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY})
-JSON_TYPES = frozenset({str, int, float, bool, type(None), None, Any, list, dict})
+JSON_TYPES = (str, int, float, bool, type(None), None, Any, list, dict)
 
 
 def schema_of(given: Any, *, where: str, mode: Mode = "validation") -> JsonSchema | None:
@@ -71,8 +72,9 @@ class Parameters:
         try:
             return typing.get_type_hints(self.function, include_extras=True)
         except Exception as error:
+            fault = str(error).rstrip(".")
             raise InvalidDefinition(
-                f"{self.where}: its type hints cannot be evaluated: {error}. They must be names that exist at the top "
+                f"{self.where}: its type hints cannot be evaluated: {fault}. They must be names that exist at the top "
                 "level of the module when it has been imported, or schemas must be given instead."
             ) from None
 
@@ -84,9 +86,12 @@ class Parameters:
             NotConfigured: Pydantic is not installed.
         """
         schema = _schema(self._arguments, self.where, "validation")
-        del schema["title"]
+        if schema.pop("title", None) is None:
+            self._refuse("a parameter has the type Self, which only methods can have")
         described = parameter_descriptions(self.function)
         for name, part in schema.get("properties", {}).items():
+            if name not in self._all:
+                self._refuse(f"{name!r} is an alias. Remove it: an argument has the name of its parameter")
             if name in described:
                 part.setdefault("description", described[name])
             default = self._all[name].default
@@ -133,8 +138,9 @@ class Parameters:
 
         fields = {name: self._hint(name, each) for name, each in self._all.items() if name != CONTEXT}
         optional = {name for name in fields if self._all[name].default is not inspect.Parameter.empty}
-        hints = {name: typing.NotRequired[hint] if name in optional else hint for name, hint in fields.items()}
-        arguments: Any = TypedDict("Arguments", hints)  # type: ignore[misc]
+        with _refusing(self.where):
+            hints = {name: typing.NotRequired[hint] if name in optional else hint for name, hint in fields.items()}
+            arguments: Any = TypedDict("Arguments", hints)  # type: ignore[misc]
         setattr(arguments, "__pydantic_config__", ConfigDict(extra="forbid"))  # noqa: B010 - mypy knows no such attribute
         return _adapter(arguments, self.where)
 
@@ -148,11 +154,13 @@ class Parameters:
         return self.hints[name]
 
     def _as_json(self, name: str, default: Any) -> Any:
-        from pydantic_core import PydanticSerializationError, to_jsonable_python
+        from pydantic_core import to_jsonable_python
 
         try:
-            return to_jsonable_python(default)
-        except PydanticSerializationError:
+            value = to_jsonable_python(default)
+            json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+            return value
+        except ValueError:
             self._refuse(f"the default of {name!r} is not JSON: {default!r}. Use None, and set it in the function")
 
     def _refuse(self, fault: str) -> NoReturn:
@@ -166,16 +174,30 @@ def to_json(value: Any) -> Any:
     return to_jsonable_python(value)
 
 
-def _not_json(hint: Any) -> str | None:
-    """Return the part of a hint that is no type of JSON."""
-    origin = get_origin(hint)
-    if hint in JSON_TYPES or origin is Literal or _is_typed_dict(hint):
+def _not_json(hint: Any, within: tuple[Any, ...] = ()) -> str | None:
+    """Return the part of a hint that is no type of JSON. `within`: the TypedDicts around it, which may be recursive."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if any(hint is each for each in (*JSON_TYPES, *within)):
         return None
+    if origin is Literal:
+        return next((f"Literal[{each!r}]" for each in arguments if type(each) not in JSON_TYPES), None)
+    if origin is dict and arguments and _not_json(arguments[0]) is None and not _is_text(arguments[0]):
+        return f"{hint} (in JSON, keys are strings)"
     if origin in (typing.Annotated, typing.Required, typing.NotRequired):
-        return _not_json(get_args(hint)[0])
-    if origin in (typing.Union, types.UnionType, list, dict):
-        return next(filter(None, map(_not_json, get_args(hint))), None)
-    return getattr(hint, "__name__", None) or str(hint)
+        parts = arguments[:1]
+    elif origin in (typing.Union, types.UnionType, list, dict):
+        parts = arguments
+    elif _is_typed_dict(hint):
+        parts, within = tuple(typing.get_type_hints(hint, include_extras=True).values()), (*within, hint)
+    else:
+        return getattr(hint, "__name__", None) or str(hint)
+    return next(filter(None, (_not_json(each, within) for each in parts)), None)
+
+
+def _is_text(hint: Any) -> bool:
+    if get_origin(hint) is typing.Annotated:
+        hint = get_args(hint)[0]
+    return hint in (str, Any) or (get_origin(hint) is Literal and all(isinstance(each, str) for each in get_args(hint)))
 
 
 def _is_typed_dict(hint: Any) -> bool:
@@ -183,7 +205,6 @@ def _is_typed_dict(hint: Any) -> bool:
 
 
 def _schema(adapter: TypeAdapter[Any], where: str, mode: Mode) -> JsonSchema:
-    from pydantic import PydanticUserError
     from pydantic.json_schema import GenerateJsonSchema
 
     class AsWritten(GenerateJsonSchema):
@@ -195,20 +216,28 @@ def _schema(adapter: TypeAdapter[Any], where: str, mode: Mode) -> JsonSchema:
         def sort(self, value: JsonSchema, parent_key: str | None = None) -> JsonSchema:
             return value
 
-    try:
+    with _refusing(where):
         return adapter.json_schema(mode=mode, schema_generator=AsWritten)
-    except PydanticUserError as error:
-        raise InvalidDefinition(f"{where}: a type has no JSON Schema: {error.message}.") from None
 
 
 def _adapter(hint: Any, where: str) -> TypeAdapter[Any]:
     _require_pydantic(where)
-    from pydantic import PydanticUserError, TypeAdapter
+    from pydantic import TypeAdapter
 
-    try:
+    with _refusing(where):
         return TypeAdapter(hint)
-    except (PydanticUserError, NameError, TypeError) as error:
-        raise InvalidDefinition(f"{where}: a type cannot be used: {error}") from None
+
+
+@contextmanager
+def _refusing(where: str) -> Iterator[None]:
+    """Report all exceptions: Pydantic raises many kinds for a wrong type, and runs the code of types."""
+    try:
+        yield
+    except MinionsError:
+        raise
+    except Exception as error:
+        fault = " ".join(str(getattr(error, "message", error)).split()).rstrip(".")
+        raise InvalidDefinition(f"{where}: a type has no JSON Schema: {fault or type(error).__name__}.") from None
 
 
 def _require_pydantic(where: str) -> None:

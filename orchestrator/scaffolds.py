@@ -11,78 +11,8 @@ from pathlib import Path
 from shared import __version__
 from shared.errors import Conflict, FileFault, InvalidInput
 
+TAKEN = frozenset({"minions", "orchestrator", "shared", "workers", "migrations", "pytest", "pydantic", "conftest"})
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,49}")
-SHARED = frozenset({"conftest.py"})
-"""Files that several scaffolds have: an existing one is kept."""
-
-CONFTEST = '''"""A whole installation on this machine, with a scripted model in place of Claude."""
-
-import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
-
-import pytest
-
-from minions import Client, testing
-
-MINION = [sys.executable, "-m", "orchestrator.cli"]
-
-
-@pytest.fixture(scope="session")
-def model():
-    """The model's API: set `model.script` to its replies; `model.requests` has what it was sent."""
-    with testing.messages_api() as api:
-        yield api
-
-
-@pytest.fixture(scope="session")
-def environment(model):
-    """`minion up` with its own data folder."""
-    folder = Path(tempfile.mkdtemp(prefix="minions-"))
-    folder.chmod(0o755)  # the servers of root run as another user
-    others = ("DATABASE_URL", "REDIS_URL", "MINION_", "ANTHROPIC_")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(others)}
-    environment |= {"MINION_DATA_DIR": str(folder / "data"), "PYTHONUNBUFFERED": "1"}
-    environment |= {"ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": testing.KEY}
-    command = [*MINION, "up", "--no-flower", "--pool", "default=1"]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if "Everything is running" in line:
-            break
-    else:
-        pytest.fail("".join(lines))
-    yield environment
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def minion(environment):
-    """Runs the `minion` command: `minion("apply", "agents.yaml")`."""
-
-    def run(*arguments):
-        done = subprocess.run([*MINION, *map(str, arguments)], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def client(environment):
-    folder = Path(environment["MINION_DATA_DIR"])
-    url = json.loads((folder / "run.json").read_text())["api_url"]
-    with Client(url, (folder / "api_key").read_text().strip()) as client:
-        yield client
-'''
 FUNCTION_YAML = """kind: function
 name: MODULE
 description: Return the total of a list of prices.
@@ -164,11 +94,12 @@ AGENT_TEST = """from pathlib import Path
 from minions import testing
 
 
-def test_MODULE_answers(minion, client, model):
-    minion("apply", Path(__file__).with_name("FILE"))
-    model.script = [testing.text("It is noon.")]
-    assert client.submit("NAME", {"text": "What time is it?"}).result(60) == {"content": "It is noon."}
-    assert "What time is it?" in str(model.requests[-1]["messages"])
+def test_MODULE_answers(minions, scripted_model):
+    minions.apply(Path(__file__).with_name("FILE"))
+    scripted_model.script = [testing.text("It is noon.")]
+    task = minions.submit("NAME", {"text": "What time is it?"})
+    assert minions.finish(task).output == {"content": "It is noon."}
+    assert "What time is it?" in str(scripted_model.requests[-1]["messages"])
 """
 TOOL_PYPROJECT = """[build-system]
 requires = ["hatchling"]
@@ -307,12 +238,13 @@ PROJECT_TEST = """from pathlib import Path
 from minions import testing
 
 
-def test_agent_looks_the_plan_up(minion, client, model):
-    minion("apply", Path(__file__).with_name("FILE"))
-    model.script = [testing.tool_use(("plan_of", {"account": 7})), testing.text("You have the plan team.")]
-    task = client.submit("NAME", {"text": "Which plan has account 7?"})
-    assert task.result(60) == {"content": "You have the plan team."}
-    assert "team" in str(model.requests[-1]["messages"][-1])
+def test_agent_looks_the_plan_up(minions, scripted_model):
+    minions.apply(Path(__file__).with_name("FILE"))
+    scripted_model.script = [testing.tool_use(("plan_of", {"account": 7})), testing.text("You have the plan team.")]
+    task = minions.submit("NAME", {"text": "Which plan has account 7?"})
+    assert minions.finish(task).output == {"content": "You have the plan team."}
+    minions.assert_called(task, "plan_of", {"account": 7}, times=1)
+    assert "team" in str(scripted_model.requests[-1]["messages"][-1])
 """
 PROJECT_PYPROJECT = """[project]
 name = "NAME"
@@ -356,18 +288,17 @@ def scaffold(kind: str, name: str, *, python: bool = False, folder: Path) -> lis
     if place != folder and place.exists():
         raise Conflict(f"{place} exists. Choose another name.")
     texts = {place / each.replace("MODULE", module): text for each, text in files.items()}
-    wanted = {file: text for file, text in texts.items() if file.name not in SHARED or not file.exists()}
-    if taken := [file for file in wanted if file.exists() or file.is_symlink()]:
+    if taken := [file for file in texts if file.exists() or file.is_symlink()]:
         raise Conflict(f"{taken[0]} exists and is not overwritten. Choose another name, or remove it.")
     values = {"MODULE": module, "NAME": name, "VERSION": __version__, "FILE": _definitions_file(kind, module, python)}
     try:
         place.mkdir(exist_ok=True)
-        for file, text in wanted.items():
+        for file, text in texts.items():
             with file.open("x", encoding="utf-8") as new:
                 new.write(_filled(text, values))
     except OSError as error:
         raise FileFault(f"{error.filename} cannot be written: {error.strerror}.") from None
-    return [*wanted]
+    return [*texts]
 
 
 def _module(name: str) -> str:
@@ -377,7 +308,7 @@ def _module(name: str) -> str:
             f"The name {name[:100]!r} is not valid: it must begin with a letter, and have lower-case letters, digits, "
             "_ and - only, and at most 50 characters."
         )
-    if keyword.iskeyword(module) or module in sys.stdlib_module_names or module in ("minions", "conftest"):
+    if keyword.iskeyword(module) or module in sys.stdlib_module_names or module in TAKEN:
         raise InvalidInput(f"The name {name!r} is not valid: {module!r} has a meaning in Python. Choose another one.")
     return module
 
@@ -390,7 +321,7 @@ def _files(kind: str, module: str, python: bool) -> Mapping[str, str]:
         return {**({"MODULE.py": FUNCTION_PYTHON} if python else plain), "test_MODULE.py": FUNCTION_TEST}
     if kind == "agent":
         text = AGENT_PYTHON if python else AGENT_YAML
-        return {definition: text, "test_MODULE.py": AGENT_TEST, "conftest.py": CONFTEST}
+        return {definition: text, "test_MODULE.py": AGENT_TEST}
     if kind == "tool":
         code = {"MODULE.py": TOOL_PYTHON, "test_MODULE.py": TOOL_TEST}
         return {"pyproject.toml": TOOL_PYPROJECT, **code, "README.md": TOOL_README}
@@ -398,7 +329,6 @@ def _files(kind: str, module: str, python: bool) -> Mapping[str, str]:
         "pyproject.toml": PROJECT_PYPROJECT,
         definition: PROJECT_PYTHON if python else PROJECT_YAML,
         "test_MODULE.py": PROJECT_TEST,
-        "conftest.py": CONFTEST,
         "README.md": PROJECT_README,
         ".gitignore": "__pycache__/\n.venv/\n",
     }

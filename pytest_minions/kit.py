@@ -14,12 +14,13 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from minions import Client, Task
+from minions.definitions import Declared, documents_of
 from minions.submissions import TaskId
 from minions.testing import MessagesApi
+from orchestrator.python_definitions import load
 from pytest_minions import clock
 from shared.contracts.documents import AnyDefinition, parse_definition
 from shared.definitions.apply import store_definitions
-from shared.definitions.files import load
 
 SUBMITTED = text(
     "SELECT id, COALESCE(input, to_jsonb(messages)) AS input FROM tasks "
@@ -31,6 +32,7 @@ BEHIND = text(
     "SELECT COALESCE(v.definition->>'function', v.definition->>'agent') FROM tools t "
     "JOIN tool_versions v ON v.tool_id = t.id WHERE t.name = :tool AND v.definition->>'type' IN ('function', 'agent')"
 )
+Source = Path | str | Declared | Mapping[str, Any]
 CALLS = ("tool_call", "function_call", "subtask")
 MOST_JUMPS = 1000
 """Times that `finish` lets pass before it gives up: a task that waits again and again does not end."""
@@ -46,7 +48,7 @@ class Runner(Protocol):
         """Run everything that can run now."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # pytest shows it when a test fails, and its fields have passwords
 class Minions:
     """An installation for one test.
 
@@ -64,8 +66,12 @@ class Minions:
     redis_url: str
     runner: Runner
 
-    def apply(self, *sources: Path | str | Mapping[str, Any], namespace: str = "default") -> None:
-        """Store definitions: files, folders, or single definitions as dictionaries with a `kind`.
+    def apply(self, *sources: Source, namespace: str = "default") -> None:
+        """Store definitions: files and folders, Python modules, what such a module declares, or dictionaries.
+
+        Args:
+            sources: as for `minion apply`: a path, `path/to/file.py`, `package.module`, or one of these with `:name`;
+                an agent, a tool or a function of `minions`, with what it refers to; or one definition with its `kind`.
 
         Raises:
             InvalidDefinition: the first error; nothing is stored.
@@ -178,8 +184,12 @@ class Minions:
         return found
 
 
-def _definitions(source: Path | str | Mapping[str, Any]) -> list[AnyDefinition]:
-    return [parse_definition(dict(source))] if isinstance(source, Mapping) else load(Path(source))
+def _definitions(source: Source) -> list[AnyDefinition]:
+    if isinstance(source, Mapping):
+        return [parse_definition(dict(source))]
+    if isinstance(source, Declared):
+        return [parse_definition(document) for document in documents_of([source])]
+    return load(str(source))
 
 
 def _arguments(step: Mapping[str, Any]) -> Any:

@@ -8,6 +8,7 @@ from importlib import import_module, invalidate_caches
 from pathlib import Path
 from textwrap import dedent
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -88,6 +89,33 @@ def test_source_has_what_the_function_uses_in_order(load: Load):
     ]
 
 
+@pytest.mark.parametrize("text", ["a\n        b", "a\n b"])
+def test_text_of_several_lines_in_a_block_is_kept(load: Load, text: str):
+    module = load(f'if True:\n    @minions.function\n    def f(n: int) -> str:\n        return """{text}"""\n')
+    names: dict[str, Any] = {}
+    exec(code_of(module), names)
+    assert names["f"](1) == text == module.f(1)
+
+
+def test_imports_of_a_package_are_taken_along_together(load: Load):
+    module = load(
+        """
+        import urllib.parse
+        import urllib.error
+
+        @minions.function
+        def f(text: str) -> str:
+            return urllib.parse.quote(text)
+        """
+    )
+    assert code_of(module).startswith("import urllib.parse\nimport urllib.error\n\n\ndef f")
+
+
+def test_script_part_of_a_module_counts_for_nothing(load: Load):
+    module = load("X = []\n@minions.function\ndef f(n: int): return X\nif __name__ == '__main__':\n    X.append(f(1))")
+    assert code_of(module).startswith("X = []")
+
+
 def test_recursive_functions_are_taken_along_once(load: Load):
     module = load(
         """
@@ -106,9 +134,18 @@ def test_recursive_functions_are_taken_along_once(load: Load):
     ("text", "words"),
     [
         ("from math import *\n@minions.function\ndef f(n: int): return pi", r"line 4\): it uses 'pi', which the top"),
-        ("X = 1\nX = 2\n@minions.function\ndef f(n: int): return X", r"'X', which is defined more than once \(lines 2"),
+        (
+            "X = 1\nX = 2\n@minions.function\ndef f(n: int): return X",
+            r"'X', which is defined more than once, or changed \(lines 2",
+        ),
         ("if 1:\n    X = 2\n@minions.function\ndef f(n: int):\n    return X", r"line 6\): it uses 'X', which line 2"),
         ("X = 1\nX += 1\n@minions.function\ndef f(n: int): return X", "defined more than once"),
+        ("X = {}\nX['a'] = 1\n@minions.function\ndef f(n: int): return X", r"or changed \(lines 2 and 3\)"),
+        (
+            "X = []\nfor n in (1, 2): X.append(n)\n@minions.function\ndef f(n: int): return X",
+            r"or changed \(lines 2 and 3\)",
+        ),
+        ("class X: ...\nX.y = 1\n@minions.function\ndef f(n: int): return X.y", r"or changed \(lines 2 and 3\)"),
         ("@minions.tool\ndef g(n: int): ...\n@minions.function\ndef f(n: int): return g(n)", "which is the tool 'g'"),
         ("def keep(g): return g\n@minions.function\n@keep\ndef f(n: int): ...", "has another decorator"),
         (

@@ -7,7 +7,7 @@ import json
 from datetime import datetime
 from decimal import Decimal
 from enum import Enum
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired, Self
 
 import pytest
 from hypothesis import given, settings
@@ -122,6 +122,30 @@ def test_sphinx_docstring_describes_parameters():
     assert description_of(search) == "Search."
 
 
+def test_numpy_docstring_describes_parameters():
+    def search(words: str, most: int, least: int) -> None:
+        """Search.
+
+        All shelves are searched.
+
+        Parameters
+        ----------
+        words : str
+            What to
+            look for.
+        most, least : int, optional
+            Results.
+
+        Returns
+        -------
+        None
+            Nothing.
+        """
+
+    assert parameter_descriptions(search) == {"words": "What to look for.", "most": "Results.", "least": "Results."}
+    assert description_of(search) == "Search.\n\nAll shelves are searched."
+
+
 def test_description_of_a_field_wins_over_the_docstring():
     def search(words: Annotated[str, Field(description="of the field")]) -> None:
         """Search.
@@ -138,6 +162,13 @@ def with_stars(*a: int): ...
 def with_field(a: int = Field(3)): ...
 def unknown_hint(a: Unknown): ...  # type: ignore[name-defined]  # noqa: F821
 def unserialisable(a: Any = object): ...
+def not_a_number(a: float = float("nan")): ...
+def bytes_of_no_text(a: bytes = b"\xff"): ...
+def unknown_pattern(a: Annotated[str, Field(pattern="(?<=a)b")]): ...
+def example_of_no_json(a: Annotated[int, Field(examples=[object])]): ...
+def two_types(a: (int, str) = 1): ...  # type: ignore[syntax]
+def own_type(a: Self): ...  # type: ignore[misc]
+def alias(a: Annotated[int, Field(alias="other")]): ...
 def callback(a: type[int] | Any = None, b: st.SearchStrategy[int] | None = None): ...
 
 
@@ -150,6 +181,13 @@ def callback(a: type[int] | Any = None, b: st.SearchStrategy[int] | None = None)
         (unknown_hint, "its type hints cannot be evaluated: name 'Unknown' is not defined"),
         (unserialisable, "the default of 'a' is not JSON"),
         (callback, "function 'f': a type"),
+        (not_a_number, "the default of 'a' is not JSON: nan"),
+        (bytes_of_no_text, "the default of 'a' is not JSON"),
+        (unknown_pattern, "a type has no JSON Schema: Error building .* look-around"),
+        (example_of_no_json, "a type has no JSON Schema: Unable to serialize"),
+        (two_types, "its type hints cannot be evaluated: Forward references must evaluate to types"),
+        (own_type, "a parameter has the type Self"),
+        (alias, "'other' is an alias"),
     ],
 )
 def test_unusable_parameter_is_refused_with_the_reason(function: Any, words: str):
@@ -157,14 +195,30 @@ def test_unusable_parameter_is_refused_with_the_reason(function: Any, words: str
         parameters(function).schema()
 
 
-@pytest.mark.parametrize("hint", [Item, list[Address], datetime, tuple[int, int], dict[str, set[int]], Size])
+class Dated(TypedDict):
+    day: NotRequired[datetime]
+
+
+class Linked(TypedDict):
+    following: Linked | None
+
+
+@pytest.mark.parametrize(
+    "hint",
+    [Item, list[Address], datetime, tuple[int, int], dict[str, set[int]], Size, Dated, dict[int, str],
+     Literal[Size.LARGE], Annotated[set[int], {"unit": "days"}], [int]],
+)  # fmt: skip
 def test_sandbox_accepts_types_of_json_alone(hint: Any):
     def f(a): ...
 
     f.__annotations__ = {"a": hint}
     with pytest.raises(InvalidDefinition, match="the parameter 'a' has the type"):
         parameters(f).require_json()
-    f.__annotations__ = {"a": list[dict[str, Note | int | Literal["x"] | None]], "return": Any}
+    f.__annotations__ = {
+        "a": list[dict[str, Note | int | Literal["x"] | None]],
+        "b": Annotated[Linked, {}],
+        "return": Any,
+    }
     parameters(f).require_json()
 
 

@@ -101,7 +101,14 @@ def test_module_without_name_means_all_of_its_definitions(folder: Path):
         ("import no_such_package", "No module named 'no_such_package'"),
         ("app = 3", "bad.py: it defines no agent, tool or function"),
         ("import minions\nf = minions.function(lambda n: n)", "bad.py: function '<lambda>': a lambda cannot be stored"),
-        ("import minions\na = minions.Agent('desk', tool='x', model={1})", "bad.py: a definition is not JSON"),
+        (
+            "import minions\na = minions.Agent('desk', tool='x', model={1})",
+            "bad.py: agent 'desk': the definition is not JSON",
+        ),
+        (
+            "import minions\na = minions.Agent('desk', system_prompt='\\ud800')",
+            "agent 'desk': the definition is not JSON",
+        ),
         ("import minions\na = minions.Agent('desk', max_turn=3)", "config.max_turn: Extra inputs are not permitted"),
         ("import minions\na, b = (minions.Agent('desk', model=m) for m in 'ab')", "two different definitions of agent"),
     ],

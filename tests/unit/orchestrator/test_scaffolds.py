@@ -48,7 +48,7 @@ def test_tests_of_functions_and_tools_pass(tmp_path: Path):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "name",
-    ["", "../up", "a/b", "a\\b", "a\0", "A", "1a", "-a", "a b", "a.b", "é", "class", "json", "x" * 51, "minions"],
+    ["", "../up", "a/b", "a\\b", "a\0", "A", "1a", "-a", "a b", "a.b", "é", "class", "json", "x" * 51, "shared"],
 )
 def test_hostile_name_is_refused(kind: str, name: str, tmp_path: Path):
     with pytest.raises(InvalidInput, match="is not valid"):
@@ -71,13 +71,6 @@ def test_link_is_not_followed(tmp_path: Path):
     with pytest.raises(Conflict, match="is not overwritten"):
         scaffold("function", "total", folder=tmp_path)
     assert not (tmp_path / "elsewhere.py").exists()
-
-
-def test_shared_fixtures_are_written_once(tmp_path: Path):
-    scaffold("agent", "desk", folder=tmp_path)
-    (tmp_path / "conftest.py").write_text("mine")
-    assert tmp_path / "conftest.py" not in scaffold("agent", "clerk", folder=tmp_path)
-    assert (tmp_path / "conftest.py").read_text() == "mine"
 
 
 def test_missing_folder_is_a_fault(tmp_path: Path):
