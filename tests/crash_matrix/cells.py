@@ -87,19 +87,24 @@ def recovery(trace: Sequence[Hit], strike: Strike) -> list[Hit]:
 
 
 def share_of(cells: Sequence[Cell], share: float, seed: int) -> list[Cell]:
-    """Return some of the cells, evenly spread over the run and the victims; each progress of a step occurs."""
+    """Return some of the cells, evenly spread over the run; each victim and each progress of a step occurs."""
     chooser = random.Random(seed)
     ordered = sorted(range(len(cells)), key=lambda place: (cells[place].strikes[-1].victim, place))
     wanted = max(1, round(len(cells) * share))
     width = len(cells) / wanted
     chosen = {ordered[int(number * width + chooser.random() * width)] for number in range(wanted)}
-    for progress in sorted({_progress(cell) for cell in cells} - {_progress(cells[place]) for place in chosen}):
-        chosen.add(chooser.choice([place for place, cell in enumerate(cells) if _progress(cell) == progress]))
+    for feature in (_progress, _victim):
+        for missing in sorted({feature(cell) for cell in cells} - {feature(cells[place]) for place in chosen}):
+            chosen.add(chooser.choice([place for place, cell in enumerate(cells) if feature(cell) == missing]))
     return [cells[place] for place in sorted(chosen)]
 
 
 def _progress(cell: Cell) -> str:
     return cell.strikes[-1].point.where
+
+
+def _victim(cell: Cell) -> str:
+    return cell.strikes[-1].victim
 
 
 def _makes_sense(hit: Hit, victim: Victim) -> bool:
