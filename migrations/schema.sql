@@ -3005,7 +3005,7 @@ BEGIN
                 SELECT origin_id, effect_origin, submitter_keys, lane, journal_format FROM tasks
                     WHERE id = a.replayed LIMIT 1) AS o ON true
             JOIN targets t ON t.named = a.named AND (t.canary IS NULL OR t.drawn = (
-                a.replayed IS NULL AND a.request->'trial' IS NULL AND COALESCE(p.journal_format, 1) <> 3
+                a.replayed IS NULL AND a.request->'trial' IS DISTINCT FROM 'true' AND COALESCE(p.journal_format, 1) <> 3
                 -- Only the caller can tell whether the canary accepts an input that the active version accepts.
                 AND CASE a.request->>'validated' WHEN t.canary::text THEN true WHEN t.active::text THEN false
                     ELSE t.same_input AND minion_drawn(t.canary, COALESCE(

@@ -12,21 +12,19 @@ import gc
 import secrets
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from sqlalchemy import Engine, text
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from orchestrator.local.embedded import EmbeddedServers, scratch_dir
+from pytest_minions.database import empty
 from shared.contracts.documents import parse_definition
 from shared.database.connections import close_engine, get_engine
 from shared.database.schema import migrate
-from shared.database.tables import Base
 from shared.definitions.store import Change, DefinitionStore
 from shared.notifications import forget_publisher, make_redis
 from shared.secret_store import new_key
@@ -38,21 +36,9 @@ hypothesis_settings.load_profile("any machine")
 
 Define = Callable[..., list[Change]]
 
-TABLES = ", ".join(Base.metadata.tables)
-LOCK = text(f"LOCK TABLE {TABLES} IN ACCESS EXCLUSIVE MODE")
-# Deleting a few rows is many times faster than truncating, but leaves dead rows, so large tables are truncated.
-LARGE = text(f"SELECT max(pg_table_size(name::regclass)) > 256 * 1024 FROM unnest('{{{TABLES}}}'::text[]) AS name")
-TRUNCATE = text(f"TRUNCATE {TABLES} CASCADE")
-NO_TRIGGERS = text("SET LOCAL session_replication_role = replica")
-DELETE = text("; ".join(f"DELETE FROM {name}" for name in Base.metadata.tables))
-ATTEMPTS = 5
-# A repository of its own, whose fixtures must not meet these: acceptance/test_test_kit.py runs it.
+# A separate repository, whose fixtures must not meet these: acceptance/test_test_kit.py runs it.
 collect_ignore = ["kit"]
 LONGEST = ("tests/acceptance/", "tests/chaos/", "tests/crash_matrix/", "tests/sandbox/")
-END_OTHERS = text(
-    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-    "WHERE pid <> pg_backend_pid() AND datname = current_database()"
-)
 
 
 def pytest_configure() -> None:
@@ -113,17 +99,7 @@ def settings(servers: EmbeddedServers) -> Settings:
 def database(settings: Settings) -> Engine:
     """The process's engine on empty tables, and an empty broker."""
     engine = get_engine()
-    for _ in range(ATTEMPTS):
-        with suppress(OperationalError):
-            empty(engine, wait="2s")
-            break
-        # A connection that an earlier test left behind holds a lock, or a statement of the loops and this one wait for
-        # each other. Loops that have just started may do so again.
-        with engine.begin() as connection:
-            connection.execute(END_OTHERS)
-        engine.dispose()  # our own idle connections were among them
-    else:
-        empty(engine, wait="20s")
+    empty(engine)
     with make_redis() as broker:
         broker.flushall()
     return engine
@@ -139,15 +115,6 @@ def define(database: Engine) -> Define:
             return DefinitionStore(session, validate_code=lambda function: None).apply(parsed)
 
     return store
-
-
-def empty(engine: Engine, *, wait: str) -> None:
-    """Delete every row."""
-    with engine.begin() as connection:
-        connection.execute(text(f"SET LOCAL lock_timeout = '{wait}'"))
-        connection.execute(LOCK)
-        connection.execute(NO_TRIGGERS)
-        connection.execute(TRUNCATE if connection.scalar(LARGE) else DELETE)
 
 
 def _survive_kills(engine: Engine) -> None:

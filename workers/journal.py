@@ -135,7 +135,7 @@ class Journal:
     """The steps of one task, either read back or run and recorded.
 
     Attributes:
-        is_trial: most effects are not performed: see `workers.rehearsal`.
+        is_trial: most effects are not performed: see `workers.trial_journal`.
         known: steps of earlier executions by number, as returned by `minion_journal`.
         has_budget: a budget applies to the task, so no step begins before its reservation is written.
         reserves: a standing budget was found to apply to a call, so the next ones reserve their worst case at once.

@@ -51,8 +51,8 @@ from workers.outcomes import (
     Succeeded,
     Suspended,
 )
-from workers.rehearsal import RehearsalJournal
 from workers.task import ClaimedTask
+from workers.trial_journal import TrialJournal
 
 log = structlog.get_logger(__name__)
 
@@ -114,7 +114,7 @@ def _work(task: ClaimedTask, limits: Sequence[float] | None, meter: Meter) -> st
 def journal_of(task: ClaimedTask) -> Journal:
     """Return the journal of a task that was just claimed."""
     known = {step["number"]: step for step in task.steps}
-    kind = RehearsalJournal if task.journal_format == trials.FORMAT else Journal
+    kind = TrialJournal if task.journal_format == trials.FORMAT else Journal
     return kind(task.id, task.claim, known, has_budget=task.has_budget)
 
 

@@ -2,7 +2,7 @@
 
 They are ordinary tasks: the same queues, journal, budgets and limits. What makes them trials is the journal format
 3, which never changes and which all tasks below them get too. A worker runs a task of this format only with the
-recording of its root (`workers.rehearsal`), so neither a worker of an earlier release nor a lost row can run it for
+recording of its root (`workers.trial_journal`), so neither a worker of an earlier release nor a lost row can run it for
 real. A trial has no conversation and no tenant key, is not replayed, and sends no webhooks.
 """
 

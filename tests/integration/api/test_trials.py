@@ -27,7 +27,7 @@ from tests.integration.agents.conftest import ANYTHING, TOOLS
 from tests.integration.api.conftest import Api, WithKey
 from tests.integration.conftest import InlineWorker
 from workers.outcomes import Postponed
-from workers.rehearsal import RehearsalJournal
+from workers.trial_journal import TrialJournal
 
 MODEL = "claude-sonnet-5-5"
 MEMORY = {"kind": "tool", "name": "notes", "type": "memory", "memory": {"per": "agent"}}
@@ -354,15 +354,15 @@ def test_interrupted_step_of_trial_asks_no_person(
     log = tmp_path / "calls"
     recording = recorded(client, ran(tool_use(("send", {"log": str(log)})), said("done")))
     noted = log.read_text()
-    finish = RehearsalJournal._perform
+    finish = TrialJournal._perform
 
-    def die(journal: RehearsalJournal, started: StepRecord, *rest: Any, **more: Any) -> Any:
+    def die(journal: TrialJournal, started: StepRecord, *rest: Any, **more: Any) -> Any:
         if started["name"] == "send":
-            monkeypatch.setattr(RehearsalJournal, "_perform", finish)
+            monkeypatch.setattr(TrialJournal, "_perform", finish)
             raise Postponed(0.0, "handed_back")
         return finish(journal, started, *rest, **more)
 
-    monkeypatch.setattr(RehearsalJournal, "_perform", die)
+    monkeypatch.setattr(TrialJournal, "_perform", die)
     trial = client.submit_trial(recording, level="replay")
     inline_worker.run_due()
     assert [step["status"] for step in client.steps(trial)] == ["finished", "started"]

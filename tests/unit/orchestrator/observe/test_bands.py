@@ -63,7 +63,7 @@ def test_few_cheap_tasks_of_the_active_version_prove_nothing() -> None:
 
 
 def rolled_back(rate: Callable[[bool], float], *, trials: int = 200, tasks: int = 1000) -> float:
-    """Return the share of canaries that are rolled back when they get a tenth of so many tasks."""
+    """Return the share of canaries that are rolled back when they get a tenth of these tasks."""
     chance, found = random.Random(1), 0
     for _ in range(trials):
         counts = {True: [0, 0], False: [0, 0]}

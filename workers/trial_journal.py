@@ -84,7 +84,7 @@ class Answers:
 
 
 @dataclass
-class RehearsalJournal(Journal):
+class TrialJournal(Journal):
     """The journal of a task of a trial."""
 
     is_trial = True
