@@ -114,7 +114,8 @@ class Lines(Generic[Client]):
         """Return the line of an account."""
         line = self._lines.get(account.identity)
         if line is None:
-            line = self._lines[account.identity] = self._new(account)
+            # Two calls that come first at the same time share one line: another would not be closed, or limited.
+            line = self._lines.setdefault(account.identity, self._new(account))
             while len(self._lines) > MOST_LINES:
                 self._lines.popitem(last=False)[1].clients.close()
         return line

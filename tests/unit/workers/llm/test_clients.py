@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
 from workers.llm import clients
-from workers.llm.clients import Clients
+from workers.llm.clients import Clients, Lines
 
 
 @pytest.fixture
@@ -69,3 +71,18 @@ def test_clients_that_another_thread_has_taken_are_no_error(clock: Mock) -> None
         pass
     lent.close()
     assert not [*lent._idle]
+
+
+def test_first_calls_at_the_same_time_share_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = Barrier(2, timeout=10)
+
+    def new(lines: Any, account: Any) -> object:
+        both.wait()
+        return object()
+
+    monkeypatch.setattr(Lines, "_new", new)
+    account = Mock(identity=("a", "b", "c"))
+    lines: Lines[Any] = Lines(Mock())
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(lines.of, [account, account])
+    assert first is second
