@@ -14,7 +14,7 @@ from typing import Any
 
 from genai_prices import Usage, calc_price
 
-Told = dict[str, Any]
+Fields = dict[str, Any]
 
 # Claude Opus 4.6 and later, if a workspace runs its inference in the US only.
 IN_THE_US = Decimal("1.1")
@@ -64,7 +64,7 @@ def list_price(model: str, usage: Usage, *, speed: str | None = None) -> Decimal
     return calc_price(usage, model_ref=model, provider_id="anthropic", price_context=context).total_price
 
 
-def _refused_at_once(message: Told, usage: Told) -> bool:
+def _refused_at_once(message: Fields, usage: Fields) -> bool:
     """Return whether the model refused before its first word, which is free: no content, or only a blank text."""
     details = message.get("stop_details")
     category = details.get("category") if isinstance(details, dict) else None
@@ -75,14 +75,14 @@ def _refused_at_once(message: Told, usage: Told) -> bool:
     return not content or (blank and not _count(usage, "output_tokens"))
 
 
-def _apart(message: Told, usage: Told) -> list[Told]:
+def _apart(message: Fields, usage: Fields) -> list[Fields]:
     """Iterations that are not part of the usage around them: the summary of a compaction, an advisor's advice, and
     those that a model refused, after which another one answered, if they are charged.
     """
     iterations = [each for each in usage.get("iterations") or [] if isinstance(each, dict)]
     served = next((each.get("model") for each in iterations if each.get("type") == "fallback_message"), None)
 
-    def refused(each: Told) -> bool:
+    def refused(each: Fields) -> bool:
         return bool(served and each.get("type") == "message" and each.get("model") not in (None, served))
 
     charged = _charged_refusals(message)
@@ -94,7 +94,7 @@ def _apart(message: Told, usage: Told) -> list[Told]:
     ]
 
 
-def _charged_refusals(message: Told) -> set[str]:
+def _charged_refusals(message: Fields) -> set[str]:
     """Models whose refusal is charged even before their first word, by the blocks that mark where another took over."""
     hops = [block for block in message.get("content") or [] if block.get("type") == "fallback"]
     return {
@@ -104,7 +104,7 @@ def _charged_refusals(message: Told) -> set[str]:
     }
 
 
-def _tokens(usage: Told) -> dict[str, int]:
+def _tokens(usage: Fields) -> dict[str, int]:
     """Count tokens. Input tokens include those read from and written to the prompt cache."""
     read, written = (_count(usage, f"cache_{what}_input_tokens") for what in ("read", "creation"))
     return {
@@ -115,9 +115,9 @@ def _tokens(usage: Told) -> dict[str, int]:
     }
 
 
-def _besides(usage: Told) -> dict[str, Any]:
+def _besides(usage: Fields) -> dict[str, Any]:
     """Other usage that explains the cost."""
-    told = {
+    reported = {
         "cache_creation_1h_input_tokens": _for_an_hour(usage),
         "thinking_tokens": _count(usage, "output_tokens_details", "thinking_tokens"),
         "web_search_requests": _count(usage, "server_tool_use", "web_search_requests"),
@@ -126,23 +126,23 @@ def _besides(usage: Told) -> dict[str, Any]:
     }
     tier = {"service_tier": "batch"} if _is_batch(usage) else {}
     speed = {"speed": FAST} if _speed(usage) == FAST else {}
-    return {**{name: count for name, count in told.items() if count}, **tier, **speed}
+    return {**{name: count for name, count in reported.items() if count}, **tier, **speed}
 
 
-def _speed(usage: Told) -> str | None:
+def _speed(usage: Fields) -> str | None:
     return FAST if usage.get("speed") == FAST else None
 
 
-def _is_batch(usage: Told) -> bool:
+def _is_batch(usage: Fields) -> bool:
     return usage.get("service_tier") == "batch"
 
 
-def _factor(usage: Told) -> Decimal:
+def _factor(usage: Fields) -> Decimal:
     """Factor of the price of tokens: more in the US only, half in a batch."""
     return (IN_THE_US if usage.get("inference_geo") == "us" else 1) * (IN_A_BATCH if _is_batch(usage) else Decimal(1))
 
 
-def _cost(charged: list[tuple[str, Told]], factor: Decimal, *, speed: str | None) -> int | None:
+def _cost(charged: list[tuple[str, Fields]], factor: Decimal, *, speed: str | None) -> int | None:
     """Return the cost in micro-dollars, rounded up; None if a model has no price.
 
     Args:
@@ -176,18 +176,18 @@ def _has_price(model: str) -> bool:
     return True
 
 
-def _for_an_hour(usage: Told) -> int:
+def _for_an_hour(usage: Fields) -> int:
     """Tokens written to the prompt cache for an hour, which cost more than those for five minutes."""
     return min(
         _count(usage, "cache_creation", "ephemeral_1h_input_tokens"), _count(usage, "cache_creation_input_tokens")
     )
 
 
-def _count(told: Any, *path: str) -> int:
+def _count(reported: Any, *path: str) -> int:
     """Return a number in the report, at most `MOST`; 0 if it is absent."""
     for name in path:
-        told = told.get(name) if isinstance(told, dict) else None
-    return min(max(0, told), MOST) if type(told) is int else 0
+        reported = reported.get(name) if isinstance(reported, dict) else None
+    return min(max(0, reported), MOST) if type(reported) is int else 0
 
 
 def _sum(counts: Iterable[dict[str, int]]) -> dict[str, int]:

@@ -282,8 +282,8 @@ def _object(given: Any, rule: str) -> dict[str, Any]:
 def _faults(error: ValidationError) -> str:
     """Describe the faults without the values: a secret may be in the wrong place."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
-    told = [(".".join(map(str, fault["loc"])), requirement(fault["msg"])) for fault in found]
-    return "; ".join(f"`{where}`: {what}" if where else what for where, what in told)
+    faults = [(".".join(map(str, fault["loc"])), requirement(fault["msg"])) for fault in found]
+    return "; ".join(f"`{where}`: {what}" if where else what for where, what in faults)
 
 
 def _is_address(url: str) -> bool:

@@ -37,7 +37,7 @@ NAMES = UUID("5a0c1c0e-9d3f-4c61-8f4e-0d8f8ad1a5b7")
 # acknowledged or silenced is said only if the receiver knows that it fired, once it is resolved. What ended before a
 # receiver was known to us is not its business.
 DUE = """
-    SELECT a.*, n.state AS told, n.at AS told_at FROM alerts a
+    SELECT a.*, n.state AS notified, n.at AS notified_at FROM alerts a
         JOIN alert_receivers r ON r.name = :receiver
         LEFT JOIN alert_notices n ON n.alert_id = a.id AND n.receiver = r.name
         WHERE (CAST(:namespace AS text) IS NULL OR a.namespace = :namespace)
@@ -51,7 +51,7 @@ DUE = """
 RULES = text(f"""
     WITH due AS ({DUE})
     SELECT d.rule FROM due d GROUP BY d.rule
-        HAVING min(CASE WHEN d.told IS NULL OR d.told <> d.state THEN d.changed_at ELSE '-infinity' END)
+        HAVING min(CASE WHEN d.notified IS NULL OR d.notified <> d.state THEN d.changed_at ELSE '-infinity' END)
                    NOT BETWEEN now() - CAST(:window AS interval) AND now() + CAST(:window AS interval)
            AND NOT EXISTS (SELECT FROM alert_notices n JOIN alerts o ON o.id = n.alert_id
                                WHERE n.receiver = :receiver AND o.rule = d.rule
@@ -60,10 +60,10 @@ RULES = text(f"""
         ORDER BY d.rule
 """)  # noqa: S608 - constants
 OF_RULE = text(
-    f"WITH due AS ({DUE}) SELECT {COLUMNS}, a.told, a.told_at FROM due a WHERE a.rule = :rule "  # noqa: S608
+    f"WITH due AS ({DUE}) SELECT {COLUMNS}, a.notified, a.notified_at FROM due a WHERE a.rule = :rule "  # noqa: S608
     "ORDER BY a.state = 'resolved', a.id LIMIT :most"
 )
-TOLD = text(
+NOTIFIED = text(
     """
     INSERT INTO alert_notices AS n (alert_id, receiver, state)
         SELECT a.id, :receiver, u.state FROM unnest(CAST(:alerts AS uuid[]), CAST(:states AS text[])) AS u (id, state)
@@ -150,19 +150,19 @@ def due(connection: Connection, receiver: str, namespace: str | None, pace: Pace
     return notices
 
 
-def told(connection: Connection, receiver: str, notice: Notice) -> None:
+def mark_notified(connection: Connection, receiver: str, notice: Notice) -> None:
     """Note that a receiver has a message."""
     values = {
         "receiver": receiver,
         "alerts": [alert["id"] for alert in notice.alerts],
         "states": [alert["state"] for alert in notice.alerts],
     }
-    connection.execute(TOLD, values)
+    connection.execute(NOTIFIED, values)
 
 
 def shown(alert: RowMapping | dict[str, Any], base: str | None) -> dict[str, Any]:
     """Return an alert as the API shows it, with its link."""
-    hidden = ("told", "told_at")
+    hidden = ("notified", "notified_at")
     facts = {name: value for name, value in alert["facts"].items() if name not in ("from_hour", "hour")}
     return {name: value for name, value in alert.items() if name not in hidden} | {
         "facts": facts,
@@ -195,5 +195,5 @@ def _line(alert: dict[str, Any], base: str | None) -> str:
 
 
 def _id(receiver: str, alerts: Sequence[dict[str, Any]]) -> UUID:
-    known = "|".join(f"{alert['id']} {alert['state']} {alert['told_at']}" for alert in alerts)
+    known = "|".join(f"{alert['id']} {alert['state']} {alert['notified_at']}" for alert in alerts)
     return uuid5(NAMES, f"{receiver}|{known}")

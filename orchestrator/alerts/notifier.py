@@ -232,7 +232,7 @@ class Notifier(Loop):
             if outcome.error is not None:
                 return outcome
             with self.engine.begin() as connection:
-                notices.told(connection, receiver.name, notice)
+                notices.mark_notified(connection, receiver.name, notice)
             log.info("alerts_sent", receiver=receiver.label, rule=notice.rule, alerts=len(notice.alerts))
             if self.stopping.is_set():
                 break

@@ -52,8 +52,8 @@ def _missed(event: TaskEvent, heard: dict[int, int]) -> str:
 def event_line(event: TaskEvent) -> Text:
     """Return an event as a line: its time, its subject, and the facts."""
     subject, _, what = event.type.partition(".")
-    told = _step(what, event.data) if subject == "step" else _state(what, event.data)
-    return styled((f"{_time(event)} ", "dim"), (one_line(told[0]), STATE_STYLES.get(what, "")), one_line(told[1]))
+    title, details = _step(what, event.data) if subject == "step" else _state(what, event.data)
+    return styled((f"{_time(event)} ", "dim"), (one_line(title), STATE_STYLES.get(what, "")), one_line(details))
 
 
 def _state(state: str, data: dict[str, Any]) -> tuple[str, str]:

@@ -140,7 +140,7 @@ class Streams:
                 changes = await self._watching.ask(_changes, None)
                 self._version += changes != self._seen
                 self._seen = changes
-            except Exception as error:  # after any error, the pages must be told later
+            except Exception as error:  # after any error, the pages must be notified later
                 log.warning("pages_poll_failed", reason=reason(error))
             async with self._changed:
                 self._changed.notify_all()

@@ -45,6 +45,6 @@ def forget_diagnostics() -> None:
 
 def cache_miss_in(message: dict[str, Any]) -> dict[str, Any] | None:
     """Return the reason why the cache could not be used: `type`, and `cache_missed_input_tokens` if they are known."""
-    told = message.get("diagnostics")
-    reason = told.get("cache_miss_reason") if isinstance(told, dict) else None
+    reported = message.get("diagnostics")
+    reason = reported.get("cache_miss_reason") if isinstance(reported, dict) else None
     return storable(reason) if isinstance(reason, dict) and isinstance(reason.get("type"), str) else None

@@ -110,5 +110,7 @@ class Failures:
 
 def is_worth_it(status: int, headers: Mapping[str, str] | None = None) -> bool:
     """Return whether a retry is worthwhile: as the API says, else by the status."""
-    told = (headers or {}).get("x-should-retry")
-    return told == "true" if told in ("true", "false") else status in WORTH_ASKING_AGAIN or status >= 500
+    should_retry = (headers or {}).get("x-should-retry")
+    if should_retry in ("true", "false"):
+        return should_retry == "true"
+    return status in WORTH_ASKING_AGAIN or status >= 500

@@ -74,10 +74,10 @@ def tokens_of(usage: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _count(told: Any, *path: str) -> int:
+def _count(reported: Any, *path: str) -> int:
     """Return a number in the report, at most `MOST`; 0 if it is absent."""
     for name in path:
-        told = told.get(name) if isinstance(told, dict) else None
-    if isinstance(told, bool) or not isinstance(told, int | float) or not math.isfinite(told):
+        reported = reported.get(name) if isinstance(reported, dict) else None
+    if isinstance(reported, bool) or not isinstance(reported, int | float) or not math.isfinite(reported):
         return 0
-    return int(min(max(0, told), MOST))
+    return int(min(max(0, reported), MOST))
