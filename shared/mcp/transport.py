@@ -1,0 +1,51 @@
+"""How JSON-RPC messages reach an MCP server and come back: the interface of all transports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+Message = dict[str, Any]
+"""A JSON-RPC message: strict JSON with the field `jsonrpc`, otherwise as the peer sent it."""
+
+
+class Exchange(Protocol):
+    """One message that was sent, and what comes back for it.
+
+    Attributes:
+        session: the session that the server assigned with its answer (2025-11-25); None: none.
+    """
+
+    session: str | None
+
+    def messages(self) -> Iterator[Message]:
+        """Yield the server's messages: notifications and requests of its own, then the response.
+
+        It ends without a response if the stream does, and yields nothing for a notification.
+
+        Raises:
+            McpFault: a message cannot be read, is too large, or the time is up.
+        """
+
+
+class Transport(Protocol):
+    """A way to an MCP server, for one client and a limited time.
+
+    Attributes:
+        modern_first: true if a server of 2025-11-25 may get `server/discover` as the first message.
+    """
+
+    def send(self, message: Message, headers: Mapping[str, str]) -> AbstractContextManager[Exchange]:
+        """Send a message. Leaving the context ends the exchange, which cancels a request that is not answered yet.
+
+        Args:
+            message: a request, a notification, or a response to a request of the server.
+            headers: the protocol's headers; a transport without headers ignores them.
+
+        Raises:
+            McpFault: it was refused, or could not be sent. An HTTP status without a JSON-RPC error is one too.
+        """
+
+    def close(self) -> None:
+        """End the connection."""
