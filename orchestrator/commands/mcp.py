@@ -102,7 +102,7 @@ def tools(server: str = SERVER, as_json: bool = AS_JSON, namespace: str = NAMESP
 
 @app.command()
 def diff(server: str = SERVER, names: list[str] = TOOLS, as_json: bool = AS_JSON, namespace: str = NAMESPACE) -> None:
-    """Show how a server's tools differ from the stored ones; exit status 1 if they do."""
+    """Show how a server's tools differ from the stored ones; exit status 1 if a stored one does."""
     with _session() as session:
         found = _compared(session, server, namespace, names)
     different = [each for each in found if each.state != "same"]
@@ -112,7 +112,7 @@ def diff(server: str = SERVER, names: list[str] = TOOLS, as_json: bool = AS_JSON
         for each in different:
             _print_difference(each)
         console.print(_summary(found))
-    if different:
+    if any(each.differs for each in found):
         raise typer.Exit(1)
 
 
@@ -229,5 +229,5 @@ def _lines(definition: ToolDefinition | None) -> list[str]:
 
 
 def _summary(found: Sequence[PulledTool]) -> str:
-    counted = Counter(each.state for each in found)
+    counted: Counter[str] = Counter(each.state for each in found)
     return ", ".join(f"{counted[state]} {state}" for state in STYLES if counted[state]) or "The server lists no tools."

@@ -74,7 +74,9 @@ def version_of(database: Engine, name: str) -> Any:
 
 def test_pull_stores_the_tools_of_the_reference_server(run_cli: Any, shop: Shop, database: Engine) -> None:
     assert "created" in run_cli("mcp", "add", "shop", shop.url).out
-    assert "7 new" in run_cli("mcp", "diff", "shop").out
+    first = run_cli("mcp", "diff", "shop")
+    assert "7 new" in first.out
+    assert first.code == 0
     assert run_cli("mcp", "pull", "shop").code == 0
     assert run_cli("mcp", "diff", "shop").code == 0
     stored = version_of(database, "shop_charge_card")
@@ -159,6 +161,7 @@ def test_unusable_and_gone_tools_are_reported(run_cli: Any, listing: Any) -> Non
         {"name": "long", "description": "x" * 10_001, "inputSchema": {}},
         {"name": "header", "inputSchema": {"items": {"x-mcp-header": "A"}}},
         {"name": "no schema"},
+        {"name": "large", "title": "x" * 200_000, "inputSchema": {}},
     ]
     found = json.loads(run_cli("mcp", "tools", "shop", "--json").out)
     states = {each["tool"]: each["state"] for each in found}
@@ -168,6 +171,7 @@ def test_unusable_and_gone_tools_are_reported(run_cli: Any, listing: Any) -> Non
         "long": "unusable",
         "header": "unusable",
         "no schema": "unusable",
+        "large": "unusable",
         "x" * 150: "new",
     }
     pulled = run_cli("mcp", "pull", "shop")
@@ -200,6 +204,13 @@ def test_endless_list_is_a_clear_error(run_cli: Any) -> None:
     with raw_server(*[{"tools": [], "nextCursor": "again"}] * 110) as raw:
         run_cli("mcp", "add", "shop", raw.url)
         assert "100 pages" in run_cli("mcp", "tools", "shop").err
+
+
+def test_legacy_session_is_ended(run_cli: Any) -> None:
+    with reference_server("legacy") as shop:
+        run_cli("mcp", "add", "shop", shop.url)
+        assert run_cli("mcp", "tools", "shop").code == 0
+        assert shop.lifetime._server_instances == {}
 
 
 def test_unknown_server_is_named(run_cli: Any) -> None:
