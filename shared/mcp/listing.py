@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.contracts.documents import McpAnnotations
+from shared.contracts.json_schema.schemas import DIALECT
 from shared.contracts.strict_json import canonical
 from shared.mcp.client import McpClient
 from shared.mcp.faults import McpFault
@@ -106,4 +107,4 @@ def _without_dialect(schema: dict[str, Any]) -> dict[str, Any]:
     """Return a schema as one of draft 2020-12. Many libraries name draft-07, where most keywords mean the same, and the
     others are refused.
     """
-    return {name: value for name, value in schema.items() if name != "$schema"}
+    return {name: value for name, value in schema.items() if name != "$schema" or value == DIALECT}
