@@ -47,6 +47,10 @@ SERVERS = text(
         WHERE s.namespace = :namespace ORDER BY s.name
     """
 )
+EVERY_SERVER = text(
+    "SELECT s.namespace, s.name, v.definition, v.key_order FROM mcp_servers s "
+    "JOIN mcp_server_versions v ON v.id = s.active_version_id ORDER BY s.namespace, s.name"
+)
 TOOLS = text(
     "SELECT v.name, v.definition, v.key_order FROM tools t JOIN tool_versions v ON v.id = t.active_version_id "
     "WHERE t.namespace = :namespace AND v.type = 'mcp' ORDER BY v.name"
@@ -82,6 +86,12 @@ class PulledTool:
 def servers(session: Session, namespace: str = "default") -> list[dict[str, Any]]:
     """Return the servers by name: `{"name", "version", "url", "trusted", "tools"}`."""
     return [dict(row) for row in session.execute(SERVERS, {"namespace": namespace}).mappings()]
+
+
+def every_server(session: Session) -> list[tuple[str, McpServerDefinition]]:
+    """Return the active definitions of the servers of all namespaces, each with its namespace."""
+    rows = session.execute(EVERY_SERVER)
+    return [(row.namespace, stored_definition("mcp_server", *row[1:])) for row in rows]
 
 
 def server_named(session: Session, name: str, namespace: str = "default") -> McpServerDefinition:

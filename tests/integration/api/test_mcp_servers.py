@@ -15,6 +15,7 @@ from sqlalchemy import Engine, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from orchestrator.commands import doctor
 from shared.contracts.documents import McpAnnotations, parse_definition, stored_definition
 from shared.database.tables import Tool, ToolVersion
 from shared.definitions.apply import export_definitions
@@ -224,6 +225,25 @@ def test_legacy_session_is_ended(run_cli: Any) -> None:
         run_cli("mcp", "add", "shop", shop.url)
         assert run_cli("mcp", "tools", "shop").code == 0
         assert shop.lifetime._server_instances == {}
+
+
+def test_doctor_warns_of_changed_and_silent_servers(
+    run_cli: Any, listing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw, tools = listing
+    run_cli("mcp", "add", "shop", raw.url)
+    run_cli("mcp", "pull", "shop", "--yes")
+    run_cli("mcp", "add", "silent", "http://127.0.0.1:1/mcp", "--namespace", "other")
+    monkeypatch.setattr("orchestrator.commands.doctor.CHECKS", (doctor._mcp_servers,))
+    findings = json.loads(run_cli("doctor", "--json").out)
+    assert [(each["what"], each["verdict"]) for each in findings] == [
+        ("mcp server shop", "ok"),
+        ("mcp server silent in other", "warning"),
+    ]
+    tools[0]["description"] = "Something else."
+    done = run_cli("doctor", "--json")
+    assert json.loads(done.out)[0]["advice"] == "see what it changed: `minion mcp diff shop`"
+    assert done.code == 0
 
 
 def test_unknown_server_is_named(run_cli: Any) -> None:
