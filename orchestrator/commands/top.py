@@ -36,8 +36,8 @@ SLOW_SECONDS = 15.0
 """Cost, alerts and workers are read this often at most."""
 SORTS = ("pending", "name", "running", "oldest")
 STATES = (None, "running", "waiting", "failed")
-LONGEST_PAUSE = 60.0
-"""Seconds between two readings while they fail."""
+LONGEST_PAUSE = 10.0
+"""Seconds between two readings while they fail, unless a refusal or `--interval` asks for more."""
 KEYS = "q quit, s sort, t tasks, f filter, space now"
 
 
@@ -55,15 +55,17 @@ def top(
     """Show capabilities, workers, the newest tasks, cost and alerts, live."""
     if sort not in SORTS:
         raise typer.BadParameter(f"--sort must be one of {', '.join(SORTS)}, not {sort!r}")
-    with connect(retries=1) as client:
+    live = not (as_json or once) and interactive() and sys.stdin.isatty()
+    # The live view has its own pauses, in which keys work.
+    with connect(retries=0 if live else 1) as client:
         view = View(sort=sort)
         readings = Readings(client)
-        if as_json:
-            print_json(readings.read(view.state))
-        elif once or not interactive() or not sys.stdin.isatty():
-            console.print(Group(*view.parts(readings.read(view.state), None)))
-        else:
+        if live:
             _watch(readings, view, interval)
+        elif as_json:
+            print_json(readings.read(view.state))
+        else:
+            console.print(Group(*view.parts(readings.read(view.state), None)))
 
 
 @dataclass
@@ -290,7 +292,7 @@ def _watch(readings: Readings, view: View, interval: float) -> None:
 def _pause_after(error: errors.MinionsError, failures: int, interval: float) -> float:
     """Return the seconds until the next reading: at least as many as a refusal asks for, and more at each failure."""
     asked = error.detail.get("retry_after")
-    own = exponential(failures, first=interval, longest=LONGEST_PAUSE)
+    own = exponential(failures, first=interval, longest=max(interval, LONGEST_PAUSE))
     return max(own, float(asked)) if isinstance(asked, int | float) else own
 
 
