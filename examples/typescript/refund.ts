@@ -28,8 +28,8 @@ function connect(key: string | undefined) {
   return client;
 }
 
-const submitter = connect(process.env["MINION_API_KEY"]);
-const approver = connect(process.env["MINION_APPROVER_KEY"]);
+const submitter = connect(process.env["SUBMITTER_KEY"]);
+const approver = connect(process.env["APPROVER_KEY"]);
 
 async function submit(order: string, complaint: string): Promise<Task> {
   const { data } = await submitter.POST("/v1/tasks", {
