@@ -10,7 +10,7 @@ DEFINITIONS, COMPONENTS = "#/$defs/", "#/components/schemas/"
 
 
 def operation_id(route: APIRoute) -> str:
-    """Return the name of the endpoint's function, as the id of its operation."""
+    """Return the id of an endpoint's operation: the name of its function, or the `name` that its route has instead."""
     return route.name
 
 
@@ -33,7 +33,7 @@ def name_bodies(document: dict[str, Any]) -> dict[str, Any]:
 
 def _add(known: set[str], name: str, path: str) -> None:
     if name in known:
-        raise RuntimeError(f"Two endpoints have the name {name!r}, the second at {path}: rename a function.")
+        raise RuntimeError(f"Two endpoints have the name {name!r} (one at {path}): give its route another `name`.")
     known.add(name)
 
 
@@ -43,7 +43,7 @@ def _lift(schema: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
         raise RuntimeError(f"The schema of a body must have a title that can name a type, not {name!r}.")
     lifted = _with_components(schema, schemas)
     if schemas.setdefault(name, lifted) != lifted:
-        raise RuntimeError(f"Two different schemas have the name {name!r}: rename a class.")
+        raise RuntimeError(f"Two different schemas have the name {name!r}: rename a class, or its title.")
     return {"$ref": COMPONENTS + name}
 
 

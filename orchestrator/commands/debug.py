@@ -151,7 +151,7 @@ class Debugger:
         known = len(self.history.steps)
         self.history = read_history(self.client, self.history.task.id)
         print_head(self.history)
-        stderr.print(f"{len(self.history.steps) - known} new steps.")
+        stderr.print(f"New steps: {len(self.history.steps) - known}.")
 
     def _to(self, number: int) -> None:
         self.history.step(number)

@@ -139,7 +139,7 @@ def test_debugger_shows_steps_that_are_added_meanwhile(
     assert done.code == 0, done.err
     assert "Step 2 of 2: wait careful" in done.out
     assert "Step 3 of 4: tool_call careful, finished" in done.out
-    assert ("2 new steps." in done.err, "0 new steps." in done.err) == (True, True)
+    assert ("New steps: 2." in done.err, "New steps: 0." in done.err) == (True, True)
 
 
 def test_edit_continues_and_compares(
