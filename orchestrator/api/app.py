@@ -273,4 +273,4 @@ def limited_engine(settings: Settings, pool_size: int, statement_timeout: str, *
 
 def _complete(openapi: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
     """Add to the document what the framework does not know: problems, names, permissions and examples."""
-    return cache(lambda: examples.add_to(rights.add_to(names.name_bodies(problems.add_schema(openapi())))))
+    return cache(lambda: examples.add_to(rights.add_to(names.name_schemas(problems.add_schema(openapi())))))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 from fastapi.routing import APIRoute
 
 DEFINITIONS, COMPONENTS = "#/$defs/", "#/components/schemas/"
+PAGE = re.compile(r'\bItemPage_(\w+)_"')
+"""The framework's name of a page of items: at the end of references, or as a key."""
 
 
 def operation_id(route: APIRoute) -> str:
@@ -14,12 +18,13 @@ def operation_id(route: APIRoute) -> str:
     return route.name
 
 
-def name_bodies(document: dict[str, Any]) -> dict[str, Any]:
-    """Move the schemas of bodies, and of their parts, to the components of an OpenAPI document.
+def name_schemas(document: dict[str, Any]) -> dict[str, Any]:
+    """Return an OpenAPI document in which bodies and their parts are named components, and pages have their items' name.
 
     Raises:
         RuntimeError: a body has no title, or two schemas or operations have the same name.
     """
+    document = json.loads(PAGE.sub(r'\1Page"', json.dumps(document)))
     schemas = document["components"]["schemas"]
     known: set[str] = set()
     for path, methods in document["paths"].items():
