@@ -19,7 +19,7 @@ def operation_id(route: APIRoute) -> str:
 
 
 def name_schemas(document: dict[str, Any]) -> dict[str, Any]:
-    """Return an OpenAPI document in which bodies and their parts are named components, and pages have their items' name.
+    """Return an OpenAPI document in which bodies and their parts are named components, and pages are named by items.
 
     Raises:
         RuntimeError: a body has no title, or two schemas or operations have the same name.
