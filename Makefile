@@ -9,7 +9,7 @@ GENERATOR := $(VENV)/.installed-docs
 PIP_FLAGS := --disable-pip-version-check --no-input --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test unit soak chaos crash-matrix lint format schema client api bench soak-load flood screenshots docs dist lock clean
+.PHONY: help install demo up test unit soak chaos crash-matrix lint format schema client api typescript bench soak-load flood screenshots docs dist lock clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -78,6 +78,11 @@ client: install  ## Derive the client for threads from minions/aio, after each c
 
 api: install  ## Accept additions to the API's OpenAPI document, docs/openapi.json (API=--breaking for other changes)
 	@$(RUN) tests.support.api_surface $(API)
+
+typescript:  ## Compile the example for TypeScript against docs/openapi.json (needs Node.js and npm)
+	@folder=$$(mktemp -d); trap "rm -rf $$folder" EXIT; cp examples/typescript/* docs/openapi.json $$folder; cd $$folder && \
+	    npm install --silent --no-audit --no-fund && \
+	    npx openapi-typescript openapi.json --default-non-nullable=false --output minions.d.ts && npx tsc --noEmit
 
 bench: $(PEERS)  ## Measure beside Celery, procrastinate, DBOS and others, in one run (20 min; BENCH=--quick, BENCH=--help)
 	@PYTHONDONTWRITEBYTECODE= $(RUN) benchmarks $(BENCH)

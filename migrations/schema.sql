@@ -488,6 +488,7 @@ CREATE INDEX evaluations_due_idx ON evaluations USING btree (task_id) WHERE (sta
 CREATE INDEX evaluations_judge_idx ON evaluations USING btree (judge_task_id) WHERE (judge_task_id IS NOT NULL);
 CREATE INDEX evaluations_rate_idx ON evaluations USING btree (agent_version_id, evaluator, submitted_at);
 CREATE INDEX evaluations_submitted_idx ON evaluations USING btree (task_id) WHERE (state = 'submitted'::text);
+CREATE INDEX evaluations_unscored_idx ON evaluations USING btree (agent_version_id, task_id) WHERE (state = ANY (ARRAY['failed'::text, 'skipped'::text]));
 ALTER TABLE ONLY evaluations
     ADD CONSTRAINT evaluations_agent_version_id_fkey FOREIGN KEY (agent_version_id) REFERENCES agent_versions(id) ON DELETE CASCADE;
 ALTER TABLE ONLY evaluations
@@ -4368,7 +4369,7 @@ CREATE FUNCTION minion_standing_breach(t uuid, among uuid[], asked jsonb, moment
                      ELSE COALESCE((asked->>'microdollars')::numeric / 1000000, 0) END)
         ) AS f (nth, what, most, spent, held, wanted)
         WHERE b.on_breach <> 'alert' AND f.most IS NOT NULL AND (among IS NULL OR b.id = ANY (among))
-          AND (f.wanted IS NULL OR f.spent + f.held + f.wanted > f.most)
+          AND (f.wanted IS NULL OR f.wanted > 0 AND f.spent + f.held + f.wanted > f.most)
         ORDER BY b.id, f.nth LIMIT 1
 $$;
 

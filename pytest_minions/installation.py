@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import pytest
@@ -36,10 +36,24 @@ class Installation:
     url: str
     variables: Mapping[str, str]
     system: System
+    _holders: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def kept_for(self, fixture: str) -> Iterator[None]:
+        """Refuse to empty it during the block."""
+        self._holders.append(fixture)
+        try:
+            yield
+        finally:
+            self._holders.remove(fixture)
 
     @contextmanager
     def emptied(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Minions]:
         """Empty it for a test. The code under test finds it as in production, by its environment."""
+        if self._holders:
+            pytest.fail(
+                f"This would empty what {self._holders[0]!r} keeps for the tests of this module: use that here too."
+            )
         empty(self.engine, but=self.system.kept)
         with monkeypatch.context() as environment, Client(self.url, self.servers.api_key) as client:
             environment.setenv("MINION_API_URL", self.url)

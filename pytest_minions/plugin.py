@@ -2,6 +2,7 @@
 
 minions         agents in the test's process: the worker's code runs when the test says so
 live_minions    the same with an orchestrator and workers as processes, like in production
+module_minions  `minions` for all tests of a module together, with one expensive setup
 scripted_model  the model of both: a local server with a script of replies
 """
 
@@ -57,6 +58,18 @@ def minions(
 ) -> Iterator[Minions]:
     """An empty installation, whose tasks run in the test's process when the test calls `run_until_idle`."""
     with _inline_installation.emptied(monkeypatch) as kit:
+        yield kit
+
+
+@pytest.fixture(scope="module")
+def module_minions(_inline_installation: Installation, minions_servers: Servers) -> Iterator[Minions]:
+    """`minions` for a whole module: empty at its first test, and shared by all of them."""
+    minions_servers.model.reset()
+    with (
+        pytest.MonkeyPatch.context() as monkeypatch,
+        _inline_installation.emptied(monkeypatch) as kit,
+        _inline_installation.kept_for("module_minions"),
+    ):
         yield kit
 
 

@@ -113,6 +113,12 @@ def _create_evaluations() -> None:
         op.create_index(
             f"evaluations_{state}_idx", "evaluations", ["task_id"], postgresql_where=sa.text(f"state = '{state}'")
         )
+    op.create_index(
+        "evaluations_unscored_idx",
+        "evaluations",
+        ["agent_version_id", "task_id"],
+        postgresql_where=sa.text("state IN ('failed', 'skipped')"),
+    )
     op.create_index("evaluations_rate_idx", "evaluations", ["agent_version_id", "evaluator", "submitted_at"])
     op.create_index(
         "evaluations_judge_idx", "evaluations", ["judge_task_id"], postgresql_where=sa.text("judge_task_id IS NOT NULL")

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from orchestrator.api import body, problems
 from orchestrator.api.actors import Actor
 from orchestrator.api.auth import Caller
+from orchestrator.api.masking import payload
 from orchestrator.api.parameters import Database, ItemPage, NamedPage, Namespace, Statements, Text
 from orchestrator.observe import canaries, evaluations
 from shared.access.actors import Key
@@ -117,6 +118,10 @@ class AgentVersionSummary(BaseModel):
         description="By evaluator: `tasks`, their `mean`, and the share that `passed`. "
         "Empty for a key that is bound to agents, capabilities or a tenant."
     )
+    unscored: dict[str, Any] = Field(
+        description="By evaluator: how many of the latest 1,000 evaluations without a score `failed` or were "
+        "`skipped`, and the `problem` of the latest one. Empty for the same keys."
+    )
 
 
 class Agent(AgentSummary):
@@ -198,7 +203,12 @@ def get_agent(name: Text, query: Namespace, database: Statements, key: Caller) -
         return {**row, "definition": definition, "versions": versions, "canary": canary}
 
 
-@router.get("/{name}/versions/{number}", response_model=AgentVersion, responses=problems.documented(404))
+@router.get(
+    "/{name}/versions/{number}",
+    name="get_agent_version",
+    response_model=AgentVersion,
+    responses=problems.documented(404),
+)
 def get_version(
     name: Text,
     number: Annotated[int, Path(ge=1, le=2**31 - 1)],
@@ -215,6 +225,7 @@ def get_version(
 
 @router.post(
     "/{name}/rollback",
+    name="roll_back_agent",
     response_model=Agent,
     responses=problems.documented(404, 413, 415),
     openapi_extra=body.documented(RollbackRequest.model_json_schema()),
@@ -246,6 +257,7 @@ def set_canary(name: Text, query: Namespace, sent: body.SmallBody, database: Dat
 
 @router.put(
     "/{name}/status",
+    name="set_agent_status",
     response_model=Agent,
     responses=problems.documented(404, 413, 415),
     openapi_extra=body.documented(AgentStatusRequest.model_json_schema()),
@@ -296,10 +308,15 @@ def _version(connection: Connection, agent: RowMapping | dict[str, Any], number:
 
 
 def _scored(connection: Connection, versions: Sequence[RowMapping], key: Key) -> list[dict[str, Any]]:
-    """Return versions with their scores, which are about the tasks of all callers."""
+    """Return versions with the results of their evaluations, which are about the tasks of all callers."""
     seen = [] if key.scope.is_partial else [version["id"] for version in versions]
-    scores = evaluations.scores_of(connection, seen)
-    return [{**version, "scores": scores.get(version["id"], {})} for version in versions]
+    scores, unscored = evaluations.scores_of(connection, seen), evaluations.unscored_of(connection, seen)
+    for each in (facts for by_evaluator in unscored.values() for facts in by_evaluator.values()):
+        each["problem"] = payload(each["problem"])  # a refusal may quote the task
+    return [
+        {**version, "scores": scores.get(version["id"], {}), "unscored": unscored.get(version["id"], {})}
+        for version in versions
+    ]
 
 
 def _canaries(connection: Connection, agents: list[UUID], key: Key) -> dict[UUID, dict[str, Any]]:

@@ -179,7 +179,7 @@ def list_alerts(
     return {"items": [notices.shown(row, base) for row in page.items], "next": page.next}
 
 
-@router.post("/alerts/test", response_model=Tested)
+@router.post("/alerts/test", name="test_alert_addresses", response_model=Tested)
 def test_addresses(request: Request, database: Statements, actor: Actor) -> dict[str, Any]:
     """Sends a test message to each address of MINION_ALERT_URLS now, and reports the outcomes."""
     found = addresses.of(request.app.state.settings)

@@ -34,6 +34,7 @@ from orchestrator.api import (
     keys,
     memories,
     metrics,
+    names,
     problems,
     replays,
     rights,
@@ -139,6 +140,7 @@ def create_app(settings: Settings) -> FastAPI:
         servers=[{"url": settings.base_path}] if settings.base_path else None,
         docs_url=None,  # `documentation` serves them, without a CDN
         redoc_url=None,
+        generate_unique_id_function=names.operation_id,
     )
     settings.require_redis_url()
     app.state.settings = settings
@@ -270,5 +272,5 @@ def limited_engine(settings: Settings, pool_size: int, statement_timeout: str, *
 
 
 def _complete(openapi: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
-    """Add the problems, the permissions and the examples, which the framework does not know, to the document."""
-    return cache(lambda: examples.add_to(rights.add_to(problems.add_schema(openapi()))))
+    """Add to the document what the framework does not know: problems, names, permissions and examples."""
+    return cache(lambda: examples.add_to(rights.add_to(names.name_schemas(problems.add_schema(openapi())))))

@@ -155,21 +155,11 @@ def parse_model(model: type[Model], body: bytes, *, required: bool = True) -> Mo
 
 
 def documented(schema: dict[str, Any], *, required: bool = True) -> dict[str, Any]:
-    """Return the OpenAPI description of a body: the framework does not parse bodies, so it cannot generate one."""
-    return {"requestBody": {"required": required, "content": {"application/json": {"schema": _complete(schema, {})}}}}
+    """Return the OpenAPI description of a body: the framework does not parse bodies, so it cannot generate one.
 
-
-def _complete(schema: Any, parts: dict[str, Any]) -> Any:
-    """Inline the schema's `$defs`: a reference would be resolved from the root of the whole OpenAPI document."""
-    if isinstance(schema, list):
-        return [_complete(item, parts) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    parts = parts | schema.get("$defs", {})
-    rest = {key: _complete(value, parts) for key, value in schema.items() if key not in ("$defs", "$ref")}
-    if "$ref" not in schema:
-        return rest
-    return _complete(parts[schema["$ref"].removeprefix("#/$defs/")], parts) | rest
+    `orchestrator.api.names` makes a component of the schema, which must have a title.
+    """
+    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
 
 
 def _check_announced(request: Request, limit: int) -> None:

@@ -76,7 +76,7 @@ class BulkRequest(Strict):
         return self.model_dump(include=set(OWN[self.act]))
 
 
-class Failure(BaseModel):
+class RefusedTask(BaseModel):
     """A task that was refused."""
 
     task_id: UUID
@@ -108,7 +108,7 @@ class BulkAct(BaseModel):
     done: int
     failed: int = Field(description="Tasks that were refused; `failures` has the first of them.")
     skipped: int = Field(description="Tasks that no longer matched when it was their turn.")
-    failures: list[Failure]
+    failures: list[RefusedTask]
     created_at: datetime | None
     created_by: str
     ended_at: datetime | None

@@ -52,6 +52,7 @@ class Erasure(BaseModel):
 
 @router.post(
     "",
+    name="erase_data",
     response_model=Erasure,
     responses=problems.documented(413, 415),
     openapi_extra=body.documented(ErasureRequest.model_json_schema()),

@@ -157,6 +157,7 @@ def show_error(
 
 @router.put(
     "/{fingerprint}",
+    name="decide_error",
     response_model=DecidedError,
     responses=problems.documented(404, 413, 415),
     openapi_extra=body.documented(ErrorDecision.model_json_schema()),

@@ -67,6 +67,7 @@ def _check_judge(agent: RowMapping) -> None:
 
 @router.post(
     "",
+    name="evaluate_tasks",
     status_code=202,
     response_model=Evaluations,
     responses=problems.documented(404, 409, 413, 415),

@@ -120,6 +120,7 @@ def get_file(file_id: Text, query: Namespace, database: Statements, key: Caller)
 
 @router.get(
     "/{file_id}/content",
+    name="get_file_content",
     response_class=Response,
     responses={200: {"content": dict.fromkeys(FILE_TYPES, BINARY)}, **problems.documented(404)},
 )

@@ -125,7 +125,12 @@ def get_function(name: Text, query: Namespace, database: Statements) -> dict[str
         return {**row, "definition": definition, "versions": versions}
 
 
-@router.get("/{name}/security-events", response_model=SecurityEvents, responses=problems.documented(404))
+@router.get(
+    "/{name}/security-events",
+    name="list_security_events",
+    response_model=SecurityEvents,
+    responses=problems.documented(404),
+)
 def list_events(name: Text, query: Namespace, database: Statements) -> dict[str, Any]:
     """The latest 50 security events: denied actions, kills by a limit, hashes that did not match."""
     with database.connect() as connection:
@@ -135,6 +140,7 @@ def list_events(name: Text, query: Namespace, database: Statements) -> dict[str,
 
 @router.put(
     "/{name}/status",
+    name="set_function_status",
     response_model=Function,
     responses=problems.documented(404, 413, 415),
     openapi_extra=body.documented(FunctionStatusRequest.model_json_schema()),

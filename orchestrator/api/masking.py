@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Annotated, Any
 
-from pydantic import PlainSerializer
+from pydantic import PlainSerializer, WithJsonSchema
 
 from shared.access.actors import Key
 from shared.access.roles import MASK, Permission
@@ -80,7 +80,20 @@ def conversation(stored: str | None) -> str | None:
 Payload = Annotated[Any, PlainSerializer(payload, return_type=Any)]
 PayloadText = Annotated[str | None, PlainSerializer(payload, return_type=str | None)]
 Payloads = Annotated[list[Any] | None, PlainSerializer(payloads, return_type=list[Any] | None)]
-Error = Annotated[dict[str, Any] | None, PlainSerializer(error, return_type=dict[str, Any] | None)]
+# Facts differ by type; programs read these two.
+ERROR_SCHEMA = {
+    "anyOf": [
+        {
+            "type": "object",
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+            "additionalProperties": True,
+        },
+        {"type": "null"},
+    ]
+}
+Error = Annotated[
+    dict[str, Any] | None, PlainSerializer(error, return_type=dict[str, Any] | None), WithJsonSchema(ERROR_SCHEMA)
+]
 Labels = Annotated[dict[str, Any], PlainSerializer(labels, return_type=dict[str, Any])]
 StoredRequest = Annotated[dict[str, Any], PlainSerializer(request, return_type=dict[str, Any])]
 ConversationId = Annotated[str | None, PlainSerializer(conversation, return_type=str | None)]

@@ -111,7 +111,7 @@ class PathQuery(StrictQuery):
     path: Path
 
 
-@router.get("", response_model=ItemPage[ListedStore])
+@router.get("", name="list_memory_stores", response_model=ItemPage[ListedStore])
 def list_stores(query: Annotated[StoreQuery, Query()], database: Statements, key: Caller) -> Page:
     """The stores of memory, the oldest first."""
     with database.connect() as connection:
@@ -127,7 +127,7 @@ def list_stores(query: Annotated[StoreQuery, Query()], database: Statements, key
     return Page(items, str(items[-1]["id"]) if len(rows) > query.limit else None)
 
 
-@router.get("/{store_id}", response_model=OpenStore, responses=problems.documented(404))
+@router.get("/{store_id}", name="get_memory_store", response_model=OpenStore, responses=problems.documented(404))
 def get_store(store_id: UUID, database: Statements, key: Caller) -> dict[str, Any]:
     """A store with its files and its last changes."""
     with database.connect() as connection:
@@ -139,7 +139,7 @@ def get_store(store_id: UUID, database: Statements, key: Caller) -> dict[str, An
         }
 
 
-@router.get("/{store_id}/file", response_model=MemoryText, responses=problems.documented(404))
+@router.get("/{store_id}/file", name="get_memory_file", response_model=MemoryText, responses=problems.documented(404))
 def get_file(store_id: UUID, query: Annotated[FileQuery, Query()], database: Statements, key: Caller) -> dict[str, Any]:
     """The text of a file, as it is or as a change left it."""
     with database.connect() as connection:
@@ -150,7 +150,13 @@ def get_file(store_id: UUID, query: Annotated[FileQuery, Query()], database: Sta
     return {"path": query.path, "content": version["content"]}
 
 
-@router.delete("/{store_id}", status_code=204, response_class=Response, responses=problems.documented(404))
+@router.delete(
+    "/{store_id}",
+    name="delete_memory_store",
+    status_code=204,
+    response_class=Response,
+    responses=problems.documented(404),
+)
 def delete_store(store_id: UUID, database: Database, actor: Actor) -> None:
     """Deletes a store with all versions of its files. Running tasks go on with an empty one."""
     with database.begin() as connection:
@@ -160,7 +166,9 @@ def delete_store(store_id: UUID, database: Database, actor: Actor) -> None:
         log.record(connection, actor, "memory.delete", store_id, namespace=found["namespace"], before=facts)
 
 
-@router.delete("/{store_id}/file", response_model=DeletedFiles, responses=problems.documented(404))
+@router.delete(
+    "/{store_id}/file", name="delete_memory_file", response_model=DeletedFiles, responses=problems.documented(404)
+)
 def delete_file(
     store_id: UUID, query: Annotated[PathQuery, Query()], database: Database, actor: Actor
 ) -> dict[str, Any]:

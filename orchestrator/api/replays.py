@@ -62,7 +62,7 @@ class DeadLetter(BaseModel):
     example: UUID = Field(description="The latest of the tasks.")
 
 
-class ReplayRequest(BaseModel):
+class ReplaysRequest(BaseModel):
     """Which tasks to replay, and how. A task must match all given filters."""
 
     model_config = ConfigDict(extra="forbid")
@@ -126,11 +126,11 @@ def list_dead_letters(query: DeadLetterPage, database: Statements) -> Page:
     "/replays",
     response_model=ReplayResult,
     responses=problems.documented(404, 413, 415),
-    openapi_extra=body.documented(ReplayRequest.model_json_schema()),
+    openapi_extra=body.documented(ReplaysRequest.model_json_schema()),
 )
 def replay_tasks(sent: body.TaskBody, database: Database, actor: Actor) -> dict[str, Any]:
     """Submits ended tasks again, a page at a time, spread over time at the given rate."""
-    asked = body.parse_model(ReplayRequest, sent)
+    asked = body.parse_model(ReplaysRequest, sent)
     if living := set(asked.states) - FINAL:
         raise InvalidInput(f"Only tasks that have ended can be replayed, not {', '.join(sorted(living))} ones.")
     batch = asked.batch or uuid4()
@@ -158,7 +158,7 @@ def replay_tasks(sent: body.TaskBody, database: Database, actor: Actor) -> dict[
     return {"items": page.items, "next": page.next, "batch": batch, "start_at": page.start_at, "matched": matched}
 
 
-def _filter(connection: Connection, asked: ReplayRequest, key: Key) -> TaskFilter:
+def _filter(connection: Connection, asked: ReplaysRequest, key: Key) -> TaskFilter:
     if asked.function:
         # Whether there is such a version is not for every key.
         RULES["GET /v1/functions/{name}"].check(key)

@@ -99,6 +99,7 @@ def list_pauses(database: Statements, key: Caller) -> dict[str, Any]:
 
 @router.put(
     "/pauses/{scope}/{name:path}",
+    name="set_pause",
     response_model=Pause,
     responses=problems.documented(413, 415),
     openapi_extra=body.documented(PauseRequest.model_json_schema(), required=False),
@@ -118,7 +119,11 @@ def pause(
 
 
 @router.delete(
-    "/pauses/{scope}/{name:path}", status_code=204, response_class=Response, responses=problems.documented(404)
+    "/pauses/{scope}/{name:path}",
+    name="remove_pause",
+    status_code=204,
+    response_class=Response,
+    responses=problems.documented(404),
 )
 def resume(scope: Scope, name: str, query: Namespace, database: Database, actor: Actor) -> None:
     """Resumes a capability, an agent or a key."""

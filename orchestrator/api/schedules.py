@@ -27,9 +27,10 @@ from shared.tasks.queries import Page
 
 DEFINITION = ScheduleDefinition.model_json_schema()
 NAMED = {**DEFINITION, "properties": {k: v for k, v in DEFINITION["properties"].items() if k != "name"}}
-PUT_SCHEMA = {**NAMED, "required": ["request"]}
-PATCH_SCHEMA = {**NAMED, "required": []}
+PUT_SCHEMA = {**NAMED, "title": "ScheduleContent", "required": ["request"]}
+PATCH_SCHEMA = {**NAMED, "title": "ScheduleChange", "required": []}
 RUN_SCHEMA = {
+    "title": "ScheduleRun",
     "type": "object",
     "additionalProperties": False,
     "properties": {"idempotency_key": {"type": "string", "minLength": 1, "maxLength": 255}},

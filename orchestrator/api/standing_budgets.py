@@ -32,7 +32,7 @@ class Amount(BaseModel):
     reserved: int | float = Field(description="By running calls: the most that they may use.")
 
 
-class Alert(BaseModel):
+class BudgetAlert(BaseModel):
     """This share of a limit was used up, in percent."""
 
     percent: int
@@ -53,7 +53,7 @@ class StandingBudget(BaseModel):
     on_breach: OnBreach
     period_start: datetime
     period_end: datetime
-    alerts: list[Alert] = Field(description="Of the current period.")
+    alerts: list[BudgetAlert] = Field(description="Of the current period.")
     created_at: datetime
     created_by: str | None
 

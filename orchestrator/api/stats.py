@@ -34,7 +34,7 @@ class Tokens(BaseModel):
     cache_write: int
 
 
-class Failure(BaseModel):
+class FailureKind(BaseModel):
     """A kind of failure."""
 
     fingerprint: str | None = Field(description="Null: failures beyond the first 50 kinds of an hour.")
@@ -42,7 +42,7 @@ class Failure(BaseModel):
     tasks: int
 
 
-class Item(BaseModel):
+class StatsItem(BaseModel):
     """One group, with the values that it is grouped by. An empty text: none, or too many to have a group each."""
 
     model_config = ConfigDict(extra="allow")
@@ -58,7 +58,7 @@ class Item(BaseModel):
     dollars: float
     saved_dollars: float = Field(description="The cost of steps that later claims read back from the journal.")
     cache_hits: int
-    failures: list[Failure] = Field(description="The ten most frequent ones.")
+    failures: list[FailureKind] = Field(description="The ten most frequent ones.")
 
 
 class Stats(BaseModel):
@@ -69,7 +69,7 @@ class Stats(BaseModel):
     grain: str = Field(description="`hour` or `day`: the range begins and ends with one.")
     about: str = Field(description="`tasks` or `steps`.")
     age_seconds: float | None = Field(description="Everything that had ended this long ago is counted.")
-    items: list[Item]
+    items: list[StatsItem]
 
 
 class StatsQuery(StrictQuery):

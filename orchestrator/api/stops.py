@@ -68,6 +68,7 @@ def list_stops(database: Statements, key: Caller) -> dict[str, Any]:
 
 @router.post(
     "",
+    name="set_stop",
     response_model=Stop,
     responses=problems.documented(413, 415),
     openapi_extra=body.documented(StopRequest.model_json_schema()),
@@ -86,7 +87,7 @@ def stop(sent: body.TaskBody, database: Database, actor: Actor) -> dict[str, Any
         return stopped
 
 
-@router.delete("", status_code=204, response_class=Response, responses=problems.documented(404))
+@router.delete("", name="remove_stop", status_code=204, response_class=Response, responses=problems.documented(404))
 def lift(query: Annotated[StopQuery, Query()], database: Database, actor: Actor) -> None:
     """Lifts a stop: its tasks continue."""
     target = stops.target_of(query.scope, _namespace(actor.key, query), query.name)

@@ -57,10 +57,12 @@ from shared.trace_context import HEADER, read_header
 
 REQUEST_SCHEMA = TaskRequest.model_json_schema()
 BULK_SCHEMA = {
+    "title": "TasksRequest",
     "type": "object",
     "required": ["tasks"],
     "additionalProperties": False,
-    "properties": {"tasks": {"type": "array", "maxItems": BULK_LIMIT, "items": REQUEST_SCHEMA}},
+    "properties": {"tasks": {"type": "array", "maxItems": BULK_LIMIT, "items": {"$ref": "#/$defs/TaskRequest"}}},
+    "$defs": {"TaskRequest": REQUEST_SCHEMA},
 }
 
 SignalName = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
@@ -243,7 +245,7 @@ def label_task(task_id: TaskId, sent: body.TaskBody, database: Database, actor: 
         return task_acts.label(connection, task_id, actor, labels=asked.labels)
 
 
-@router.get("/{task_id}/why", response_model=Why, responses=problems.documented(404))
+@router.get("/{task_id}/why", name="explain_task", response_model=Why, responses=problems.documented(404))
 def why(task_id: TaskId, request: Request, database: Statements, key: Caller) -> dict[str, Any]:
     """Explain the current state of the task: one sentence, the facts, and what would let it continue."""
     lease = request.app.state.settings.lease_seconds
@@ -274,6 +276,7 @@ def signal_task(
 
 @router.post(
     "/{task_id}/decisions",
+    name="decide_task",
     response_model=DecidedTask,
     responses=problems.documented(404, 409, 413, 415),
     openapi_extra=body.documented(DecisionRequest.model_json_schema()),

@@ -49,6 +49,7 @@ class TrialRequest(Strict):
 
 @router.post(
     "",
+    name="submit_trial",
     status_code=201,
     response_model=Task,
     responses=problems.documented(404, 409, 413, 415),

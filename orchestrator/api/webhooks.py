@@ -288,7 +288,9 @@ def remove_webhook(name: Text, query: Namespace, database: Database, actor: Acto
         _record(connection, actor, "webhook.delete", before, None)
 
 
-@router.post("/{name}/rotate", response_model=WebhookWithSecret, responses=problems.documented(404))
+@router.post(
+    "/{name}/rotate", name="rotate_webhook_secret", response_model=WebhookWithSecret, responses=problems.documented(404)
+)
 def rotate_secret(name: Text, query: Namespace, database: Database, actor: Actor) -> dict[str, Any]:
     """Gives a webhook a new secret, which is shown only this once. For a day, messages are signed with the old secret
     too, so that the receiver has time to change it; a second rotation ends that."""
@@ -300,7 +302,7 @@ def rotate_secret(name: Text, query: Namespace, database: Database, actor: Actor
         return {**_get(connection, query.namespace, name), "secret": secret}
 
 
-@router.post("/{name}/test", response_model=WebhookTest, responses=problems.documented(404))
+@router.post("/{name}/test", name="test_webhook", response_model=WebhookTest, responses=problems.documented(404))
 def send_test(name: Text, query: Namespace, request: Request, database: Statements, actor: Actor) -> dict[str, Any]:
     """Sends a message of type `webhook.test` now, once, and reports how the endpoint answered."""
     url, secret = _target(database, query.namespace, name)
@@ -312,7 +314,12 @@ def send_test(name: Text, query: Namespace, request: Request, database: Statemen
     return {"delivered": answer.delivered, "status": answer.status, "error": answer.error, "seconds": seconds}
 
 
-@router.get("/{name}/deliveries", response_model=ItemPage[WebhookDelivery], responses=problems.documented(404))
+@router.get(
+    "/{name}/deliveries",
+    name="list_webhook_deliveries",
+    response_model=ItemPage[WebhookDelivery],
+    responses=problems.documented(404),
+)
 def list_deliveries(name: Text, query: DeliveryPage, database: Statements) -> Page:
     """The messages to a webhook, the newest first."""
     with database.connect() as connection:
@@ -321,7 +328,12 @@ def list_deliveries(name: Text, query: DeliveryPage, database: Statements) -> Pa
         return page_of(connection.execute(DELIVERIES, values).mappings().all(), query.limit, "id")
 
 
-@router.post("/deliveries/{delivery_id}/retry", response_model=WebhookDelivery, responses=problems.documented(404, 409))
+@router.post(
+    "/deliveries/{delivery_id}/retry",
+    name="retry_webhook_delivery",
+    response_model=WebhookDelivery,
+    responses=problems.documented(404, 409),
+)
 def retry_delivery(delivery_id: DeliveryRef, database: Database, actor: Actor) -> dict[str, Any]:
     """Sends a message again, under the same id, whatever its status; its attempts are counted from the beginning."""
     with database.begin() as connection:

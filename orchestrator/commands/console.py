@@ -10,15 +10,14 @@ from uuid import uuid4
 import typer
 
 from minions import Client, Task
-from minions.errors import MinionsError
 from orchestrator.commands.attending import attend, print_outcome, replay_and_compare, text_of
 from orchestrator.commands.client import ACTOR, connect
 from orchestrator.commands.debug import print_part, print_steps
 from orchestrator.commands.diff import print_comparison
 from orchestrator.commands.journal_views import History, read_history
 from orchestrator.commands.output import console as output
-from orchestrator.commands.output import fail, stderr
-from orchestrator.commands.prompting import ask, json_from
+from orchestrator.commands.output import stderr
+from orchestrator.commands.prompting import json_from, read_commands
 from orchestrator.commands.task_ids import remember
 from orchestrator.commands.tasks import print_why
 from shared.errors import InvalidInput
@@ -93,11 +92,7 @@ class Dialogue:
     def run(self) -> None:
         """Read lines until the end of the input."""
         stderr.print(f"{self.agent}, conversation {self.conversation}. /help lists the commands.")
-        while (written := ask(f"{self.agent}> ")) not in (None, "/quit", "/q"):
-            try:
-                self.do(str(written))
-            except MinionsError as error:
-                fail(error)
+        read_commands(lambda: f"{self.agent}> ", self.do, last=("/quit", "/q"))
 
     def do(self, written: str) -> None:
         """Do what a line says.

@@ -13,14 +13,13 @@ from typing import Any, Literal, get_args
 import typer
 
 from minions import Client
-from minions.errors import MinionsError
 from orchestrator.commands.attending import replay_and_compare
 from orchestrator.commands.client import ACTOR, connect
 from orchestrator.commands.diff import print_comparison
 from orchestrator.commands.journal_views import History, moment, read_history, view_of
-from orchestrator.commands.output import AS_JSON, console, fail, print_json, print_table, stderr, styled
+from orchestrator.commands.output import AS_JSON, console, print_json, print_table, stderr, styled
 from orchestrator.commands.past import why_at
-from orchestrator.commands.prompting import ask, json_from
+from orchestrator.commands.prompting import json_from, read_commands
 from orchestrator.commands.task_ids import TASK
 from orchestrator.commands.tasks import message_of, print_why
 from shared.contracts.visible_text import one_line
@@ -30,6 +29,7 @@ Part = Literal["summary", "request", "reply", "usage", "time", "all"]
 HELP = """
 n, Enter        next step
 p               previous step
+refresh         read the journal again; `n` after the last step of a running task does too
 N               step N
 f               first failure
 l               list of the steps
@@ -81,8 +81,9 @@ class Debugger:
         self.client = client
         self.compared: tuple[str, str] | None = None
         self.acts: dict[str, Callable[[], None]] = {
-            "n": lambda: self._move(1),
-            "p": lambda: self._move(-1),
+            "n": self._to_next,
+            "p": self._to_previous,
+            "refresh": self._refresh,
             "f": self._to_failure,
             "l": lambda: print_steps(self.history, self.number),
             "why": lambda: print_why(why_at(self.history, str(self.number))),
@@ -95,11 +96,7 @@ class Debugger:
 
     def run(self) -> None:
         """Read commands until the end of the input."""
-        while (written := ask(self._prompt())) not in (None, "q", "quit"):
-            try:
-                self.do(written or "n")
-            except MinionsError as error:
-                fail(error)
+        read_commands(self._prompt, lambda written: self.do(written or "n"), last=("q", "quit"))
 
     def do(self, written: str) -> None:
         """Do one command.
@@ -135,12 +132,26 @@ class Debugger:
     def _prompt(self) -> str:
         return f"(step {self.number}/{len(self.history.steps)}, help) "
 
-    def _move(self, by: int) -> None:
-        numbers = [step["number"] for step in self.history.steps]
-        at = numbers.index(self.number) + by if numbers else -1
-        if not 0 <= at < len(numbers):
-            raise InvalidInput("There is no step after this one." if by > 0 else "There is no step before this one.")
-        self._to(numbers[at])
+    def _to_next(self) -> None:
+        if not self.history.task.final and not self._numbers_after():
+            self._refresh()
+        if not (after := self._numbers_after()):
+            raise InvalidInput(f"There is no step after this one: the task is {self.history.task.state}.")
+        self._to(after[0])
+
+    def _to_previous(self) -> None:
+        if not (before := [step["number"] for step in self.history.steps if step["number"] < self.number]):
+            raise InvalidInput("There is no step before this one.")
+        self._to(before[-1])
+
+    def _numbers_after(self) -> list[int]:
+        return [step["number"] for step in self.history.steps if step["number"] > self.number]
+
+    def _refresh(self) -> None:
+        known = len(self.history.steps)
+        self.history = read_history(self.client, self.history.task.id)
+        print_head(self.history)
+        stderr.print(f"New steps: {len(self.history.steps) - known}.")
 
     def _to(self, number: int) -> None:
         self.history.step(number)

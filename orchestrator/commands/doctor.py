@@ -127,8 +127,8 @@ def _secret_key(settings: Settings) -> Iterator[Finding]:
         advice = "tools have no secrets, and the audit log can be forged: set MINION_SECRET_KEY (`minion secrets key`)"
         yield Finding("audit log", "warning", "not signed", advice)
         return
+    SecretStore(settings)  # first: it raises if the value is not a key
     yield Finding("audit log", "ok", "signed")
-    SecretStore(settings)  # raises if the key is none
 
 
 def _integrations(settings: Settings) -> Iterator[Finding]:

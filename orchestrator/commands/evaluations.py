@@ -255,7 +255,7 @@ def judge_tasks(
     actor: str | None = ACTOR,
     as_json: bool = AS_JSON,
 ) -> None:
-    """Have succeeded tasks of an agent judged by another agent; `minion agents show` has the scores."""
+    """Have succeeded tasks of an agent judged by another agent; `minion agents show` has the results."""
     begin = datetime.now(UTC) - timedelta(seconds=seconds_of(since, "--since"))
     with connect(actor) as client:
         chosen = client.evaluate(
@@ -275,5 +275,5 @@ def judge_tasks(
     else:
         console.print(
             f"{evaluator} judges {chosen['tasks']} tasks, for at most {chosen['dollars_per_task']:.6f} dollars each. "
-            f"`minion agents show {agent}` shows the scores of each version."
+            f"`minion agents show {agent}` shows the scores of each version, and why tasks have none."
         )

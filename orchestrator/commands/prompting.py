@@ -7,11 +7,15 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from orchestrator.commands.output import interactive, on_a_terminal
+import typer
+
+from minions.errors import MinionsError
+from orchestrator.commands.output import fail, interactive, on_a_terminal
 from orchestrator.commands.tasks import read_input
 from shared.contracts.strict_json import parse
 from shared.contracts.visible_text import one_line
@@ -25,11 +29,31 @@ def ask(prompt: str) -> str | None:
     with suppress(ImportError):
         import readline  # noqa: F401 - `input` then edits lines, and has a history
 
-    at_terminal = on_a_terminal() and sys.stdin is not None and sys.stdin.isatty()
     try:
-        return input(one_line(prompt) if at_terminal else "").strip()
+        return input(one_line(prompt) if _typed() else "").strip()
     except EOFError:
         return None
+
+
+def read_commands(prompt: Callable[[], str], do: Callable[[str], None], *, last: Collection[str]) -> None:
+    """Read commands until the end of the input, or until one of `last`. A command that fails does not end it.
+
+    Raises:
+        typer.Exit: the commands came through a pipe, and one failed: with the exit code of the first that did.
+    """
+    codes = []
+    while (written := ask(prompt())) is not None and written not in last:
+        try:
+            do(written)
+        except MinionsError as error:
+            codes.append(fail(error))
+    if codes and not _typed():
+        raise typer.Exit(codes[0])
+
+
+def _typed() -> bool:
+    """Return whether a person types the lines."""
+    return on_a_terminal() and sys.stdin is not None and sys.stdin.isatty()
 
 
 def json_from(written: str, shown: Any) -> Any:

@@ -24,6 +24,7 @@ from rich.live import Live
 from rich.table import Table
 
 from minions import Client, errors
+from minions.backoff import exponential
 from orchestrator.commands.client import connect
 from orchestrator.commands.output import AS_JSON, STATE_STYLES, console, interactive, print_json, styled
 from shared.contracts.visible_text import one_line
@@ -35,6 +36,8 @@ SLOW_SECONDS = 15.0
 """Cost, alerts and workers are read this often at most."""
 SORTS = ("pending", "name", "running", "oldest")
 STATES = (None, "running", "waiting", "failed")
+LONGEST_PAUSE = 10.0
+"""Seconds between two readings while they fail, unless a refusal or `--interval` asks for more."""
 KEYS = "q quit, s sort, t tasks, f filter, space now"
 
 
@@ -52,15 +55,17 @@ def top(
     """Show capabilities, workers, the newest tasks, cost and alerts, live."""
     if sort not in SORTS:
         raise typer.BadParameter(f"--sort must be one of {', '.join(SORTS)}, not {sort!r}")
-    with connect(retries=1) as client:
+    live = not (as_json or once) and interactive() and sys.stdin.isatty()
+    # The live view has its own pauses, in which keys work.
+    with connect(retries=0 if live else 1) as client:
         view = View(sort=sort)
         readings = Readings(client)
-        if as_json:
-            print_json(readings.read(view.state))
-        elif once or not interactive() or not sys.stdin.isatty():
-            console.print(Group(*view.parts(readings.read(view.state), None)))
-        else:
+        if live:
             _watch(readings, view, interval)
+        elif as_json:
+            print_json(readings.read(view.state))
+        else:
+            console.print(Group(*view.parts(readings.read(view.state), None)))
 
 
 @dataclass
@@ -262,8 +267,8 @@ def _age(since: str | None, now: str) -> str:
 
 
 def _watch(readings: Readings, view: View, interval: float) -> None:
-    """Show the view until a key ends it. While the API cannot be reached, the last figures stay."""
-    read, trouble = readings.read(view.state), None
+    """Show the view until a key ends it. While the API refuses or cannot be reached, the last figures stay."""
+    read, trouble, failures = readings.read(view.state), None, 0
     with _keys() as wait_for_key, Live(console=console, screen=True, auto_refresh=False) as live:
         due = time.monotonic() + interval
         while True:
@@ -272,15 +277,23 @@ def _watch(readings: Readings, view: View, interval: float) -> None:
             if key is not None and not view.press(key):
                 return
             if key is None or (key in (" ", "t") and view.typed is None):
-                read, trouble = _read_again(readings, view, read)
-                due = time.monotonic() + interval
+                try:
+                    read, trouble, failures = readings.read(view.state), None, 0
+                    due = time.monotonic() + interval
+                except errors.Unauthorized:
+                    raise
+                except errors.MinionsError as error:
+                    failures += 1
+                    pause = _pause_after(error, failures, interval)
+                    trouble = one_line(f"Old figures; the next in {pause:.0f} s. {error.message}")
+                    due = time.monotonic() + pause
 
 
-def _read_again(readings: Readings, view: View, before: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-    try:
-        return readings.read(view.state), None
-    except (errors.Unavailable, errors.ServerError) as error:
-        return before, one_line(f"These figures are old: {error.message} Trying again.")
+def _pause_after(error: errors.MinionsError, failures: int, interval: float) -> float:
+    """Return the seconds until the next reading: at least as many as a refusal asks for, and more at each failure."""
+    asked = error.detail.get("retry_after")
+    own = exponential(failures, first=interval, longest=max(interval, LONGEST_PAUSE))
+    return max(own, float(asked)) if isinstance(asked, int | float) else own
 
 
 @contextmanager

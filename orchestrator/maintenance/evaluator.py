@@ -52,7 +52,7 @@ SUBMITTED = text(
 )
 ENDED = text(
     """
-    SELECT e.task_id, e.evaluator, e.agent_version_id, o.state, COALESCE(o.output, c.value) AS output
+    SELECT e.task_id, e.evaluator, e.agent_version_id, e.judge_task_id, o.state, COALESCE(o.output, c.value) AS output
         FROM evaluations e LEFT JOIN tasks j ON j.id = e.judge_task_id
         LEFT JOIN task_outcomes o ON o.task_id = j.id LEFT JOIN contents c ON c.sha256 = o.output_sha256
         WHERE e.state = 'submitted' AND (j.id IS NULL OR o.task_id IS NOT NULL)
@@ -166,8 +166,8 @@ def _problem(row: RowMapping) -> str:
     if row["state"] is None:
         return "The judging task was deleted before its score was read."
     if row["state"] != "succeeded":
-        return f"The judging task ended as {row['state']}."
-    return "The output of the judging task has no `score` between 0 and 1."
+        return f"The judging task {row['judge_task_id']} ended as {row['state']}."
+    return f"The output of the judging task {row['judge_task_id']} has no `score` between 0 and 1."
 
 
 def _close(

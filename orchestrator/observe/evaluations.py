@@ -22,6 +22,8 @@ from shared.tasks.queries import first_id_at
 from shared.tasks.trials import FORMAT
 
 SUBMITTER = "evaluator:"
+MOST_UNSCORED = 1000
+"""Evaluations without a score that are counted for one version: the latest."""
 
 ANY = text("SELECT EXISTS (SELECT FROM agent_versions WHERE evaluators IS NOT NULL)")
 SAMPLE = text(f"""
@@ -73,6 +75,16 @@ SCORES = text(
         WHERE agent_version_id = ANY (:versions) ORDER BY evaluator
     """
 ).bindparams(bindparam("versions", type_=ARRAY(PgUUID(as_uuid=True))))
+UNSCORED = text(f"""
+    SELECT v.id, e.evaluator, count(*) FILTER (WHERE e.state = 'failed') AS failed,
+           count(*) FILTER (WHERE e.state = 'skipped') AS skipped,
+           (array_agg(e.problem ORDER BY e.task_id DESC))[1] AS problem
+        FROM unnest(:versions) AS v (id) CROSS JOIN LATERAL (
+            SELECT task_id, evaluator, state, problem FROM evaluations
+                WHERE agent_version_id = v.id AND state IN ('failed', 'skipped')
+                ORDER BY task_id DESC LIMIT {MOST_UNSCORED}
+        ) AS e GROUP BY v.id, e.evaluator ORDER BY e.evaluator
+""").bindparams(bindparam("versions", type_=ARRAY(PgUUID(as_uuid=True))))  # noqa: S608 - a constant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,4 +136,15 @@ def scores_of(connection: Connection, versions: Sequence[UUID]) -> dict[UUID, di
         passed = row["passed"] / row["judged"] if row["judged"] else None
         score = {"tasks": row["count"], "mean": round(row["mean"], 4), "passed": passed}
         found.setdefault(row["agent_version_id"], {})[row["evaluator"]] = score
+    return found
+
+
+def unscored_of(connection: Connection, versions: Sequence[UUID]) -> dict[UUID, dict[str, Any]]:
+    """Return the evaluations of agent versions that have no score, by evaluator: how many `failed` or were `skipped`
+    of the latest `MOST_UNSCORED` of a version, and the `problem` of the latest one.
+    """
+    found: dict[UUID, dict[str, Any]] = {}
+    for row in connection.execute(UNSCORED, {"versions": list(versions)}).mappings():
+        facts = {name: row[name] for name in ("failed", "skipped", "problem")}
+        found.setdefault(row["id"], {})[row["evaluator"]] = facts
     return found

@@ -58,5 +58,6 @@ def test_only_what_needs_other_machines_is_not_run():
     assert {reason for _, reason in directions} <= {
         "the tests run in an installation",
         "needs a cluster",
+        "needs npm",
         "needs the servers of a production system",
     }

@@ -1,4 +1,4 @@
-"""The OpenAPI document without texts and errors, and its changes that break clients; `make api` accepts the others.
+"""The OpenAPI document without texts, and its changes that break clients; `make api` accepts the others.
 
 A change breaks a client if a request that was accepted may be refused, or an answer may lack what it had. New values of
 an enumeration in an answer are no such change: docs/http-api.md says so.
@@ -65,7 +65,12 @@ def _of_document(old: Document, new: Document) -> Iterator[str]:
             if method not in new["paths"].get(path, {}):
                 yield f"{where} is removed."
                 continue
-            yield from _of_operation(where, old, new, methods[method], new["paths"][path][method])
+            was, now = methods[method], new["paths"][path][method]
+            if was["operationId"] != now["operationId"]:
+                yield f"{where}: the operation is no longer {was['operationId']}."
+            yield from _of_operation(where, old, new, was, now)
+    for name in old["components"]["schemas"].keys() - new["components"]["schemas"].keys():
+        yield f"The schema {name} is removed."
 
 
 def _of_operation(where: str, old: Document, new: Document, was: Document, now: Document) -> Iterator[str]:
@@ -91,6 +96,8 @@ def _of_operation(where: str, old: Document, new: Document, was: Document, now: 
     if asked:
         yield from sent.contents(f"{where}: body", asked, asks)
     for status, answer in was["responses"].items():
+        if not status.startswith("2"):
+            continue  # an error is a problem, with whatever status
         if status not in now["responses"]:
             yield f"{where}: the answer {status} is removed."
             continue
@@ -225,7 +232,7 @@ def _named(kind: str) -> str:
 
 
 def _without_texts(value: Any, *, names: bool = False) -> Any:
-    """Return a document without titles, descriptions, examples and errors.
+    """Return a document without titles, descriptions and examples.
 
     Args:
         names: the keys are names of properties, schemas or paths, which may be `title` too.
@@ -241,8 +248,7 @@ def _without_texts(value: Any, *, names: bool = False) -> Any:
     }
     if not names and "responses" in kept:
         # A document is valid only with the descriptions of answers.
-        answers = {status: answer for status, answer in kept["responses"].items() if status.startswith("2")}
-        kept["responses"] = {status: {"description": "", **answer} for status, answer in answers.items()}
+        kept["responses"] = {status: {"description": "", **answer} for status, answer in kept["responses"].items()}
     return kept
 
 

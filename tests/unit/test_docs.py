@@ -320,6 +320,18 @@ def test_code_in_the_text_compiles_and_matches_the_examples(body: str):
         compile(body, "documentation", "exec")
 
 
+@pytest.mark.parametrize("body", blocks("typescript"))
+def test_typescript_in_the_text_is_from_the_example(body: str):
+    assert body in (ROOT / "examples/typescript/refund.ts").read_text(encoding="utf-8")
+
+
+def test_versions_for_typescript_are_those_of_the_example():
+    package = json.loads((ROOT / "examples/typescript/package.json").read_text(encoding="utf-8"))
+    text = (ROOT / "docs/how-to/typescript.md").read_text(encoding="utf-8")
+    for name, version in (package["dependencies"] | package["devDependencies"]).items():
+        assert f"{name} {version}" in text
+
+
 @pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
 def test_links_have_a_target(file: Path):
     text = file.read_text(encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from typing import Any
 
 from anthropic import transform_schema
@@ -14,13 +13,12 @@ from shared.contracts.server_tools import WebFetch
 from shared.contracts.strict_json import digest
 from shared.errors import ModelError
 from workers.llm.base import ModelRequest, ToolSpec
+from workers.llm.refused_formats import RefusedFormats
 
 BAD_REQUEST = 400
-MOST_REFUSED = 1000
 OF_TOOL = re.compile(r"\btools\.\d")
 """In refusals of a tool's schema."""
-_refused: OrderedDict[str, None] = OrderedDict()
-"""Digests of output schemas that the API has refused, the latest last."""
+_refused = RefusedFormats()
 
 
 def format_of(request: ModelRequest) -> dict[str, Any] | None:
@@ -62,9 +60,7 @@ def forget_format(request: ModelRequest, error: ModelError) -> bool:
         word in error.message for word in ("output_config", "schema", "grammar")
     ):
         return False
-    _refused[_name_of(request)] = None
-    while len(_refused) > MOST_REFUSED:
-        _refused.popitem(last=False)
+    _refused.add(_name_of(request))
     return True
 
 

@@ -95,6 +95,12 @@ class Evaluation(Base):
         CheckConstraint("score BETWEEN 0 AND 1", name="score"),
         Index("evaluations_due_idx", "task_id", postgresql_where=text("state = 'due'")),
         Index("evaluations_submitted_idx", "task_id", postgresql_where=text("state = 'submitted'")),
+        Index(
+            "evaluations_unscored_idx",
+            "agent_version_id",
+            "task_id",
+            postgresql_where=text("state IN ('failed', 'skipped')"),
+        ),
         Index("evaluations_rate_idx", "agent_version_id", "evaluator", "submitted_at"),
         Index("evaluations_judge_idx", "judge_task_id", postgresql_where=text("judge_task_id IS NOT NULL")),
     )

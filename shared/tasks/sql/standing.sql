@@ -27,7 +27,8 @@ CREATE OR REPLACE FUNCTION minion_standing_of(t uuid, model text) RETURNS SETOF 
 $$;
 
 -- The first standing budget without room for a call, as `minion_breach` reports a budget; NULL: all have room. A budget
--- that only alerts always has room. `asked`: {step, tokens, microdollars, model}. `among`: the budgets to look at, by id;
+-- that only alerts always has room, and so has every budget for what costs nothing of it: a replay of an evaluation runs
+-- while the budget is overspent. `asked`: {step, tokens, microdollars, model}. `among`: the budgets to look at, by id;
 -- NULL: all that apply.
 CREATE OR REPLACE FUNCTION minion_standing_breach(t uuid, among uuid[], asked jsonb, moment timestamptz) RETURNS jsonb
 LANGUAGE sql STABLE AS $$
@@ -49,7 +50,7 @@ LANGUAGE sql STABLE AS $$
                      ELSE COALESCE((asked->>'microdollars')::numeric / 1000000, 0) END)
         ) AS f (nth, what, most, spent, held, wanted)
         WHERE b.on_breach <> 'alert' AND f.most IS NOT NULL AND (among IS NULL OR b.id = ANY (among))
-          AND (f.wanted IS NULL OR f.spent + f.held + f.wanted > f.most)
+          AND (f.wanted IS NULL OR f.wanted > 0 AND f.spent + f.held + f.wanted > f.most)
         ORDER BY b.id, f.nth LIMIT 1
 $$;
 

@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from minions import Client, errors
+from orchestrator.maintenance.evaluator import submit_next
+from shared.access.roles import MASK
 from tests.conftest import Define
 from tests.integration.api.conftest import Run, WithKey
 from tests.support.definitions import NOOP, agent_definition
@@ -100,7 +102,7 @@ def test_commands_start_and_end_a_canary(client: Client, sorter: str, run_cli: R
 
 
 def test_old_tasks_are_evaluated_by_command(
-    client: Client, driver: LifecycleDriver, sorter: str, define: Define, run_cli: Run
+    client: Client, driver: LifecycleDriver, sorter: str, define: Define, run_cli: Run, with_key: WithKey
 ) -> None:
     define(agent_definition("Judge"))
     driver.finish(driver.run(sorter))
@@ -116,6 +118,13 @@ def test_old_tasks_are_evaluated_by_command(
     client.set_agent_status("Judge", "disabled")
     with pytest.raises(errors.Conflict, match="disabled"):
         client.evaluate(sorter, "Judge", since=since, dollars=1)
+    with driver.engine.begin() as connection:
+        submit_next(connection)
+    shown = json.loads(run_cli("agents", "show", sorter).out)["versions"]
+    assert [version["unscored"].get("Judge", {}).get("failed") for version in shown] == [None, 1]
+    assert "Judge" in shown[1]["unscored"]["Judge"]["problem"]
+    masked = with_key("viewer").get(f"/v1/agents/{sorter}").json()["versions"][1]["unscored"]["Judge"]
+    assert (masked["failed"], masked["problem"]) == (1, MASK)
     define(agent_definition("Mute", output_schema={"type": "object", "properties": {"text": {"type": "string"}}}))
     with pytest.raises(errors.InvalidInput, match="must have the property `score`"):
         client.evaluate(sorter, "Mute", since=since, dollars=1)

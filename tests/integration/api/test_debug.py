@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -108,12 +109,37 @@ def test_failure_is_the_first_step_that_failed(run_cli: Run, task: str) -> None:
 def test_debugger_walks_by_lines(run_cli: Run, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     typed(monkeypatch, "1", "", "reply", "p", "p", "99", "what", "f", "l", "why", "diff", "help", "q", "1")
     done = run_cli("debug", task)
-    assert done.code == 0
+    assert done.code == 65  # a command through the pipe failed
     titles = [line.split()[1] for line in done.out.splitlines() if line.startswith("Step ") and " of 6: " in line]
     assert titles == ["3", "1", "2", "2", "1", "3"]
     for said in ("no step before this one", "has no step 99", "'what' is no command", "Nothing was replayed yet"):
         assert said in done.err
     assert "\u202e" not in done.out
+
+
+def test_debugger_shows_steps_that_are_added_meanwhile(
+    run_cli: Run, define: Any, client: Client, inline_worker: InlineWorker, messages_api: MessagesApi, monkeypatch: Any
+) -> None:
+    agent = {"kind": "agent", "name": "Careful", "model": "claude-sonnet-5-5", "tools": ["careful"]}
+    define(*TOOLS, {**agent, "config": {"capabilities": ["work"]}})
+    messages_api.script = [tool_use(("careful", {"answer": 1})), testing.text("Done.")]
+    task = client.submit("Careful", "Hello").id
+    inline_worker.run_due()
+
+    def lines() -> Iterator[str]:
+        yield "2"
+        client.decide(task, "approve", step=2)
+        inline_worker.run_all()
+        yield "n"
+        yield "refresh"
+
+    waiting = lines()
+    monkeypatch.setattr("builtins.input", lambda _: next(waiting, "q"))
+    done = run_cli("debug", task)
+    assert done.code == 0, done.err
+    assert "Step 2 of 2: wait careful" in done.out
+    assert "Step 3 of 4: tool_call careful, finished" in done.out
+    assert ("New steps: 2." in done.err, "New steps: 0." in done.err) == (True, True)
 
 
 def test_edit_continues_and_compares(

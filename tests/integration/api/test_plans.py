@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Connection, Engine, event, text
 
 from orchestrator.api.webhooks import DELIVERIES
-from orchestrator.observe import costs
+from orchestrator.observe import costs, evaluations
 from orchestrator.observe.stats import Question, values_of
 from orchestrator.webhooks.deliverer import TAKE
 from shared.database.connections import get_engine
@@ -277,3 +277,19 @@ def test_a_wait_for_many_tasks_reads_these(large: Engine) -> None:
 def suppressed(query: Any, *arguments: Any, **options: Any) -> None:
     with suppress(NotFound):
         query(*arguments, **options)
+
+
+def test_reasons_of_missing_scores_are_read_by_index(large: Engine) -> None:
+    with large.connect() as connection, connection.begin() as transaction:
+        connection.execute(
+            text(
+                "INSERT INTO evaluations (task_id, evaluator, agent_version_id, state, score) "
+                "SELECT id, 'Judge', agent_version_id, CASE WHEN n % 9973 = 0 THEN 'failed' ELSE 'scored' END, "
+                "CASE WHEN n % 9973 = 0 THEN NULL ELSE 1 END FROM (SELECT *, row_number() OVER () AS n FROM tasks) t"
+            )
+        )
+        connection.execute(text("ANALYZE evaluations"))
+        version = connection.scalar(text("SELECT id FROM agent_versions WHERE name = 'Echo'"))
+        assert rows_read(connection, lambda: evaluations.unscored_of(connection, [version])) < 50
+        assert evaluations.unscored_of(connection, [version])[version]["Judge"]["failed"] > 0
+        transaction.rollback()

@@ -77,6 +77,16 @@ def test_interrupt_restores_the_terminal(http_api: Api, busy: str) -> None:
         assert terminal.ended() == 130
 
 
+def test_refusal_leaves_the_figures_and_says_when_the_next_come(http_api: Api, with_key: WithKey, busy: str) -> None:
+    key = with_key("admin", requests_per_minute=6).headers["Authorization"].removeprefix("Bearer ")
+    env = {"MINION_API_URL": http_api.url, "MINION_API_KEY": key}
+    with at_terminal("top", "--interval", "1", env=env) as terminal:
+        terminal.see(busy)
+        terminal.see("Old figures; the next in")
+        terminal.see("The key 'admin-")
+        quit_by_key(terminal)
+
+
 def test_server_that_goes_away_and_returns(settings: Settings, client: Client, busy: str) -> None:
     with serving(create_app(settings)) as port:
         env = {"MINION_API_URL": f"http://127.0.0.1:{port}"}
@@ -84,7 +94,7 @@ def test_server_that_goes_away_and_returns(settings: Settings, client: Client, b
         terminal = terminal_context.__enter__()
         terminal.see(busy)
     try:
-        terminal.see("These figures are old", timeout=60)
+        terminal.see("Old figures; the next in", timeout=60)
         made = client.submit("Act", {}).id
         with serving(create_app(settings), port):
             terminal.see(made, timeout=60)

@@ -333,6 +333,22 @@ def test_errors_and_costs_are_those_of_the_production(
     assert made == {"Agent": 1, "Agent (trial)": 1}
 
 
+@pytest.mark.usefixtures("agent")
+def test_replay_runs_while_a_standing_budget_is_overspent(
+    ran: Callable[..., Task], evaluated: Callable[..., Task], client: Client, with_key: WithKey,
+    inline_worker: InlineWorker,
+) -> None:  # fmt: skip
+    budget = {"scope": "agent", "name": "Agent", "period": "day", "dollars": 1, "tokens": 1_000_000}
+    admin = with_key("admin")
+    assert admin.put("/v1/budgets", json=budget).status_code == 200
+    recording = recorded(client, ran(tool_use(("echo", {"n": 1})), said("done")))
+    assert admin.put("/v1/budgets", json={**budget, "dollars": 0.000001, "tokens": 1}).json()["tokens"]["spent"] > 1
+    assert evaluated(recording, "replay").succeeded
+    shadow = client.submit_trial(recording, level="shadow")
+    inline_worker.run_due()
+    assert client.get(shadow).wait_reason == "standing_budget"
+
+
 def test_trial_neither_uses_nor_fills_the_cache(
     evaluated: Callable[..., Task], client: Client, database: Engine, define: Define, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from orchestrator.maintenance import evaluator as duty
 from orchestrator.maintenance.canary_keeper import CanaryKeeper
 from orchestrator.maintenance.evaluator import Evaluator
 from orchestrator.observe.counting import catch_up
-from orchestrator.observe.evaluations import Wanted, choose, scores_of
+from orchestrator.observe.evaluations import Wanted, choose, scores_of, unscored_of
 from orchestrator.retention.erasure import Subject, erase
 from shared.access.actors import local_actor
 from shared.contracts.documents import parse_definition
@@ -159,6 +159,8 @@ def test_judge_without_a_score_counts_for_nothing(
     assert row.state == "failed"
     assert problem in row.problem
     assert scores(driver) is None
+    found = driver.call(unscored_of, [row.agent_version_id])
+    assert found == {row.agent_version_id: {"B": {"failed": 1, "skipped": 0, "problem": row.problem}}}
 
 
 def test_tiny_score_holds_up_no_other(driver: LifecycleDriver, evaluator: Evaluator) -> None:

@@ -199,6 +199,23 @@ def test_canary_is_started_shown_and_ended(logged_in: Open, client: Client, inst
     assert client.agent("triage")["canary"]["outcome"] == "ended"
 
 
+def test_reason_of_a_missing_score_is_shown(logged_in: Open, client: Client, installed: None, database: Engine) -> None:
+    task = client.submit("triage", {"ticket": "x"})
+    with database.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO evaluations (task_id, evaluator, agent_version_id, state, problem) "
+                "SELECT id, 'judge <b>', agent_version_id, 'failed', 'It is <i>disabled' FROM tasks WHERE id = :task"
+            ),
+            {"task": task.id},
+        )
+    shown = logged_in("admin").get("/agents/triage").text
+    assert "judge &lt;b&gt;" in shown
+    assert "without a score: 1 failed, 0 skipped; the latest: " in shown
+    assert "It is &lt;i&gt;disabled" in shown
+    assert "It is" not in logged_in("viewer").get("/agents/triage").text
+
+
 def test_agent_is_disabled_and_accepts_tasks_again(logged_in: Open, client: Client, installed: None) -> None:
     browser = logged_in("operator")
     fields = {"csrf_token": browser.csrf_token(), "status": "disabled", "reason": "it sorts <b>badly"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any
 
 from shared.contracts.constrained import requires_all, unconstrainable
@@ -11,11 +10,10 @@ from shared.errors import ModelError
 from shared.providers import Provider
 from workers.llm.base import ModelRequest
 from workers.llm.chat.usage import was_refused
+from workers.llm.refused_formats import RefusedFormats
 
 WORDS = ("response_format", "json_schema", "schema", "grammar", "guided")
-MOST_REFUSED = 1000
-_refused: OrderedDict[str, None] = OrderedDict()
-"""Digests of output schemas that a server has refused, the latest last."""
+_refused = RefusedFormats()
 
 
 def format_of(request: ModelRequest, provider: Provider) -> dict[str, Any] | None:
@@ -42,9 +40,7 @@ def forget_format(request: ModelRequest, provider: Provider, error: ModelError) 
         return False
     if not any(word in error.message for word in WORDS):
         return False
-    _refused[_name_of(request, provider)] = None
-    while len(_refused) > MOST_REFUSED:
-        _refused.popitem(last=False)
+    _refused.add(_name_of(request, provider))
     return True
 
 

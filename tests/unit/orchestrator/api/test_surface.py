@@ -12,8 +12,8 @@ import pytest
 from tests.support.api_surface import FILE, Document, as_text, breaking, current
 
 SUBMIT = ("paths", "/v1/tasks", "post")
-REQUEST = (*SUBMIT, "requestBody", "content", "application/json", "schema")
-WAIT = ("paths", "/v1/tasks/wait", "post", "requestBody", "content", "application/json", "schema", "properties")
+REQUEST = ("components", "schemas", "TaskRequest")
+WAIT = ("components", "schemas", "WaitRequest", "properties")
 QUERY = ("paths", "/v1/tasks", "get", "parameters")
 TASK = ("components", "schemas", "Task")
 
@@ -41,9 +41,19 @@ def test_no_change_breaks_clients() -> None:
     assert breaking(json.loads(FILE.read_text()), document()) == []
 
 
+def rename(new: Document, old_name: str, new_name: str) -> None:
+    references = json.dumps(new).replace(f'schemas/{old_name}"', f'schemas/{new_name}"')
+    new.update(json.loads(references))
+    at(new, "components", "schemas")[new_name] = at(new, "components", "schemas").pop(old_name)
+
+
 BREAKING: dict[str, Any] = {
     "POST /v1/tasks is removed.": lambda new: at(new, "paths", "/v1/tasks").pop("post"),
     "GET /v1/stats is removed.": lambda new: at(new, "paths").pop("/v1/stats"),
+    "GET /v1/stats: the operation is no longer show_stats.": lambda new: at(new, "paths", "/v1/stats", "get").update(
+        operationId="get_stats"
+    ),
+    "The schema Why is removed.": lambda new: rename(new, "Why", "Explanation"),
     "GET /v1/tasks: parameter agent is removed.": lambda new: at(new, *QUERY).remove(parameter(new, "agent")),
     "GET /v1/tasks: parameter agent is required.": lambda new: parameter(new, "agent").update(required=True),
     "GET /v1/tasks: parameter state must not be repeated any more.": lambda new: parameter(new, "state").update(

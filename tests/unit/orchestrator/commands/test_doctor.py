@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import SecretStr
 
-from orchestrator.commands.doctor import _sandbox, _sentry, _traces
+from orchestrator.commands.doctor import _safely, _sandbox, _secret_key, _sentry, _traces
 from shared.sandbox import Sandbox
 from shared.settings import Settings
 from tests.support.otlp_receiver import Answer, collecting
@@ -53,6 +54,12 @@ def test_endpoint_of_traces_is_asked(answer: Answer, verdict: str, found: str) -
     assert (finding.what, finding.verdict) == ("traces", verdict)
     assert found in finding.found
     assert not collector.kept
+
+
+def test_audit_log_is_not_called_signed_beside_a_wrong_key() -> None:
+    [finding] = _safely(_secret_key, Settings(secret_key=SecretStr("no key")))
+    assert (finding.what, finding.verdict) == ("secret_key", "failed")
+    assert "MINION_SECRET_KEY is not a key" in finding.found
 
 
 def test_traces_that_are_off_are_no_fault() -> None:
