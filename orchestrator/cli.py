@@ -38,6 +38,7 @@ from orchestrator.commands import (
     files,
     functions,
     keys,
+    mcp,
     memories,
     processes,
     prune,
@@ -69,7 +70,7 @@ app = typer.Typer(
 )
 # Groups of commands in `minion --help`.
 GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
-    ("Run Minions", (processes, development)),
+    ("Run Minions", (processes, development, mcp)),
     ("Tasks", (tasks, console, debug, bulk, files, budgets, diff)),
     ("Tasks that wait for a person", (decisions,)),
     ("Failed tasks", (errors, replays)),

@@ -1,0 +1,147 @@
+"""Decisions as forms: what a client asks its user, and what the answers mean to the API."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mcp_types import ElicitRequest, ElicitRequestFormParams, ElicitResult
+
+from minions.errors import InvalidInput
+from shared.contracts.strict_json import parse
+
+SIMPLE = ("string", "integer", "number", "boolean")
+COPIED = ("title", "description", "enum", "minimum", "maximum", "minLength", "maxLength")
+"""Keywords of a property that forms know too."""
+MOST_FIELDS = 12
+LONGEST_VALUE = 20_000
+"""Characters of JSON that a form shows."""
+MARK = "argument."
+"""Begins the names of fields for arguments, so that none is called like a field of ours."""
+VERDICTS = ("result", "again", "fail")
+
+Decision = Mapping[str, Any]
+
+
+def key_of(decision: Decision) -> str:
+    """Return the key of a decision's form: another one for each proposal, and after each approval of several."""
+    return f"{decision['step']}-{decision['proposal']}-{decision['approvals'] or 0}"
+
+
+def form_of(decision: Decision, sentence: str) -> ElicitRequest:
+    """Return the form for a decision.
+
+    Args:
+        sentence: says what the task waits for.
+    """
+    asks = _approval(decision) if decision["kind"] == "approval" else _answer(decision)
+    message, properties, required = asks
+    schema = {"type": "object", "properties": properties, **({"required": required} if required else {})}
+    return ElicitRequest(params=ElicitRequestFormParams(message=f"{sentence} {message}", requested_schema=schema))
+
+
+def decided(decision: Decision, answer: ElicitResult) -> dict[str, Any] | None:
+    """Return the arguments of the API's decision; None if the user has dismissed the form.
+
+    Raises:
+        InvalidInput: a field is not what the form asks for.
+    """
+    if answer.action == "cancel":
+        return None
+    names = {"step": decision["step"], "proposal": decision["proposal"]}
+    content = answer.content or {}
+    if decision["kind"] == "approval":
+        if answer.action == "decline":
+            return {**names, "verdict": "reject", "reason": "Declined by the user of an MCP client."}
+        return {**names, "verdict": "approve", **_changed(decision, content), **_reason(content)}
+    if answer.action == "decline":
+        return None
+    outcome = content.get("outcome")
+    if outcome not in VERDICTS:
+        raise InvalidInput(f"The field `outcome` must be one of {', '.join(VERDICTS)}.")
+    value = {"value": _result(decision, content)} if outcome == "result" else {}
+    return {**names, "verdict": outcome, **value, **_reason(content)}
+
+
+def _approval(decision: Decision) -> tuple[str, dict[str, Any], list[str]]:
+    fields = _fields(decision["schema"], decision["value"])
+    text = json.dumps(decision["value"], ensure_ascii=False, indent=2)
+    if not fields and decision["schema"] is not None and len(text) <= LONGEST_VALUE:
+        fields = {"arguments": {"type": "string", "title": "Arguments, as JSON", "default": text}}
+    reason = {"reason": {"type": "string", "title": "Reason", "maxLength": 1000}}
+    return "Accepting approves the call, with the arguments below. Declining rejects it.", {**fields, **reason}, []
+
+
+def _answer(decision: Decision) -> tuple[str, dict[str, Any], list[str]]:
+    outcome = {
+        "type": "string",
+        "title": "Outcome",
+        "description": "result: it happened, and returned the result below. again: make the call again. fail: it failed.",
+        "enum": list(VERDICTS),
+    }
+    fields = _fields(decision["schema"], {}) or {
+        "result": {"type": "string", "title": "Result, as JSON", "maxLength": LONGEST_VALUE}
+    }
+    reason = {"reason": {"type": "string", "title": "Reason", "maxLength": 1000}}
+    return "Declining leaves the decision open.", {"outcome": outcome, **fields, **reason}, ["outcome"]
+
+
+def _fields(schema: Any, values: Any) -> dict[str, Any]:
+    """Return a field for each property of a schema; none if it is large, or has more than values without parts."""
+    if not isinstance(schema, dict) or not isinstance(values, dict):
+        return {}
+    properties = schema.get("properties")
+    if not isinstance(properties, dict) or not values.keys() <= properties.keys() or len(properties) > MOST_FIELDS:
+        return {}
+    if not all(_is_simple(part) for part in properties.values()):
+        return {}
+    return {f"{MARK}{name}": _field(name, part, values) for name, part in properties.items()}
+
+
+def _is_simple(part: Any) -> bool:
+    if not isinstance(part, dict) or part.get("type") not in SIMPLE:
+        return False
+    # Forms have choices of text only.
+    return "enum" not in part or all(isinstance(each, str) for each in part["enum"])
+
+
+def _field(name: str, part: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    shown = {keyword: part[keyword] for keyword in COPIED if keyword in part}
+    default = {"default": values[name]} if values.get(name) is not None else {}
+    return {"type": part["type"], "title": name, **shown, **default}
+
+
+def _changed(decision: Decision, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that replace the proposed ones, if the form has others."""
+    if isinstance(content.get("arguments"), str):
+        value = _parsed(content["arguments"], "arguments")
+    elif sent := _sent(content):
+        value = {**decision["value"], **sent}
+    else:
+        return {}
+    return {} if value == decision["value"] else {"value": value}
+
+
+def _result(decision: Decision, content: Mapping[str, Any]) -> Any:
+    if isinstance(content.get("result"), str):
+        return _parsed(content["result"], "result")
+    return _sent(content)
+
+
+def _sent(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name.removeprefix(MARK): value for name, value in content.items() if name.startswith(MARK) and value is not None
+    }
+
+
+def _parsed(text: str, field: str) -> Any:
+    try:
+        return parse(text)
+    except InvalidInput as error:
+        raise InvalidInput(f"The field `{field}` must be JSON: {error.message}") from None
+
+
+def _reason(content: Mapping[str, Any]) -> dict[str, Any]:
+    reason = content.get("reason")
+    return {"reason": reason} if isinstance(reason, str) and reason else {}

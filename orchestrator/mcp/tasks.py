@@ -1,0 +1,139 @@
+"""Tasks as the extension `io.modelcontextprotocol/tasks` has them: states, forms for decisions, updates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from mcp.shared.exceptions import MCPError
+from mcp_types import ElicitRequest, ElicitResult, InputResponses, RequestParams
+from pydantic import Field
+
+from minions.aio.task import AsyncTask
+from minions.errors import InvalidInput, NotFound
+from orchestrator.mcp import forms
+from orchestrator.mcp.callers import Caller, Terms
+from orchestrator.mcp.results import result_of
+
+DECIDE = "POST /v1/tasks/{task_id}/decisions"
+FOR_PEOPLE = ("approval", "answer")
+PARTS = ("result", "error", "inputRequests")
+RECENT_SECONDS = 60.0
+POLL_MS, SLOW_POLL_MS = 1000, 5000
+"""Of a task that changed in the last minute, and of others."""
+
+InputRequests = dict[str, ElicitRequest]
+
+
+class TaskParams(RequestParams):
+    """Names a task."""
+
+    task_id: str
+
+
+class UpdateTaskParams(TaskParams):
+    """Answers to the forms of a task."""
+
+    input_responses: InputResponses = Field(default_factory=dict)
+
+
+async def find(caller: Caller, task_id: str, *, wait: float = 0.0) -> AsyncTask:
+    """Return a task by its whole id: one that the caller's key does not reach is as unknown as one that never was.
+
+    Raises:
+        NotFound: there is none.
+    """
+    try:
+        return await caller.api.look(str(UUID(task_id)), wait=wait)
+    except ValueError:
+        raise NotFound(f"{task_id[:50]!r} is not the id of a task.") from None
+
+
+async def created(caller: Caller, task: AsyncTask) -> dict[str, Any]:
+    """Return the `CreateTaskResult` of a task, which is stored."""
+    found = await detailed(caller, task)
+    # A task's first state has no parts.
+    return {name: value for name, value in found.items() if name not in PARTS} | {"resultType": "task"}
+
+
+async def detailed(caller: Caller, task: AsyncTask) -> dict[str, Any]:
+    """Return a task with its result, its error, or the forms that its client is asked to fill in."""
+    terms = await Terms.of(caller.api)
+    if task.final:
+        return _ended(caller, task, terms)
+    requests = await _forms(caller, task, terms)
+    sentence = str((await caller.api.why(task.id))["sentence"])
+    if not requests:
+        return _task(task, terms, "working", sentence)
+    shown = {key: form.model_dump(by_alias=True, mode="json", exclude_none=True) for key, form in requests.items()}
+    return {**_task(task, terms, "input_required", sentence), "inputRequests": shown}
+
+
+async def input_requests(caller: Caller, task: AsyncTask) -> InputRequests:
+    """Return the forms for the decisions that a task waits for, by key. There are none for a client that shows no
+    forms, and for a key that may not decide: for these, another person's decision is work in progress.
+    """
+    return await _forms(caller, task, await Terms.of(caller.api))
+
+
+async def update(caller: Caller, task: AsyncTask, responses: InputResponses) -> None:
+    """Make the decisions that a client's user has made. Answers to forms that are not open any more are ignored.
+
+    Raises:
+        MinionsError: the API refused a decision: the key may not decide, or the task waits for another by now.
+    """
+    if not responses:
+        return
+    open_ones = {forms.key_of(each): each for each in await caller.api.decisions(task.id)}
+    for key in open_ones.keys() & responses.keys():
+        answer = responses[key]
+        if not isinstance(answer, ElicitResult):
+            raise InvalidInput(f"The response {key!r} must be that of a form: `action` and `content`.")
+        arguments = forms.decided(open_ones[key], answer)
+        if arguments is not None:
+            await caller.api.decide(task.id, **arguments)
+
+
+async def _forms(caller: Caller, task: AsyncTask, terms: Terms) -> InputRequests:
+    if not caller.has_forms or task.wait_reason not in FOR_PEOPLE or not terms.allow(DECIDE):
+        return {}
+    return {forms.key_of(each): forms.form_of(each, _asks(task, each)) for each in await caller.api.decisions(task.id)}
+
+
+def _ended(caller: Caller, task: AsyncTask, terms: Terms) -> dict[str, Any]:
+    if task.state == "cancelled":
+        return _task(task, terms, "cancelled", (task.error or {}).get("message"))
+    try:
+        result = result_of(task, any_json=caller.is_modern)
+    except MCPError as error:
+        fault = error.error.model_dump(by_alias=True, mode="json", exclude_none=True)
+        return {**_task(task, terms, "failed", error.message), "error": fault}
+    return {
+        **_task(task, terms, "completed"),
+        "result": result.model_dump(by_alias=True, mode="json", exclude_none=True),
+    }
+
+
+def _task(task: AsyncTask, terms: Terms, status: str, message: str | None = None) -> dict[str, Any]:
+    updated, kept = task.updated_at or task.created_at, terms.kept_until(task)
+    recent = (datetime.now(UTC) - updated).total_seconds() < RECENT_SECONDS
+    return {
+        "taskId": task.id,
+        "status": status,
+        **({"statusMessage": message} if message else {}),
+        "createdAt": task.created_at.isoformat(),
+        "lastUpdatedAt": updated.isoformat(),
+        "ttlMs": None if kept is None else int((kept - task.created_at).total_seconds() * 1000),
+        "pollIntervalMs": POLL_MS if recent else SLOW_POLL_MS,
+    }
+
+
+def _asks(task: AsyncTask, decision: Mapping[str, Any]) -> str:
+    """Return what a form is about."""
+    call = f"step {decision['step']} of task {task.id}, {decision['name']}"
+    if decision["kind"] == "answer":
+        return f"The call in {call}, was interrupted, and is unsafe to repeat: did it happen?"
+    several = f" ({decision['approvals']} of {decision['people']} have approved it)" if decision["people"] else ""
+    return f"The agent {task.agent!r} asks for the approval of a call: {call}{several}."
