@@ -32,11 +32,18 @@ class Calls:
     Args:
         is_closing: returns whether the process stops: calls that wait are then answered at once.
         answer_seconds: seconds in which a task must end to be answered with its result.
+        progress_seconds: the interval of reports of progress.
     """
 
-    def __init__(self, is_closing: Callable[[], bool], answer_seconds: float = ANSWER_SECONDS) -> None:
+    def __init__(
+        self,
+        is_closing: Callable[[], bool],
+        answer_seconds: float = ANSWER_SECONDS,
+        progress_seconds: float = PROGRESS_SECONDS,
+    ) -> None:
         self._is_closing = is_closing
         self._answer_seconds = answer_seconds
+        self._progress_seconds = progress_seconds
 
     async def call(
         self, context: ServerRequestContext, caller: Caller, params: CallToolRequestParams, agent: str
@@ -85,7 +92,7 @@ class Calls:
                 return _handle(task, why)
             await context.session.report_progress(reports, message=why["sentence"])
             reports += 1
-            task = await _next_look(caller, task, min(left, PROGRESS_SECONDS))
+            task = await _next_look(caller, task, min(left, self._progress_seconds))
             if task.final:
                 return result_of(task, any_json=caller.is_modern)
 

@@ -35,7 +35,7 @@ from minions.errors import UnknownAgent
 from orchestrator.mcp import own_tools, resources, tasks
 from orchestrator.mcp.agent_tools import agent_of, tool_of
 from orchestrator.mcp.callers import TASKS, Caller, Connect, Terms
-from orchestrator.mcp.calls import ANSWER_SECONDS, Calls
+from orchestrator.mcp.calls import Calls
 from orchestrator.mcp.faults import with_our_errors
 from orchestrator.mcp.subscriptions import Subscriptions
 from orchestrator.mcp.tasks import TaskParams, UpdateTaskParams
@@ -52,17 +52,14 @@ MINUTE_MS = 60_000
 Context = ServerRequestContext
 
 
-def build(
-    connect: Connect, *, is_closing: Callable[[], bool] = lambda: False, answer_seconds: float = ANSWER_SECONDS
-) -> McpServer:
+def build(connect: Connect, is_closing: Callable[[], bool] = lambda: False) -> McpServer:
     """Return the server.
 
     Args:
         connect: returns the API for the caller of a request.
         is_closing: returns whether the process stops: requests that wait are then answered at once.
-        answer_seconds: seconds in which a task must end to be answered with its result.
     """
-    return McpServer(connect, Calls(is_closing, answer_seconds), Subscriptions(is_closing))
+    return McpServer(connect, Calls(is_closing), Subscriptions(is_closing))
 
 
 class McpServer(Server[Any]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
@@ -18,8 +18,8 @@ from orchestrator.api.auth import Credentials
 from orchestrator.api.base_path import link
 from orchestrator.api.body import TaskBody, one_task
 from orchestrator.mcp.api import Api, WithinApp
-from orchestrator.mcp.calls import ANSWER_SECONDS
-from orchestrator.mcp.server import build
+from orchestrator.mcp.callers import Connect
+from orchestrator.mcp.server import McpServer, build
 from shared.contracts import strict_json
 from shared.errors import Forbidden, InvalidInput, Unauthorized
 from shared.settings import Settings, is_loopback
@@ -29,16 +29,19 @@ METADATA = "/.well-known/oauth-protected-resource"
 NAMESPACE = "namespace"
 """The query parameter that chooses a namespace, for keys that are not bound to one."""
 
+IsClosing = Callable[[], bool]
+Make = Callable[[Connect, IsClosing], McpServer]
+
 router = APIRouter(include_in_schema=False)
 
 
 class Site:
     """The server in one process."""
 
-    def __init__(self, app: FastAPI, answer_seconds: float) -> None:
+    def __init__(self, app: FastAPI, make: Make) -> None:
         self._app = app
         self._is_closing = False
-        server = build(self._connect, is_closing=lambda: self._is_closing, answer_seconds=answer_seconds)
+        server = make(self._connect, lambda: self._is_closing)
         # Without sessions, any orchestrator answers any request, also after a restart.
         self.manager = StreamableHTTPSessionManager(
             server, stateless=True, max_request_body_size=one_task(app.state.settings)
@@ -97,10 +100,14 @@ async def describe(request: Request) -> Response:
     )
 
 
-def add_to(app: FastAPI, *, answer_seconds: float = ANSWER_SECONDS) -> None:
-    """Add the server to the API's application."""
+def add_to(app: FastAPI, make: Make = build) -> None:
+    """Add the server to the API's application.
+
+    Args:
+        make: builds the server.
+    """
     state = app.state
-    state.mcp = Site(app, answer_seconds)
+    state.mcp = Site(app, make)
     state.watches.append(state.mcp)
     app.include_router(router)
     base = state.settings.base_path
