@@ -14,6 +14,7 @@ RENAMED = "agent."
 """Begins the tool's name of an agent that is called like a tool of ours."""
 WRAPPED = "input"
 """The argument for the input of an agent whose schema does not describe an object: arguments are always one."""
+HEADER = "x-mcp-header"
 AT_ROOT = ("$schema", "$defs", "definitions")
 HANDLE = {
     "type": "object",
@@ -60,11 +61,25 @@ def input_of(contract: Contract, arguments: dict[str, Any]) -> Any:
 
 
 def _arguments_schema(contract: Contract) -> dict[str, Any]:
-    schema = contract["input_schema"]
+    schema = _without_headers(contract["input_schema"])
     if _is_object(schema):
         return {**schema, "type": "object"}
     parts, inner = _split(schema)
     return {**parts, "type": "object", "properties": {WRAPPED: inner}, "required": [WRAPPED]}
+
+
+def _without_headers(schema: Any) -> Any:
+    """Return a schema without `x-mcp-header`: clients would send those arguments as headers too, and a server that
+    names them must look for the agent of each call to compare both."""
+    if isinstance(schema, list):
+        return [_without_headers(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        name: _without_headers(part)
+        for name, part in schema.items()
+        if name != HEADER or not isinstance(part, str)  # it may be the name of a property
+    }
 
 
 def _split(schema: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

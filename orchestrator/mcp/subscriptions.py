@@ -47,10 +47,12 @@ class Subscriptions:
 
     Args:
         is_closing: returns whether the process stops: streams then end, and their clients open others.
+        tools_seconds: the interval of looks at the list of tools.
     """
 
-    def __init__(self, is_closing: Callable[[], bool]) -> None:
+    def __init__(self, is_closing: Callable[[], bool], tools_seconds: float = TOOLS_SECONDS) -> None:
         self._is_closing = is_closing
+        self._tools_seconds = tools_seconds
         self._open = 0
 
     async def listen(
@@ -90,7 +92,7 @@ class Subscriptions:
 
         known = {task: None for task in wanted if await _is_known(caller, task)}
         watched = _WatchedTasks(caller, meta, known)
-        listed = _WatchedTools(caller, meta) if tools else None
+        listed = _WatchedTools(caller, meta, self._tools_seconds) if tools else None
         if listed is not None:
             await listed.look()
         honoured = SubscriptionFilter(
@@ -102,7 +104,7 @@ class Subscriptions:
             await watched.report(send)
             if listed is not None:
                 await listed.report(send)
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(min(LOOK_SECONDS, self._tools_seconds))
         return SubscriptionsListenResult(_meta=meta)
 
 
@@ -131,15 +133,16 @@ class _WatchedTasks:
 class _WatchedTools:
     """The list of tools of one stream: the agents and their versions."""
 
-    def __init__(self, caller: Caller, meta: dict[str, Any]) -> None:
+    def __init__(self, caller: Caller, meta: dict[str, Any], seconds: float) -> None:
         self._caller = caller
         self._meta = meta
+        self._seconds = seconds
         self._listed: list[tuple[str, int]] = []
         self._next_look = 0.0
 
     async def look(self) -> bool:
         """Read the list; return whether it differs from the one before."""
-        self._next_look = time.monotonic() + TOOLS_SECONDS
+        self._next_look = time.monotonic() + self._seconds
         api = self._caller.api
         listed = [(each["name"], each["version"]) async for each in api.contracts(api.namespace)]
         changed, self._listed = listed != self._listed, listed

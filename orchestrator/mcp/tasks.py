@@ -8,8 +8,8 @@ from typing import Any
 from uuid import UUID
 
 from mcp.shared.exceptions import MCPError
-from mcp_types import ElicitRequest, ElicitResult, InputResponses, RequestParams
-from pydantic import Field
+from mcp_types import ElicitRequest, ElicitResult, RequestParams
+from pydantic import Field, ValidationError
 
 from minions.aio.task import AsyncTask
 from minions.errors import InvalidInput, NotFound
@@ -36,7 +36,8 @@ class TaskParams(RequestParams):
 class UpdateTaskParams(TaskParams):
     """Answers to the forms of a task."""
 
-    input_responses: InputResponses = Field(default_factory=dict)
+    # Not the types of the protocol: an answer that belongs to no open form is ignored, whatever it is.
+    input_responses: dict[str, Any] = Field(default_factory=dict)
 
 
 async def find(caller: Caller, task_id: str, *, wait: float = 0.0) -> AsyncTask:
@@ -78,7 +79,7 @@ async def input_requests(caller: Caller, task: AsyncTask) -> InputRequests:
     return await _forms(caller, task, await Terms.of(caller.api))
 
 
-async def update(caller: Caller, task: AsyncTask, responses: InputResponses) -> None:
+async def update(caller: Caller, task: AsyncTask, responses: Mapping[str, Any]) -> None:
     """Make the decisions that a client's user has made. Answers to forms that are not open any more are ignored.
 
     Raises:
@@ -88,12 +89,19 @@ async def update(caller: Caller, task: AsyncTask, responses: InputResponses) -> 
         return
     open_ones = {forms.key_of(each): each for each in await caller.api.decisions(task.id)}
     for key in open_ones.keys() & responses.keys():
-        answer = responses[key]
-        if not isinstance(answer, ElicitResult):
-            raise InvalidInput(f"The response {key!r} must be that of a form: `action` and `content`.")
-        arguments = forms.decided(open_ones[key], answer)
+        arguments = forms.decided(open_ones[key], _answer_of(key, responses[key]))
         if arguments is not None:
             await caller.api.decide(task.id, **arguments)
+
+
+def _answer_of(key: str, response: Any) -> ElicitResult:
+    try:
+        return ElicitResult.model_validate(response)
+    except ValidationError:
+        raise InvalidInput(
+            f"The response {key!r} must be that of a form: an object with `action` (accept, decline or cancel) and "
+            "`content`."
+        ) from None
 
 
 async def _forms(caller: Caller, task: AsyncTask, terms: Terms) -> InputRequests:

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import uuid4
+
+from sqlalchemy.orm import Session
+
+from minions.testing import text, tool_use
+from shared.contracts.documents import parse_definition
+from shared.database.connections import get_engine
+from shared.definitions.store import DefinitionStore
 
 CAPABILITY = "conformance"
 NOTHING: dict[str, Any] = {"type": "object", "properties": {}}
@@ -25,6 +33,12 @@ SCHEMA_2020_12 = {
     "additionalProperties": False,
 }
 OFFERED = ("perform", "slow", "fail", "fault")
+ASKING = ("delete_one", "delete_other")
+SCRIPT = [
+    {**text("Both are deleted."), "if": "tool_result"},
+    tool_use(*((name, {"filename": name}) for name in ASKING)),
+]
+"""The replies of the model behind `multi_input`."""
 
 
 def definitions() -> list[dict[str, Any]]:
@@ -32,6 +46,7 @@ def definitions() -> list[dict[str, Any]]:
     seconds = {"type": "object", "properties": {"seconds": {"type": "number"}, "label": TEXT}, "required": ["seconds"]}
     return [
         *(_tool(name) for name in OFFERED),
+        *(_ask(name) for name in ASKING),
         _agent("test_simple_text", "perform", NOTHING),
         _agent("test_error_handling", "fail", NOTHING),
         _agent("test_tool_with_progress", "slow", NOTHING),
@@ -40,12 +55,41 @@ def definitions() -> list[dict[str, Any]]:
         _agent("failing_job", "fail", NOTHING),
         _agent("protocol_error_job", "fault", NOTHING),
         _agent("confirm_delete", "perform", {"type": "object", "properties": {"filename": TEXT}}, approval=True),
+        _agent(
+            "slow_greet", "perform", {"type": "object", "properties": {"name": TEXT, "seconds": {"type": "number"}}}
+        ),
+        {
+            "kind": "agent",
+            "name": "multi_input",
+            "model": "claude-sonnet-5-5",
+            "description": "Makes two calls that a person must approve, in one turn.",
+            "input_schema": NOTHING,
+            "tools": list(ASKING),
+            "config": {"capabilities": [CAPABILITY]},
+        },
         _agent("json_schema_2020_12_tool", "perform", SCHEMA_2020_12),
     ]
 
 
+def another_agent() -> dict[str, Any]:
+    """Return an agent with a name of its own."""
+    return _agent(f"another_{uuid4().hex[:8]}", "perform", NOTHING)
+
+
+def store(found: list[dict[str, Any]]) -> None:
+    """Store definitions."""
+    with Session(get_engine()) as session, session.begin():
+        DefinitionStore(session, validate_code=lambda function: None).apply([parse_definition(each) for each in found])
+
+
 def _tool(name: str) -> dict[str, Any]:
     return {"kind": "tool", "name": name, "type": "builtin", "builtin": name, "effect": "idempotent"}
+
+
+def _ask(name: str) -> dict[str, Any]:
+    schema = {"type": "object", "properties": {"filename": TEXT}}
+    asks = {"builtin": "perform", "approval": True, "input_schema": schema, "description": "Deletes a file."}
+    return {**_tool(name), **asks}
 
 
 def _agent(name: str, tool: str, schema: dict[str, Any], **config: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from typing import Annotated, Any
+from typing import Any
 
 from mcp.server import ServerRequestContext
 from mcp.server.mcpserver import Context, MCPServer
@@ -39,9 +39,8 @@ from mcp_types import (
     TextContent,
     TextResourceContents,
 )
-from pydantic import Field
-
 from orchestrator.mcp.server import McpServer
+from tests.mcp_conformance.agents import another_agent, store
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGP4z8DwHwAFAAH/iZk9HQAAAABJRU5ErkJggg=="
 SILENCE = "UklGRiQAAABXQVZFZm10IBAAAAABAAEAQB8AAIA+AAACABAAZGF0YQAAAAA="
@@ -63,6 +62,11 @@ class ConformanceServer(McpServer):
         return own
 
     async def _call_tool(self, context: ServerRequestContext, params: CallToolRequestParams) -> Any:
+        name = _content((params.input_responses or {}).get("user_name"), "name")
+        if params.name == "test_tool_with_task" and name is not None:
+            # The agent's task is that of a call without the client's answers.
+            arguments = {"name": name, "seconds": 1}
+            return await super()._call_tool(context, CallToolRequestParams(name="slow_greet", arguments=arguments))
         names = {tool.name for tool in await fixture.list_tools()}
         if params.name in names:
             return await _asked(context, "tools/call", params)
@@ -152,14 +156,6 @@ def test_multiple_content_types() -> list[TextContent | ImageContent | EmbeddedR
     """Returns text, an image and a resource."""
     text = TextContent(type="text", text="Multiple content types test:")
     return [text, IMAGE, _resource("test://mixed-content-resource", "application/json", '{"test":"data","value":123}')]
-
-
-@fixture.tool()
-def test_x_mcp_header(
-    region: Annotated[str, Field(json_schema_extra={"x-mcp-header": "Region"})] = "none",
-) -> str:
-    """Has an argument that is also a header."""
-    return region
 
 
 @fixture.tool()
@@ -265,6 +261,19 @@ async def test_input_required_result_capabilities(ctx: Context) -> str | InputRe
     if declared is not None and declared.elicitation is not None:
         asked["ask"] = _form("What is your name?", name="string")
     return InputRequiredResult(input_requests=asked, request_state="asked")
+
+
+@fixture.tool()
+async def test_tool_with_task(ctx: Context) -> str | InputRequiredResult:
+    """Asks for a name, and then becomes a task of an agent: see `ConformanceServer`."""
+    return InputRequiredResult(input_requests={"user_name": _form("What is your name?", name="string")})
+
+
+@fixture.tool()
+async def test_trigger_tool_change() -> str:
+    """Changes the list of tools: it stores another agent."""
+    await asyncio.to_thread(store, [another_agent()])
+    return "There is another agent."
 
 
 # ------------------------------------------------------------------------------------------------ resources and prompts

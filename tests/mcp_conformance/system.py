@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from sqlalchemy.orm import Session
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from minions.testing import MessagesApi
 from orchestrator.api.app import create_app, release
 from orchestrator.api.server import listen, server_config
 from orchestrator.local.embedded import EmbeddedServers, scratch_dir
@@ -23,14 +23,13 @@ from orchestrator.mcp.callers import Connect
 from orchestrator.mcp.calls import Calls
 from orchestrator.mcp.subscriptions import Subscriptions
 from orchestrator.service import make_loops
-from shared.contracts.documents import parse_definition
 from shared.database.connections import get_engine
 from shared.database.schema import migrate
-from shared.definitions.store import DefinitionStore
 from shared.secret_store import new_key
 from shared.settings import Settings, get_settings
-from tests.mcp_conformance.agents import CAPABILITY, OFFERED, definitions
+from tests.mcp_conformance.agents import CAPABILITY, OFFERED, SCRIPT, definitions, store
 from tests.mcp_conformance.fixture import ConformanceServer, add_completions
+from tests.support.model_client import use_messages_api
 from tests.support.processes import SHORT_LEASES, killed_on_exit, start_worker, wait_online
 
 # Shorter than the product's, so that the suite's calls of one second become tasks, and report progress.
@@ -61,15 +60,15 @@ def running(folder: Path) -> Iterator[str]:
         get_settings.cache_clear()
         settings = get_settings()
         migrate(get_engine())
-        with Session(get_engine()) as session, session.begin():
-            DefinitionStore(session, validate_code=lambda function: None).apply([parse_definition(each) for each in definitions()])
+        store(definitions())
         loops = make_loops(settings)
         for loop in loops:
             loop.start()
-        worker = start_worker(folder, CAPABILITY, 4, fresh=True)
-        with killed_on_exit(worker), _serving(settings) as port:
-            wait_online(get_engine(), worker)
-            yield f"http://127.0.0.1:{port}/mcp"
+        with use_messages_api(MessagesApi(script=SCRIPT), env):
+            worker = start_worker(folder, CAPABILITY, 4, fresh=True)
+            with killed_on_exit(worker), _serving(settings) as port:
+                wait_online(get_engine(), worker)
+                yield f"http://127.0.0.1:{port}/mcp"
         for loop in loops:
             loop.stopping.set()
         for loop in loops:
@@ -89,7 +88,7 @@ def _offer(folder: Path) -> Path:
 
 def _make(connect: Connect, is_closing: site.IsClosing) -> ConformanceServer:
     calls = Calls(is_closing, ANSWER_SECONDS, PROGRESS_SECONDS)
-    server = ConformanceServer(connect, calls, Subscriptions(is_closing))
+    server = ConformanceServer(connect, calls, Subscriptions(is_closing, PROGRESS_SECONDS))
     add_completions(server)
     return server
 

@@ -11,6 +11,9 @@ from shared.errors import MinionError, ToolError
 def perform(arguments: dict[str, Any], context: Any) -> Any:
     """Do what the agent's name says; an agent has one tool, and a tool knows the agent by its arguments."""
     match arguments:
+        case {"name": name, "seconds": seconds}:
+            time.sleep(seconds)
+            return f"Hello, {name}!"
         case {"seconds": seconds}:
             time.sleep(seconds)
             return f"Computed for {seconds} s."
