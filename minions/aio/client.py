@@ -479,7 +479,8 @@ class AsyncClient(
         return found
 
     async def access(self) -> dict[str, Any]:
-        """Return the rights of the client's own key: `role`, `permissions`, `namespace`, `scope`; and `retention_days`."""
+        """Return the rights of the client's own key: `role`, `permissions`, `namespace`, `scope`; and for how long ended
+        tasks are kept: `retention_days`."""
         found: dict[str, Any] = await self._transport.get("/v1/access")
         return found
 

@@ -86,7 +86,7 @@ class Terms:
         return self._permissions >= {Permission.DEFINITIONS_READ, Permission.PAYLOADS_READ}
 
     def kept_until(self, task: AsyncTask) -> datetime | None:
-        """Return the time until which a task is kept; of one that has not ended, if it ended now. None: indefinitely."""
+        """Return the time until which a task is kept, if it ends now at the latest; None: indefinitely."""
         days = [self._retention_days[task.state]] if task.final else self._retention_days.values()
         shortest = min((each for each in days if each), default=None)
         ended = task.finished_at or datetime.now(UTC)

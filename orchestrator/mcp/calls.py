@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from mcp_types import CallToolRequestParams, CallToolResult, InputRequiredResult
 
 from minions.aio.task import AsyncTask
 from minions.errors import InvalidInput
+from orchestrator.api.body import ENVELOPE_BYTES
 from orchestrator.mcp import tasks
 from orchestrator.mcp.agent_tools import input_of
 from orchestrator.mcp.callers import Caller, idempotency_key, traceparent
@@ -69,19 +71,17 @@ class Calls:
                 )
             except InvalidInput as error:
                 return CallToolResult(content=[text_of(error.message)], is_error=True)
-        return await self._answer(context, caller, task)
-
-    async def _answer(self, context: ServerRequestContext, caller: Caller, task: AsyncTask) -> HandlerResult:
         if task.final:
             return result_of(task, any_json=caller.is_modern)
         if caller.has_tasks:
             return await tasks.created(caller, task)
-        return await self._wait(context, caller, task)
+        return await self._wait(context, caller, task, _patience(context, params))
 
-    async def _wait(self, context: ServerRequestContext, caller: Caller, task: AsyncTask) -> HandlerResult:
+    async def _wait(
+        self, context: ServerRequestContext, caller: Caller, task: AsyncTask, patience: float
+    ) -> HandlerResult:
         """Report progress until the task ends, needs its caller, or the client's patience ends."""
-        wants_progress = "progress_token" in (context.meta or {})
-        end = time.monotonic() + (LONG_PATIENCE_SECONDS if wants_progress else PATIENCE_SECONDS)
+        end = time.monotonic() + patience
         reports = 0
         while True:
             if requests := await tasks.input_requests(caller, task):
@@ -95,6 +95,13 @@ class Calls:
             task = await _next_look(caller, task, min(left, self._progress_seconds))
             if task.final:
                 return result_of(task, any_json=caller.is_modern)
+
+
+def _patience(context: ServerRequestContext, params: CallToolRequestParams) -> float:
+    """Return the seconds for which a call may wait."""
+    if context.request is not None and len(json.dumps(params.arguments)) > ENVELOPE_BYTES:
+        return 0.0  # a large body takes up the API's memory until it is answered
+    return LONG_PATIENCE_SECONDS if "progress_token" in (context.meta or {}) else PATIENCE_SECONDS
 
 
 async def _next_look(caller: Caller, task: AsyncTask, seconds: float) -> AsyncTask:

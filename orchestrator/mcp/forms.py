@@ -77,7 +77,7 @@ def _answer(decision: Decision) -> tuple[str, dict[str, Any], list[str]]:
     outcome = {
         "type": "string",
         "title": "Outcome",
-        "description": "result: it happened, and returned the result below. again: make the call again. fail: it failed.",
+        "description": "result: it happened, and returned what is below. again: make the call again. fail: it failed.",
         "enum": list(VERDICTS),
     }
     fields = _fields(decision["schema"], {}) or {

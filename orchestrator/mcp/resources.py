@@ -47,7 +47,7 @@ def list_templates() -> ListResourceTemplatesResult:
         name="journal",
         uri_template=TEMPLATE,
         mime_type=JSON,
-        description=f"A task with {STEPS} steps of its journal, after the step `after`: `next` is that of the next page.",
+        description=f"A task with {STEPS} steps of its journal, after the step `after`: for the next page, `next`.",
     )
     return ListResourceTemplatesResult(resource_templates=[template])
 
@@ -90,8 +90,8 @@ async def get_prompt(caller: Caller, name: str) -> GetPromptResult:
     agent = await caller.api.agent(name, caller.api.namespace)
     text = agent["definition"].get("system_prompt")
     if not text or text == MASK:
-        why = "has no system prompt" if text != MASK else "does not show this key its system prompt"
-        raise MCPError(INVALID_PARAMS, f"The agent {name!r} {why}.", {"code": "not_found"})
+        why = f"The agent {name!r} has no system prompt that this key may read."
+        raise MCPError(INVALID_PARAMS, why, {"code": "not_found"})
     message = PromptMessage(role="user", content=TextContent(type="text", text=text))
     return GetPromptResult(description=agent["description"] or None, messages=[message])
 

@@ -67,8 +67,8 @@ class McpServer(Server[Any]):
 
     def __init__(self, connect: Connect, calls: Calls, subscriptions: Subscriptions) -> None:
         self._connect = connect
-        self._calls = calls
-        self._subscriptions = subscriptions
+        self.calls = calls
+        self.subscriptions = subscriptions
         lists = CacheHint(ttl_ms=MINUTE_MS, scope="private")
         super().__init__(
             "minions",
@@ -147,7 +147,7 @@ class McpServer(Server[Any]):
         if own is not None and agent == params.name:
             raise _unknown_tool(params.name)
         try:
-            return await self._calls.call(context, caller, params, agent)
+            return await self.calls.call(context, caller, params, agent)
         except UnknownAgent:
             raise _unknown_tool(params.name) from None
 
@@ -169,7 +169,7 @@ class McpServer(Server[Any]):
         return await resources.get_prompt(self._caller(context), params.name)
 
     async def _listen(self, context: Context, params: SubscriptionsListenRequestParams) -> SubscriptionsListenResult:
-        return await self._subscriptions.listen(context, self._caller(context), params)
+        return await self.subscriptions.listen(context, self._caller(context), params)
 
     async def _get_task(self, context: Context, params: TaskParams) -> dict[str, Any]:
         caller = self._of_task(context, params)

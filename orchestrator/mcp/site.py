@@ -41,10 +41,10 @@ class Site:
     def __init__(self, app: FastAPI, make: Make) -> None:
         self._app = app
         self._is_closing = False
-        server = make(self._connect, lambda: self._is_closing)
+        self.server = make(self._connect, lambda: self._is_closing)
         # Without sessions, any orchestrator answers any request, also after a restart.
         self.manager = StreamableHTTPSessionManager(
-            server, stateless=True, max_request_body_size=one_task(app.state.settings)
+            self.server, stateless=True, max_request_body_size=one_task(app.state.settings)
         )
 
     def release(self) -> None:

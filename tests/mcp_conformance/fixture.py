@@ -39,6 +39,7 @@ from mcp_types import (
     TextContent,
     TextResourceContents,
 )
+
 from orchestrator.mcp.server import McpServer
 from tests.mcp_conformance.agents import another_agent, store
 
@@ -318,7 +319,7 @@ def test_prompt_with_arguments(arg1: str, arg2: str) -> list[UserMessage]:
 
 
 @fixture.prompt()
-def test_prompt_with_embedded_resource(resourceUri: str) -> list[UserMessage]:  # noqa: N803 - the suite's name
+def test_prompt_with_embedded_resource(resourceUri: str) -> list[UserMessage]:
     """Has a resource."""
     resource = _resource(resourceUri, "text/plain", "Embedded resource content for testing.")
     return [UserMessage(role="user", content=resource), _said("Please process the embedded resource above.")]

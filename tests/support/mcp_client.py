@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -95,3 +96,12 @@ async def ask(client: Client, method: str, **params: Any) -> dict[str, Any]:
     request = AnyRequest(method=method, params=AnyParams.model_validate(params))
     result = await client.session.send_request(request, AnyResult)  # type: ignore[arg-type]
     return result.model_dump(by_alias=True, mode="json")
+
+
+async def until(client: Client, task_id: str, *statuses: str) -> dict[str, Any]:
+    """Poll a task until it has one of these statuses."""
+    while True:
+        found = await ask(client, "tasks/get", taskId=task_id)
+        if found["status"] in statuses:
+            return found
+        await asyncio.sleep(0.05)

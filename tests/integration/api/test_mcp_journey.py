@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 
 from shared.settings import Settings
 from tests.integration.conftest import Tasks
-from tests.support.mcp_client import TasksExtension, ask
+from tests.support.mcp_client import TasksExtension, ask, until
 from tests.support.processes import (
     ROOT,
     Process,
@@ -68,12 +68,6 @@ def machines(database: Engine, tool_package: Path, tmp_path: Path) -> Iterator[M
     """An orchestrator and a worker."""
     with ExitStack() as stack:
         yield Machines(tmp_path, database, stack)
-
-
-async def until(client: McpClient, task_id: str, *statuses: str) -> dict[str, Any]:
-    while (found := await ask(client, "tasks/get", taskId=task_id))["status"] not in statuses:
-        await asyncio.sleep(0.1)
-    return found
 
 
 async def shows_forms(context: Any, params: Any) -> ElicitResult:
