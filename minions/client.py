@@ -471,8 +471,10 @@ class Client(Submissions, Operations, BulkActs, Alerts, Files, Keys, Audit, Memo
         return found
 
     def access(self) -> dict[str, Any]:
-        """Return the rights of the client's own key: `role`, `permissions`, `namespace`, `scope`; and for how long ended
-        tasks are kept: `retention_days`."""
+        """Return the rights of the client's own key: `role`, `permissions`, `namespace`, `scope`.
+
+        `retention_days` says how long ended tasks are kept.
+        """
         found: dict[str, Any] = self._transport.get("/v1/access")
         return found
 

@@ -479,8 +479,10 @@ class AsyncClient(
         return found
 
     async def access(self) -> dict[str, Any]:
-        """Return the rights of the client's own key: `role`, `permissions`, `namespace`, `scope`; and for how long ended
-        tasks are kept: `retention_days`."""
+        """Return the rights of the client's own key: `role`, `permissions`, `namespace`, `scope`.
+
+        `retention_days` says how long ended tasks are kept.
+        """
         found: dict[str, Any] = await self._transport.get("/v1/access")
         return found
 

@@ -117,7 +117,8 @@ def _changed(decision: Decision, content: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(content.get("arguments"), str):
         value = _parsed(content["arguments"], "arguments")
     elif sent := _sent(content):
-        value = {**decision["value"], **sent}
+        proposed = decision["value"]
+        value = {**(proposed if isinstance(proposed, dict) else {}), **sent}
     else:
         return {}
     return {} if value == decision["value"] else {"value": value}

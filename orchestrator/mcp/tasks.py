@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -20,11 +21,21 @@ from orchestrator.mcp.results import result_of
 DECIDE = "POST /v1/tasks/{task_id}/decisions"
 FOR_PEOPLE = ("approval", "answer")
 PARTS = ("result", "error", "inputRequests")
+MOST_BELOW = 50
 RECENT_SECONDS = 60.0
 POLL_MS, SLOW_POLL_MS = 1000, 5000
 """Of a task that changed in the last minute, and of others."""
 
 InputRequests = dict[str, ElicitRequest]
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """A decision, and the task that waits for it."""
+
+    task_id: str
+    agent: str | None
+    decision: forms.Decision
 
 
 class TaskParams(RequestParams):
@@ -87,11 +98,11 @@ async def update(caller: Caller, task: AsyncTask, responses: Mapping[str, Any]) 
     """
     if not responses:
         return
-    open_ones = {forms.key_of(each): each for each in await caller.api.decisions(task.id)}
-    for key in open_ones.keys() & responses.keys():
-        arguments = forms.decided(open_ones[key], _answer_of(key, responses[key]))
+    awaited = await _awaited(caller, task)
+    for key in awaited.keys() & responses.keys():
+        arguments = forms.decided(awaited[key].decision, _answer_of(key, responses[key]))
         if arguments is not None:
-            await caller.api.decide(task.id, **arguments)
+            await caller.api.decide(awaited[key].task_id, **arguments)
 
 
 def _answer_of(key: str, response: Any) -> ElicitResult:
@@ -105,9 +116,27 @@ def _answer_of(key: str, response: Any) -> ElicitResult:
 
 
 async def _forms(caller: Caller, task: AsyncTask, terms: Terms) -> InputRequests:
-    if not caller.has_forms or task.wait_reason not in FOR_PEOPLE or not terms.allow(DECIDE):
+    if not caller.has_forms or not terms.allow(DECIDE):
         return {}
-    return {forms.key_of(each): forms.form_of(each, _asks(task, each)) for each in await caller.api.decisions(task.id)}
+    awaited = await _awaited(caller, task)
+    return {key: forms.form_of(each.decision, _asks(each)) for key, each in awaited.items()}
+
+
+async def _awaited(caller: Caller, task: AsyncTask) -> dict[str, Awaited]:
+    """Return the decisions that a task waits for, and those that the tasks below it wait for, by the keys of their
+    forms: to the client, all of them are one task.
+    """
+    waiting = [(task.id, task.agent)] if task.wait_reason in FOR_PEOPLE else []
+    if task.wait_reason == "subtask" and task.parent_id is None:
+        below = await caller.api.page(
+            "/v1/tasks", root_id=task.id, state="waiting", namespace=task.namespace, limit=MOST_BELOW
+        )
+        waiting = [(each["id"], each["agent"]) for each in below["items"] if each["wait_reason"] in FOR_PEOPLE]
+    return {
+        forms.key_of(each) if found == task.id else f"{found}-{forms.key_of(each)}": Awaited(found, agent, each)
+        for found, agent in waiting
+        for each in await caller.api.decisions(found)
+    }
 
 
 def _ended(caller: Caller, task: AsyncTask, terms: Terms) -> dict[str, Any]:
@@ -138,10 +167,11 @@ def _task(task: AsyncTask, terms: Terms, status: str, message: str | None = None
     }
 
 
-def _asks(task: AsyncTask, decision: Mapping[str, Any]) -> str:
+def _asks(awaited: Awaited) -> str:
     """Return what a form is about."""
-    call = f"step {decision['step']} of task {task.id}, {decision['name']}"
+    decision = awaited.decision
+    call = f"step {decision['step']} of task {awaited.task_id}, {decision['name']}"
     if decision["kind"] == "answer":
         return f"The call in {call}, was interrupted, and is unsafe to repeat: did it happen?"
     several = f" ({decision['approvals']} of {decision['people']} have approved it)" if decision["people"] else ""
-    return f"The agent {task.agent!r} asks for the approval of a call: {call}{several}."
+    return f"The agent {awaited.agent!r} asks for the approval of a call: {call}{several}."

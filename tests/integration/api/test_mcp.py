@@ -10,18 +10,25 @@ from uuid import uuid4
 
 import httpx2
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
+from hypothesis import settings as bounded
 from hypothesis import strategies as st
 from mcp import Client as McpClient
 from mcp.shared.exceptions import MCPError
 from mcp_types import INVALID_PARAMS, ElicitResult
 
 from minions import Client
+from minions.errors import UnknownAgent
+from orchestrator.api.app import create_app, release
 from orchestrator.mcp import calls
+from orchestrator.mcp import site as mcp_site
+from shared.access.roles import MASK
+from shared.settings import Settings
 from tests.conftest import Define
-from tests.integration.api.conftest import Api
+from tests.integration.api.conftest import Api, serving
 from tests.integration.conftest import Tasks
 from tests.support.mcp_client import ask, mcp_client, until
+from tests.support.processes import wait_until
 
 SCHEMA = {"type": "object", "properties": {"do": {"type": "string"}, "answer": {"type": "string"}}}
 ERAS = pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
@@ -122,6 +129,23 @@ def test_approval_is_a_form_and_its_answer_a_decision(act: Any, connect: Any, ta
     assert client.get(task_id).succeeded
 
 
+def test_approvals_of_sub_tasks_are_forms_of_the_task(act: Any, define: Define, connect: Any) -> None:
+    act("Below", input_schema=SCHEMA, config={"approval": True})
+    above = {"kind": "agent", "name": "Above", "type": "function", "relations": [{"agent": "Below"}]}
+    define({**above, "input_schema": SCHEMA, "config": {"capabilities": ["work"]}})
+
+    async def main() -> None:
+        async with connect(tasks=True, mode="2026-07-28", elicitation_callback=ignored) as mcp:
+            created = await mcp.session.call_tool("Above", {"do": "answer", "answer": "done"}, allow_claimed=True)
+            found = await asked(mcp, created.model_dump()["taskId"])
+            ((key, form),) = found["inputRequests"].items()
+            assert "'Below'" in form["params"]["message"]
+            await ask(mcp, "tasks/update", taskId=found["taskId"], inputResponses={key: {"action": "accept"}})
+            assert "done" in (await until_ended(mcp, found["taskId"]))["result"]["content"][0]["text"]
+
+    run(main())
+
+
 def test_form_is_answered_within_a_call_without_tasks(act: Any, connect: Any) -> None:
     act("Acts", input_schema=SCHEMA, config={"approval": True})
 
@@ -211,6 +235,29 @@ def test_cancelled_task_is_cancelled(act: Any, connect: Any) -> None:
     run(main())
 
 
+def test_call_that_waits_is_answered_when_the_process_stops(act: Any, settings: Settings, client: Client) -> None:
+    act("Acts", input_schema=SCHEMA)
+    app = create_app(settings)
+    mcp_site.add_to(app)
+
+    def stop_once_it_runs() -> None:
+        wait_until(lambda: client.counts(state="running")["by_state"], "the call")
+        release(app)
+
+    async def main(port: int) -> str:
+        url = f"http://127.0.0.1:{port}"
+        async with mcp_client(url, settings.require_api_key(), mode="2026-07-28") as mcp:
+            stopping = asyncio.create_task(asyncio.to_thread(stop_once_it_runs))
+            result = await mcp.call_tool("Acts", {"do": "sleep", "seconds": 60})
+            await stopping
+            return result.structured_content["task_id"]
+
+    with serving(app) as port:
+        task_id = run(main(port))
+    client.cancel(task_id)
+    assert client.wait(task_id).state == "cancelled"
+
+
 # ------------------------------------------------------------------------------------------------------------- rights
 
 
@@ -285,6 +332,56 @@ def test_key_that_may_not_decide_sees_work_and_decides_nothing(
             assert (await until_ended(approver, task))["result"]["isError"]
 
     run(main())
+
+
+# -------------------------------------------------------------------------------------- what the API has for the server
+
+
+def test_contract_has_the_schemas_and_the_worst_effect(act: Any, define: Define, client: Client, key_of: Any) -> None:
+    ordered = {"type": "object", "properties": {"zz": {"type": "string"}, "a": {"type": "string"}}}
+    act("Acts", input_schema=ordered, output_schema={"type": "string"})
+    act("Silent")
+    pure = {"kind": "tool", "name": "echo", "type": "builtin", "builtin": "echo", "effect": "pure"}
+    of_tool = {**pure, "name": "checks", "input_schema": SCHEMA, "description": "Checks."}
+    define(
+        pure, of_tool,
+        {"kind": "agent", "name": "Checks", "type": "function", "tool": "checks"},
+        {"kind": "agent", "name": "Model", "model": "claude-sonnet-5-5", "tools": ["act", "echo"], "input_schema": {}},
+        {"kind": "agent", "name": "Chain", "type": "function", "relations": [{"agent": "Checks"}],
+         "input_schema": SCHEMA},
+    )  # fmt: skip
+    found = {each["name"]: each for each in client.contracts()}
+    assert {name: each["effect"] for name, each in found.items()} == {
+        "Acts": "idempotent", "Chain": "unsafe", "Checks": "pure", "Model": "idempotent"
+    }  # fmt: skip
+    assert list(found["Acts"]["input_schema"]["properties"]) == ["zz", "a"]
+    assert (found["Checks"]["input_schema"], found["Checks"]["description"]) == (SCHEMA, "Checks.")
+    assert client.contract("Acts")["output_schema"] == {"type": "string"}
+    client.set_agent_status("Acts", "deprecated")
+    for name in ("Acts", "Silent", "None"):
+        with pytest.raises(UnknownAgent):
+            client.contract(name)
+    with Client(client._transport.url, key_of("viewer", agents=["Model"])) as bound:
+        assert [each["name"] for each in bound.contracts()] == ["Model"]
+
+
+def test_key_learns_its_own_rights(client: Client, key_of: Any) -> None:
+    with Client(client._transport.url, key_of("viewer", namespace="ours", agents=["A"])) as viewer:
+        found = viewer.access()
+    assert (found["role"], found["namespace"], found["whole_namespace"]) == ("viewer", "ours", False)
+    assert "tasks:submit" not in found["permissions"]
+    assert client.access()["retention_days"]["failed"] == 90
+
+
+def test_awaited_decisions_are_masked(act: Any, client: Client, tasks: Tasks, key_of: Any) -> None:
+    act("Acts", input_schema=SCHEMA, config={"approval": True})
+    task = tasks.submit("Acts", {"do": "answer"})
+    tasks.wait_for(task, "waiting")
+    (found,) = client.decisions(task)
+    assert (found["kind"], found["step"], found["value"], found["schema"]) == ("approval", 1, {"do": "answer"}, SCHEMA)
+    with Client(client._transport.url, key_of("viewer")) as viewer:
+        (masked,) = viewer.decisions(task)
+    assert (masked["proposal"], masked["value"], masked["schema"]) == (found["proposal"], MASK, None)
 
 
 # ---------------------------------------------------------------------------------------------- resources, prompts, …
@@ -428,7 +525,7 @@ METHODS = (
 NAMES = ("name", "arguments", "taskId", "inputResponses", "requestState", "uri", "cursor", "_meta", "task")
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@bounded(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(method=st.sampled_from(METHODS), params=st.dictionaries(st.sampled_from(NAMES), JSON, max_size=4))
 def test_any_parameters_are_answered_without_a_fault(http_api: Api, method: str, params: dict[str, Any]) -> None:
     body = request(method, **params)
