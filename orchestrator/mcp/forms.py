@@ -10,6 +10,7 @@ from mcp_types import ElicitRequest, ElicitRequestFormParams, ElicitResult
 
 from minions.errors import InvalidInput
 from shared.contracts.strict_json import parse
+from shared.contracts.visible_text import visible
 
 SIMPLE = ("string", "integer", "number", "boolean")
 COPIED = ("title", "description", "enum", "minimum", "maximum", "minLength", "maxLength")
@@ -17,6 +18,8 @@ COPIED = ("title", "description", "enum", "minimum", "maximum", "minLength", "ma
 MOST_FIELDS = 12
 LONGEST_VALUE = 20_000
 """Characters of JSON that a form shows."""
+LONGEST_SHOWN = 2000
+"""Characters of JSON that a message shows."""
 MARK = "argument."
 """Begins the names of fields for arguments, so that none is called like a field of ours."""
 VERDICTS = ("result", "again", "fail")
@@ -35,10 +38,11 @@ def form_of(decision: Decision, sentence: str) -> ElicitRequest:
     Args:
         sentence: says what the task waits for.
     """
-    asks = _approval(decision) if decision["kind"] == "approval" else _answer(decision)
-    message, properties, required = asks
+    hint, properties, required = _approval(decision) if decision["kind"] == "approval" else _answer(decision)
     schema = {"type": "object", "properties": properties, **({"required": required} if required else {})}
-    return ElicitRequest(params=ElicitRequestFormParams(message=f"{sentence} {message}", requested_schema=schema))
+    # Models choose the arguments: no character of them may hide others.
+    message = visible(f"{sentence} {hint}\n\n{_cut(_json(decision['value']))}")
+    return ElicitRequest(params=ElicitRequestFormParams(message=message, requested_schema=schema))
 
 
 def decided(decision: Decision, answer: ElicitResult) -> dict[str, Any] | None:
@@ -66,11 +70,12 @@ def decided(decision: Decision, answer: ElicitResult) -> dict[str, Any] | None:
 
 def _approval(decision: Decision) -> tuple[str, dict[str, Any], list[str]]:
     fields = _fields(decision["schema"], decision["value"])
-    text = json.dumps(decision["value"], ensure_ascii=False, indent=2)
+    text = visible(_json(decision["value"]))
     if not fields and decision["schema"] is not None and len(text) <= LONGEST_VALUE:
         fields = {"arguments": {"type": "string", "title": "Arguments, as JSON", "default": text}}
     reason = {"reason": {"type": "string", "title": "Reason", "maxLength": 1000}}
-    return "Accepting approves the call, with the arguments below. Declining rejects it.", {**fields, **reason}, []
+    hint = "Accepting approves it with the arguments in the form, or else with these. Declining rejects it."
+    return hint, {**fields, **reason}, []
 
 
 def _answer(decision: Decision) -> tuple[str, dict[str, Any], list[str]]:
@@ -84,11 +89,11 @@ def _answer(decision: Decision) -> tuple[str, dict[str, Any], list[str]]:
         "result": {"type": "string", "title": "Result, as JSON", "maxLength": LONGEST_VALUE}
     }
     reason = {"reason": {"type": "string", "title": "Reason", "maxLength": 1000}}
-    return "Declining leaves the decision open.", {"outcome": outcome, **fields, **reason}, ["outcome"]
+    return "Declining leaves it open. This was the request:", {"outcome": outcome, **fields, **reason}, ["outcome"]
 
 
 def _fields(schema: Any, values: Any) -> dict[str, Any]:
-    """Return a field for each property of a schema; none if it is large, or has more than values without parts."""
+    """Return a field for each property of a schema; none if there are many, or one is not simple, or hides text."""
     if not isinstance(schema, dict) or not isinstance(values, dict):
         return {}
     properties = schema.get("properties")
@@ -96,6 +101,8 @@ def _fields(schema: Any, values: Any) -> dict[str, Any]:
         return {}
     if not all(_is_simple(part) for part in properties.values()):
         return {}
+    if any(isinstance(value, str) and visible(value) != value for value in values.values()):
+        return {}  # their JSON shows what they hide
     return {f"{MARK}{name}": _field(name, part, values) for name, part in properties.items()}
 
 
@@ -134,6 +141,15 @@ def _sent(content: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name.removeprefix(MARK): value for name, value in content.items() if name.startswith(MARK) and value is not None
     }
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=2)
+
+
+def _cut(text: str) -> str:
+    left = len(text) - LONGEST_SHOWN
+    return text if left <= 0 else f"{text[:LONGEST_SHOWN]}… ({left:,} more characters)"
 
 
 def _parsed(text: str, field: str) -> Any:

@@ -30,24 +30,22 @@ class Arguments(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class GetTask(Arguments):
-    """See `get_task`."""
-
-    task_id: str = TaskId
-    wait_seconds: float = Field(0, ge=0, le=LONGEST_WAIT, description="Wait up to this long for its end.")
-
-
-class CancelTask(Arguments):
-    """See `cancel_task`."""
-
-    task_id: str = TaskId
-    reason: str | None = Field(None, min_length=1, max_length=500)
-
-
 class OneTask(Arguments):
     """Names a task."""
 
     task_id: str = TaskId
+
+
+class GetTask(OneTask):
+    """See `get_task`."""
+
+    wait_seconds: float = Field(0, ge=0, le=LONGEST_WAIT, description="Wait up to this long for its end.")
+
+
+class CancelTask(OneTask):
+    """See `cancel_task`."""
+
+    reason: str | None = Field(None, min_length=1, max_length=500)
 
 
 class Replay(OneTask):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -132,17 +132,24 @@ def check_origin(request: Request) -> None:
         Forbidden: the origin, or the host, is not this installation.
     """
     settings: Settings = request.app.state.settings
-    own = {host for url in (settings.login_url(), settings.public_url) if url and (host := urlsplit(url).hostname)}
-    local = is_loopback(settings.api_host)
-    host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-    if local and host not in own and not is_loopback(host):
-        raise Forbidden(f"The host {host[:100]!r} is not this installation. Set MINION_PUBLIC_URL to its address.")
+    own, local = settings.login_url(), is_loopback(settings.api_host)
+    asked = _host_of(f"//{request.headers.get('host', '')}")
+    known = _host_of(own) if own else asked
+    if local and asked != known and not is_loopback(asked):
+        raise Forbidden(f"The host {asked[:100]!r} is not this installation. Set MINION_PUBLIC_URL to its address.")
     origin = request.headers.get("origin")
     if origin is None:
         return
-    theirs = urlsplit(origin).hostname or ""
-    if theirs not in (own or {host}) and not (local and is_loopback(theirs)):
+    theirs = _host_of(origin)
+    if theirs != known and not (local and is_loopback(theirs)):
         raise Forbidden(f"Requests of pages from {origin[:100]!r} are refused: it is not this installation.")
+
+
+def _host_of(address: str) -> str:
+    """Return the host in an address; nothing if it is none."""
+    with suppress(ValueError):
+        return urlsplit(address).hostname or ""
+    return ""
 
 
 def _metadata_address(request: Request) -> str:

@@ -84,8 +84,10 @@ async def detailed(caller: Caller, task: AsyncTask) -> dict[str, Any]:
 
 
 async def input_requests(caller: Caller, task: AsyncTask) -> InputRequests:
-    """Return the forms for the decisions that a task waits for, by key. There are none for a client that shows no
-    forms, and for a key that may not decide: for these, another person's decision is work in progress.
+    """Return the forms for the decisions that a task waits for, by key.
+
+    There are none for a client that shows no forms, and for a key that may not decide: to these, a decision of another
+    person is work in progress.
     """
     return await _forms(caller, task, await Terms.of(caller.api))
 
@@ -123,8 +125,8 @@ async def _forms(caller: Caller, task: AsyncTask, terms: Terms) -> InputRequests
 
 
 async def _awaited(caller: Caller, task: AsyncTask) -> dict[str, Awaited]:
-    """Return the decisions that a task waits for, and those that the tasks below it wait for, by the keys of their
-    forms: to the client, all of them are one task.
+    """Return the decisions that a task and the tasks below it wait for, by the keys of their forms: to the client, all
+    of them are one task.
     """
     waiting = [(task.id, task.agent)] if task.wait_reason in FOR_PEOPLE else []
     if task.wait_reason == "subtask" and task.parent_id is None:
@@ -172,6 +174,6 @@ def _asks(awaited: Awaited) -> str:
     decision = awaited.decision
     call = f"step {decision['step']} of task {awaited.task_id}, {decision['name']}"
     if decision["kind"] == "answer":
-        return f"The call in {call}, was interrupted, and is unsafe to repeat: did it happen?"
+        return f"A call was interrupted, and is unsafe to repeat: {call}. Did it happen?"
     several = f" ({decision['approvals']} of {decision['people']} have approved it)" if decision["people"] else ""
     return f"The agent {awaited.agent!r} asks for the approval of a call: {call}{several}."

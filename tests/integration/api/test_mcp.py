@@ -484,7 +484,12 @@ def test_request_without_a_key_learns_where_to_get_one(http_api: Api) -> None:
 def test_other_sites_are_refused(http_api: Api) -> None:
     body = request("tools/list")
     with http_api.http() as http:
-        for headers in ({"Origin": "https://evil.example"}, {"Host": "evil.example"}, {"Origin": "null"}):
+        for headers in (
+            {"Origin": "https://evil.example"},
+            {"Host": "evil.example"},
+            {"Origin": "null"},
+            {"Origin": "http://["},
+        ):
             assert http.post("/mcp", json=body, headers=headers_of(body) | headers).status_code == 403
         own = {"Origin": http_api.url}
         assert http.post("/mcp", json=body, headers=headers_of(body) | own).status_code == 200

@@ -119,3 +119,14 @@ def test_any_answer_is_a_decision_or_refused(kind: str, action: Any, content: An
     except InvalidInput:
         return
     assert arguments is None or arguments["proposal"] == NAMED["proposal"]
+
+
+def test_message_shows_arguments_without_hidden_characters() -> None:
+    found = form_of(decision(value={"order": "A-17\u202e"}), "It waits.").params
+    assert "It waits. Accepting approves it" in found.message
+    assert '"A-17\\u202e"' in found.message
+    assert found.requested_schema["properties"]["arguments"]["default"] == '{\n  "order": "A-17\\u202e"\n}'
+    assert decided(decision(value={"order": "A-17\u202e"}), answer("accept", arguments='{"order": "A-17\\u202e"}')) == {
+        **NAMED, "verdict": "approve"
+    }  # fmt: skip
+    assert "more characters" in form_of(decision(value="x" * 3000, schema=None), "It waits.").params.message
