@@ -61,7 +61,7 @@ crash-matrix: install  ## Kill processes at every boundary of every step of an a
 	@$(RUN) tests.crash_matrix.run $(CRASH)
 
 mcp-conformance: install  ## Run the official MCP conformance suite (2 min, needs npx; MCP="--scenario tasks-lifecycle")
-	@$(RUN) tests.mcp_conformance.run $(MCP)
+	@$(RUN) tests.mcp_conformance.run_server $(MCP)
 
 lint: install  ## Check style, types and the layers' import contracts
 	@$(RUN) ruff check .

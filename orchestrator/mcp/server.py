@@ -10,7 +10,7 @@ from mcp.server.context import HandlerResult, ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.lowlevel.server import NotificationOptions
 from mcp.shared.exceptions import MCPError
-from mcp.shared.inbound import MCP_NAME_HEADER
+from mcp.shared.inbound import MCP_NAME_HEADER, decode_header_value
 from mcp_types import (
     HEADER_MISMATCH,
     INVALID_PARAMS,
@@ -194,7 +194,8 @@ class McpServer(Server[Any]):
         """
         if context.protocol_version not in MODERN_PROTOCOL_VERSIONS:
             raise MCPError(METHOD_NOT_FOUND, "Method not found", context.method)
-        if context.request is not None and context.request.headers.get(MCP_NAME_HEADER) != params.task_id:
+        headers = None if context.request is None else context.request.headers
+        if headers is not None and decode_header_value(headers.get(MCP_NAME_HEADER)) != params.task_id:
             raise MCPError(HEADER_MISMATCH, "The header Mcp-Name must be the same as the parameter `taskId`.")
         caller = self._caller(context)
         caller.require_tasks()

@@ -1,6 +1,6 @@
 """Run the official conformance suite against our MCP server, and print its table. Needs npx.
 
-    python -m tests.mcp_conformance.run [--scenario NAME] [--output FOLDER]
+    python -m tests.mcp_conformance.run_server [--scenario NAME] [--output FOLDER]
 
 Exits with 1 if a scenario fails that must pass, or passes that is expected to fail. docs/mcp-server.md explains each.
 """
@@ -20,7 +20,7 @@ SUITE = "@modelcontextprotocol/conformance@0.2.0-alpha.12"
 # The suite needs a later Node than many machines have; the package `node` brings it.
 RUN = ("npx", "--yes", "--package", "node@22", "--package", SUITE, "conformance")
 REVISION = "2026-07-28"
-EXPECTED = Path(__file__).parent / "expected_failures.yaml"
+EXPECTED = Path(__file__).parent / "expected_server_failures.yaml"
 
 
 def main() -> None:
