@@ -9,19 +9,12 @@ from __future__ import annotations
 from typing import Any
 from uuid import uuid4
 
-import httpx2
-from fastapi import FastAPI, Request
-from starlette.types import ASGIApp, Receive, Scope, Send
-
 from minions import AsyncClient
 from minions.aio.submissions import task_path
 from minions.aio.task import AsyncTask
 from minions.aio.transport import AsyncTransport
 from minions.wire import to_json
-from orchestrator.api.actors import REQUEST_ID
-from orchestrator.api.quotas import WITHIN
 
-PASSED_ON = ("authorization", "minion-actor", REQUEST_ID.lower(), "traceparent")
 SECONDS = 30.0
 
 
@@ -74,30 +67,3 @@ class Api(AsyncClient):
         params = {"wait": wait or None}
         answer = await self._transport.get(task_path(task), params=params, extra_time=wait)
         return AsyncTask.of(answer, self)
-
-
-class WithinApp(AsyncTransport):
-    """Requests to the application that serves a request, in place of that request's caller, without a connection."""
-
-    def __init__(self, app: FastAPI, request: Request) -> None:
-        self.url = "the API"
-        self.timeout = SECONDS
-        self.retries = 0  # it is the same process
-        client = (request.client.host, request.client.port) if request.client else ("", 0)
-        headers = {name: value for name in PASSED_ON if (value := request.headers.get(name)) is not None}
-        self._http = httpx2.AsyncClient(
-            transport=httpx2.ASGITransport(_counted_once(app), raise_app_exceptions=False, client=client),
-            base_url="http://within",
-            headers=headers,
-            timeout=None,
-            trust_env=False,
-        )
-
-
-def _counted_once(app: ASGIApp) -> ASGIApp:
-    """Return the application for requests that count towards no quota: their cause has been counted."""
-
-    async def within(scope: Scope, receive: Receive, send: Send) -> None:
-        await app({**scope, WITHIN: True}, receive, send)
-
-    return within

@@ -13,7 +13,6 @@ from mcp_types import CallToolRequestParams, CallToolResult, InputRequiredResult
 
 from minions.aio.task import AsyncTask
 from minions.errors import InvalidInput
-from orchestrator.api.body import ENVELOPE_BYTES
 from orchestrator.mcp import tasks
 from orchestrator.mcp.agent_tools import input_of
 from orchestrator.mcp.callers import Caller, idempotency_key, traceparent
@@ -26,6 +25,8 @@ PATIENCE_SECONDS = 45.0
 """For clients without the tasks extension: most end a call after a minute without a sign of life."""
 LONG_PATIENCE_SECONDS = 240.0
 """For those that ask for progress, which they take as a sign of life."""
+LARGE_BYTES = 64 * 1024
+"""From this size on, the body of a request takes up the API's memory until it is answered: `orchestrator.api.body`."""
 
 
 class Calls:
@@ -99,8 +100,8 @@ class Calls:
 
 def _patience(context: ServerRequestContext, params: CallToolRequestParams) -> float:
     """Return the seconds for which a call may wait."""
-    if context.request is not None and len(json.dumps(params.arguments)) > ENVELOPE_BYTES:
-        return 0.0  # a large body takes up the API's memory until it is answered
+    if context.request is not None and len(json.dumps(params.arguments)) > LARGE_BYTES:
+        return 0.0
     return LONG_PATIENCE_SECONDS if "progress_token" in (context.meta or {}) else PATIENCE_SECONDS
 
 

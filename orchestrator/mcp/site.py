@@ -17,9 +17,10 @@ from orchestrator.api import auth
 from orchestrator.api.auth import Credentials
 from orchestrator.api.base_path import link
 from orchestrator.api.body import TaskBody, one_task
-from orchestrator.mcp.api import Api, WithinApp
+from orchestrator.mcp.api import Api
 from orchestrator.mcp.callers import Connect
 from orchestrator.mcp.server import McpServer, build
+from orchestrator.mcp.within import WithinApp
 from shared.contracts import strict_json
 from shared.errors import Forbidden, InvalidInput, Unauthorized
 from shared.settings import Settings, is_loopback
