@@ -47,7 +47,7 @@ class Caller:
         """Return the caller of a request."""
         declared = context.session.client_capabilities
         modern = context.protocol_version in MODERN_PROTOCOL_VERSIONS
-        # Neither a task nor a form can be told to a client of an earlier era: its results have other shapes.
+        # A client of an earlier era gets neither tasks nor forms: its results have other shapes.
         forms = declared.elicitation if declared and modern else None
         return cls(
             connect(context),

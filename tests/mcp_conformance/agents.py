@@ -72,7 +72,7 @@ def definitions() -> list[dict[str, Any]]:
 
 
 def another_agent() -> dict[str, Any]:
-    """Return an agent with a name of its own."""
+    """Return an agent with a new name."""
     return _agent(f"another_{uuid4().hex[:8]}", "perform", NOTHING)
 
 

@@ -482,6 +482,17 @@ def test_request_without_a_key_learns_where_to_get_one(http_api: Api) -> None:
         assert http.get("/mcp").status_code == 405
 
 
+def test_metadata_has_the_public_address_with_its_base_path(settings: Settings) -> None:
+    app = create_app(settings.model_copy(update={"public_url": "https://minions.example", "base_path": "/minions"}))
+    mcp_site.add_to(app)
+    body = request("tools/list")
+    with serving(app) as port, httpx2.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:
+        refused = http.post("/minions/mcp", json=body, headers=headers_of(body) | {"Host": "minions.example"})
+        where = "/.well-known/oauth-protected-resource/minions/mcp"
+        assert f'"https://minions.example{where}"' in refused.headers["WWW-Authenticate"]
+        assert http.get(where).json()["resource"] == "https://minions.example/minions/mcp"
+
+
 def test_other_sites_are_refused(http_api: Api) -> None:
     body = request("tools/list")
     with http_api.http() as http:
