@@ -6,7 +6,10 @@ import json
 import subprocess
 import sys
 
-from tests.integration.api.conftest import Api
+import pytest
+
+from shared.settings import get_settings
+from tests.integration.api.conftest import Api, Run
 from tests.support.processes import ROOT
 
 HELLO = {
@@ -43,8 +46,9 @@ def test_mistakes_are_errors_of_the_protocol(http_api: Api) -> None:
     assert (process.returncode, "Traceback" in errors) == (0, False)
 
 
-def test_wrong_address_is_an_error_of_the_command(http_api: Api) -> None:
-    with serving("minions.example.com", http_api.key) as process:
-        said, errors = process.communicate(timeout=60)
-    assert (process.returncode, said) == (78, "")
-    assert "is not the address of an API" in errors
+def test_wrong_address_is_an_error_of_the_command(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINION_API_URL", "minions.example.com")
+    get_settings.cache_clear()
+    done = run_cli("mcp", "serve")
+    assert (done.code, done.out) == (78, "")
+    assert "is not the address of an API" in done.line
