@@ -33,6 +33,7 @@ from orchestrator.maintenance.sealer import Sealer
 from orchestrator.maintenance.standing_budget_keeper import StandingBudgetKeeper
 from orchestrator.maintenance.threat_watch import ThreatWatch
 from orchestrator.maintenance.waker import Waker
+from orchestrator.mcp import site as mcp_site
 from orchestrator.monitors import Monitors
 from orchestrator.observe.statistician import Statistician
 from orchestrator.pages import site
@@ -113,6 +114,7 @@ def make_loops(settings: Settings) -> list[Loop]:
 
 def _serve_api(settings: Settings, listener: socket.socket) -> None:
     app = create_app(settings)
+    mcp_site.add_to(app)
     site.add_to(app)
     server = _Server(server_config(app, settings), app)
     # The garbage collector then visits what large requests create, not the program itself again and again.

@@ -233,6 +233,15 @@ class AsyncClient(
         found: dict[str, Any] = await self._transport.get(task_path(task, "why"))
         return found
 
+    async def decisions(self, task: TaskId) -> list[dict[str, Any]]:
+        """Return the decisions that a task waits for: `kind`, `step`, `proposal`, `name`, `value` and `schema`.
+
+        Raises:
+            NotFound: there is no task with that id.
+        """
+        items: list[dict[str, Any]] = (await self._transport.get(task_path(task, "decisions")))["items"]
+        return items
+
     async def signal(self, task: TaskId, name: str, payload: Any = None) -> AsyncTask:
         """Send a signal to a task. It is kept until the task waits for it.
 
@@ -453,6 +462,29 @@ class AsyncClient(
             "/v1/routes", body, params={"namespace": namespace}, safe=True
         )
         return route
+
+    def contracts(self, namespace: str | None = None) -> AsyncIterator[dict[str, Any]]:
+        """Yield the contracts of all active agents that have an input schema, by name: `input_schema`, `output_schema`,
+        `effect`."""
+        return self._transport.pages("/v1/contracts", {"namespace": namespace, "limit": PAGE})
+
+    async def contract(self, name: str, namespace: str | None = None) -> dict[str, Any]:
+        """Return the contract of one agent.
+
+        Raises:
+            UnknownAgent: there is no active agent of that name, or it has no input schema.
+        """
+        path = f"/v1/contracts/{quote(name, safe='')}"
+        found: dict[str, Any] = await self._transport.get(path, params={"namespace": namespace})
+        return found
+
+    async def access(self) -> dict[str, Any]:
+        """Return the rights of the client's own key: `role`, `permissions`, `namespace`, `scope`.
+
+        `retention_days` says how long ended tasks are kept.
+        """
+        found: dict[str, Any] = await self._transport.get("/v1/access")
+        return found
 
     def tools(self, namespace: str | None = None) -> AsyncIterator[dict[str, Any]]:
         """Yield all tools, by name."""

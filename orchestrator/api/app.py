@@ -16,11 +16,13 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.api import (
+    access,
     agents,
     alerts,
     audit,
     bulk_acts,
     capabilities,
+    contracts,
     costs,
     documentation,
     erasures,
@@ -100,6 +102,7 @@ GUARDED = (
     schedules,
     webhooks,
     agents,
+    contracts,
     routes,
     functions,
     tools,
@@ -107,6 +110,7 @@ GUARDED = (
     costs,
     workers,
     keys,
+    access,
     sessions,
     audit,
     metrics,

@@ -80,20 +80,34 @@ async def authorize(request: Request, credentials: Credentials) -> None:
     rule = RULES[f"{request.method} {request.scope['route'].path_format}"]
     if rule.scraped and _is_scraper(request):
         return
+    rule.check(await authenticate(request, credentials))
+
+
+async def authenticate(request: Request, credentials: Credentials) -> Key:
+    """Return the key or login of a request, counted and noted.
+
+    Raises:
+        Unauthorized: there is no key and no login, or it is not valid (any more).
+        Forbidden: the request lacks the CSRF token of its login.
+        TooManyRequests: it has used up its quota, or too many attempts from this address have failed.
+        SQLAlchemyError: the key cannot be looked up.
+    """
+    request.state.credentials = credentials
     quotas = request.app.state.quotas
     if not _was_valid(request):
         quotas.check_address(request)
     try:
-        key = request.state.key = await _authenticate(request, request.app.state.logins)
+        key: Key = await _authenticate(request, request.app.state.logins)
     except Forbidden:  # the login is valid; the request lacks its CSRF token
         raise
     except Unauthorized:
         quotas.count_failure(request)
         raise
+    request.state.key = key
     quotas.spend(key, request)
     masking.show_to(key)
     request.app.state.key_addresses.note(key, network_of(address_of(request)))
-    rule.check(key)
+    return key
 
 
 async def check_again(request: Request) -> None:

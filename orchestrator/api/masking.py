@@ -41,6 +41,11 @@ def payload(value: Any) -> Any:
     return value if value is None or are_shown() else MASK
 
 
+def schema(found: Mapping[str, Any] | None) -> Any:
+    """Return the schema of a payload, or None: who may not see a value need not fill in its form."""
+    return found if are_shown() else None
+
+
 def payloads(values: list[Any] | None) -> list[Any] | None:
     """Return a list of payloads, or a list with the mask."""
     return values if not values or are_shown() else [MASK]
@@ -79,6 +84,7 @@ def conversation(stored: str | None) -> str | None:
 
 Payload = Annotated[Any, PlainSerializer(payload, return_type=Any)]
 PayloadText = Annotated[str | None, PlainSerializer(payload, return_type=str | None)]
+PayloadSchema = Annotated[dict[str, Any] | None, PlainSerializer(schema, return_type=dict[str, Any] | None)]
 Payloads = Annotated[list[Any] | None, PlainSerializer(payloads, return_type=list[Any] | None)]
 # Facts differ by type; programs read these two.
 ERROR_SCHEMA = {

@@ -95,11 +95,15 @@ def of(error: MinionError, *, with_key: bool = False) -> ProblemResponse:
 
 
 def _challenge(error: Unauthorized, with_key: bool) -> str:
-    """Return the challenge of RFC 6750."""
+    """Return the challenge of RFC 6750, with the metadata of RFC 9728 if the error names them."""
+    facts = {}
     if isinstance(error, Forbidden):
-        missing = error.detail.get("permission")
-        return 'Bearer error="insufficient_scope"' + (f', scope="{missing}"' if missing else "")
-    return 'Bearer error="invalid_token"' if with_key else "Bearer"
+        facts = {"error": "insufficient_scope", "scope": error.detail.get("permission")}
+    elif with_key:
+        facts = {"error": "invalid_token"}
+    facts["resource_metadata"] = error.detail.get("resource_metadata")
+    written = [f'{name}="{value}"' for name, value in facts.items() if value]
+    return " ".join(("Bearer", ", ".join(written))).rstrip()
 
 
 def timed_out(seconds: float) -> ProblemResponse:

@@ -18,6 +18,8 @@ FAILURES = 600
 """Failed authentications of an address per minute."""
 POLICY = "minute"
 SCOPE = "minions.quota_headers"
+WITHIN = "minions.within"
+"""In the scope of a request that the process itself makes to answer one that was counted."""
 
 
 class Quotas:
@@ -34,7 +36,7 @@ class Quotas:
             TooManyRequests: it has none left.
         """
         quota = key.requests_per_minute
-        if quota is None:
+        if quota is None or WITHIN in request.scope:
             return
         level = self._keys.take(key.identity, quota)
         # The fields of draft-ietf-httpapi-ratelimit-headers-10.

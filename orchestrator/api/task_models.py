@@ -10,7 +10,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from orchestrator.api.masking import ConversationId, Error, Labels, Payload, Payloads, PayloadText
+from orchestrator.api.masking import ConversationId, Error, Labels, Payload, Payloads, PayloadSchema, PayloadText
 from shared.access.actors import Key
 from shared.access.roles import Permission
 from shared.tasks.states import State
@@ -265,6 +265,32 @@ class DecidedTask(Task):
     """A task after a decision."""
 
     decision: Decision
+
+
+class AwaitedDecision(BaseModel):
+    """A decision that a task waits for; a decision about it names the `step` and the `proposal`."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    kind: Literal["approval", "answer"] = Field(
+        description="`approval` of a call, or `answer`: the outcome of an unsafe call that was interrupted."
+    )
+    step: int
+    proposal: str
+    name: str = Field(description="The tool, function or agent that is called.")
+    value: Payload = Field(description="The proposed arguments, or the request of the interrupted call.")
+    value_schema: PayloadSchema = Field(
+        None, alias="schema", description="JSON Schema of the arguments, or of the result; null: there is none."
+    )
+    approvals: int | None = Field(None, description="With an approval policy: how many keys have approved it.")
+    people: int | None = Field(None, description="With an approval policy: how many must.")
+    due_at: datetime | None
+
+
+class AwaitedDecisions(BaseModel):
+    """The decisions that a task waits for, by step."""
+
+    items: list[AwaitedDecision]
 
 
 class Why(BaseModel):

@@ -23,6 +23,7 @@ from orchestrator.api.task_filters import TaskPage, Tasks, TreePage
 from orchestrator.api.task_ids import TaskId, check_reached, is_reached
 from orchestrator.api.task_models import (
     BULK_LIMIT,
+    AwaitedDecisions,
     BulkResult,
     CancelRequest,
     Counts,
@@ -53,6 +54,7 @@ from shared.settings import get_settings
 from shared.tasks import approvals, budgets, lifecycle, queries, submission
 from shared.tasks.lifecycle import Accepted, Dispatched
 from shared.tasks.queries import Page
+from shared.tasks.undecided import undecided
 from shared.trace_context import HEADER, read_header
 
 REQUEST_SCHEMA = TaskRequest.model_json_schema()
@@ -272,6 +274,15 @@ def signal_task(
         task = queries.get_task(connection, task_id)
         _record(connection, actor, "task.signal", task, before, {"signal": name})
         return task
+
+
+@router.get("/{task_id}/decisions", response_model=AwaitedDecisions, responses=problems.documented(404))
+def list_decisions(task_id: TaskId, database: Statements) -> dict[str, Any]:
+    """The decisions that a task waits for, each with what a person needs to make it. A key without the permission
+    `payloads:read` sees neither the arguments nor their schema."""
+    with database.connect() as connection:
+        queries.get_task(connection, task_id)
+        return {"items": undecided(connection, task_id)}
 
 
 @router.post(

@@ -1,4 +1,4 @@
-"""`minion mcp`: servers of the Model Context Protocol, and their tools as definitions."""
+"""`minion mcp`: servers of the Model Context Protocol and their tools as definitions, and agents as tools of a client."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from orchestrator.commands.client import ACTOR
 from orchestrator.commands.definitions import tell
 from orchestrator.commands.output import AS_JSON, console, print_json, print_table, styled
 from shared.errors import FileFault, InvalidInput
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
     from shared.contracts.documents import McpServerDefinition, ToolDefinition
     from shared.definitions.mcp_tools import PulledTool
 
-app = typer.Typer(help="Manage MCP servers, and pull their tools: add, list, tools, diff, pull.", no_args_is_help=True)
+app = typer.Typer(
+    help="Pull tools of MCP servers: add, list, tools, diff, pull. Serve agents to an MCP client: serve.",
+    no_args_is_help=True,
+)
 NAMESPACE = typer.Option("default", "--namespace", help="The namespace of the server and its tools.")
 SERVER = typer.Argument(help="The server's name.")
 TOOLS = typer.Argument(default_factory=list, help="Only these tools, by the server's names or ours.")
@@ -142,6 +146,21 @@ def pull(
             console.print(styled(("kept: ", "yellow"), f"{each.name}, which the server no longer lists"))
     if not pulled:
         console.print("Nothing to store: the tools are as they were pulled.")
+
+
+@app.command()
+def serve(
+    namespace: str = typer.Option(None, help="The agents' namespace, for a key that is not bound to one."),
+    actor: str = ACTOR,
+) -> None:
+    """Serve an MCP client that starts this command, over standard input and output: each agent is a tool. It needs
+    the address of the API and a key, and no database.
+    """
+    # Imported here, because it takes a while, and no other command needs it.
+    from orchestrator.mcp import stdio
+
+    settings = get_settings()
+    stdio.serve(settings.require_api_url(), settings.require_api_key(), namespace=namespace, actor=actor)
 
 
 @contextmanager

@@ -41,8 +41,9 @@ NO_SERVER = {"DATABASE_URL": "postgresql://127.0.0.1:1/none", "REDIS_URL": "redi
         ("import orchestrator.service", SDK | OF_MIGRATIONS_AND_SENTRY),
         (WORKER, SDK | OF_MIGRATIONS_AND_SENTRY),
         (COMMAND, SDK | OF_MIGRATIONS_AND_SENTRY | OF_SERVERS),
+        ("import orchestrator.mcp.stdio", SDK | OF_MIGRATIONS_AND_SENTRY | OF_SERVERS | {"fastapi"}),
     ],
-    ids=["all of the orchestrator", "all of shared", "orchestrator", "worker", "command"],
+    ids=["all of the orchestrator", "all of shared", "orchestrator", "worker", "command", "MCP over stdio"],
 )
 def test_process_starts_without_libraries_that_it_may_not_need(program: str, unneeded: set[str]) -> None:
     ended = subprocess.run(

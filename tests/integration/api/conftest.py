@@ -25,6 +25,7 @@ from minions import Client
 from orchestrator import cli
 from orchestrator.api.app import create_app, release
 from orchestrator.api.server import listen, server_config
+from orchestrator.mcp import site as mcp_site
 from shared.settings import Settings, get_settings
 from tests.support.browser import TLS
 
@@ -98,6 +99,7 @@ def serving(app: FastAPI, port: int = 0) -> Iterator[int]:
 def http_api(settings: Settings) -> Iterator[Api]:
     """The API on the session's servers."""
     app = create_app(settings)
+    mcp_site.add_to(app)
     with serving(app) as port:
         yield Api(app, f"http://127.0.0.1:{port}", port, settings.require_api_key())
 

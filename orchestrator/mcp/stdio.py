@@ -1,0 +1,30 @@
+"""The MCP server over standard input and output, for clients that start it: the API at an address is behind it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from mcp.server.stdio import stdio_server
+
+from minions.aio.transport import AsyncTransport
+from orchestrator.mcp.api import SECONDS, Api
+from orchestrator.mcp.server import build
+
+RETRIES = 8
+"""About half a minute: an orchestrator that restarts is back by then."""
+
+
+def serve(url: str, key: str, *, namespace: str | None, actor: str | None) -> None:
+    """Serve the client that has started this process, until it closes the input.
+
+    Raises:
+        NotConfigured: the address or the key is not valid.
+    """
+    asyncio.run(_serve(url, key, namespace, actor))
+
+
+async def _serve(url: str, key: str, namespace: str | None, actor: str | None) -> None:
+    api = Api(AsyncTransport(url, key, timeout=SECONDS, retries=RETRIES, actor=actor), namespace)
+    server = build(lambda context: api)
+    async with api, stdio_server() as (received, sent):
+        await server.run(received, sent, server.create_initialization_options())

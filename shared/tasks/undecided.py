@@ -1,0 +1,45 @@
+"""The decisions that a task waits for, each with what a person needs to make it."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from shared.contracts.key_order import in_order, ordered
+from shared.tasks.approvals import arguments_schema, awaited, result_schema
+
+UNDECIDED = text(
+    "SELECT u.number AS step, u.kind, u.name, u.input, u.input_order, u.error, u.due_at, u.approvals, "
+    "minion_proposal(u) AS proposal FROM minion_undecided(:task) u ORDER BY u.number"
+)
+
+
+def undecided(connection: Connection, task: UUID) -> list[dict[str, Any]]:
+    """Return the decisions that a task waits for, by step.
+
+    Each has `kind` (`approval` of a call, or `answer` about one that was interrupted), `step`, `proposal` and `name`,
+    which the decision names; `value`: the proposed arguments, or the request that was interrupted; `schema` of the
+    arguments or of the result, if there is one; `approvals` and `people`, if a policy applies; and `due_at`.
+    """
+    rows = connection.execute(UNDECIDED, {"task": task}).mappings().all()
+    return [_decision(connection, task, in_order(row, "input")) for row in rows]
+
+
+def _decision(connection: Connection, task: UUID, step: dict[str, Any]) -> dict[str, Any]:
+    found = {name: step[name] for name in ("step", "proposal", "name", "due_at")}
+    if step["kind"] != "wait":
+        schema = result_schema(connection, task, step["step"])
+        return {**found, "kind": "answer", "value": step["input"], "schema": schema}
+    policy = awaited(connection, task, step["step"])
+    counts = {} if policy is None else {"approvals": len(policy.given), "people": policy.people}
+    schema = arguments_schema(connection, task, step["step"])
+    return {**found, **counts, "kind": "approval", "value": _arguments(step), "schema": schema}
+
+
+def _arguments(step: dict[str, Any]) -> Any:
+    approvals = step["approvals"] or {}
+    if approvals.get("edited"):
+        return ordered(approvals["arguments"], approvals.get("order"))
+    return step["input"]["approval"]

@@ -1,0 +1,54 @@
+"""`minion mcp serve`: mistakes are errors that its client shows."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from shared.settings import get_settings
+from tests.integration.api.conftest import Api, Run
+from tests.support.processes import ROOT
+
+HELLO = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}},
+}
+LIST = {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}
+
+
+def serving(url: str, key: str) -> subprocess.Popen[str]:
+    env = {"MINION_API_URL": url, "MINION_API_KEY": key, "PATH": "", "HOME": "/nonexistent"}
+    command = [sys.executable, "-m", "orchestrator.cli", "mcp", "serve"]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=env, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_mistakes_are_errors_of_the_protocol(http_api: Api) -> None:
+    sent = "".join(f"{each}\n" for each in (json.dumps(HELLO), "{", "[]", json.dumps(LIST)))
+    with serving(http_api.url, "mk_wrong") as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(sent)
+        process.stdin.flush()
+        answers = {}
+        while 2 not in answers:
+            answer = json.loads(process.stdout.readline())
+            answers[answer.get("id")] = answer
+        _, errors = process.communicate(timeout=60)
+    assert answers[1]["result"]["serverInfo"]["name"] == "minions"
+    assert answers[2]["error"]["data"]["code"] == "unauthorized"
+    assert "mk_wrong" not in json.dumps(answers) + errors
+    assert (process.returncode, "Traceback" in errors) == (0, False)
+
+
+def test_wrong_address_is_an_error_of_the_command(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINION_API_URL", "minions.example.com")
+    get_settings.cache_clear()
+    done = run_cli("mcp", "serve")
+    assert (done.code, done.out) == (78, "")
+    assert "is not the address of an API" in done.line

@@ -1,0 +1,72 @@
+"""Contracts of agents as tools."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from minions.errors import InvalidInput
+from orchestrator.mcp.agent_tools import HANDLE, agent_of, input_of, tool_of
+
+TAKEN = frozenset({"why"})
+LIST = {"type": "array", "items": {"$ref": "#/$defs/part"}, "$defs": {"part": {"type": "string"}}}
+OBJECT = {"type": "object", "properties": {"a": {"$ref": "#/$defs/part"}}, "$defs": {"part": {"type": "string"}}}
+
+
+def contract(**more: Any) -> dict[str, Any]:
+    plain = {"name": "Acts", "description": "Acts.", "input_schema": OBJECT, "output_schema": None, "effect": "unsafe"}
+    return {**plain, **more}
+
+
+def tool(has_tasks: bool = True, any_json: bool = True, **more: Any) -> Any:
+    return tool_of(contract(**more), taken=TAKEN, has_tasks=has_tasks, any_json=any_json)
+
+
+def test_agent_called_like_a_tool_of_ours_is_renamed() -> None:
+    assert tool(name="why").name == "agent.why"
+    assert agent_of("agent.why", taken=TAKEN) == "why"
+    assert agent_of("agent.other", taken=TAKEN) == "agent.other"
+
+
+def test_input_that_is_no_object_is_one_argument() -> None:
+    found = contract(input_schema=LIST)
+    assert tool(input_schema=LIST).input_schema == {
+        "type": "object",
+        "properties": {"input": {"type": "array", "items": {"$ref": "#/$defs/part"}}},
+        "required": ["input"],
+        "$defs": LIST["$defs"],
+    }
+    assert input_of(found, {"input": ["a"]}) == ["a"]
+    for wrong in ({}, {"a": 1}, {"input": [], "more": 1}):
+        with pytest.raises(InvalidInput):
+            input_of(found, wrong)
+
+
+def test_object_without_its_type_is_one() -> None:
+    schema = {"properties": {"a": {"type": "string"}}}
+    assert tool(input_schema=schema).input_schema == {**schema, "type": "object"}
+    assert input_of(contract(input_schema=schema), {"a": "b"}) == {"a": "b"}
+
+
+def test_output_schema_allows_the_handle_that_a_client_may_get() -> None:
+    assert tool(output_schema=OBJECT).output_schema == OBJECT
+    other = tool(output_schema=OBJECT, has_tasks=False).output_schema
+    own = {"type": "object", "properties": OBJECT["properties"]}
+    assert other == {"type": "object", "$defs": OBJECT["$defs"], "anyOf": [own, HANDLE]}
+    assert tool(output_schema=LIST).output_schema == LIST
+    assert tool(output_schema=LIST, any_json=False).output_schema is None
+
+
+def test_headers_are_removed_from_schemas() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string", "x-mcp-header": "A"}, "x-mcp-header": {}}}
+    assert tool(input_schema=schema).input_schema["properties"] == {"a": {"type": "string"}, "x-mcp-header": {}}
+
+
+HINTS = {"pure": (True, True, False), "idempotent": (False, True, False), "unsafe": (False, False, True)}
+
+
+@pytest.mark.parametrize(("effect", "hints"), HINTS.items())
+def test_annotations_follow_from_the_effect(effect: str, hints: tuple[bool, ...]) -> None:
+    found = tool(effect=effect).annotations
+    assert (found.read_only_hint, found.idempotent_hint, found.destructive_hint) == hints
