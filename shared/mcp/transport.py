@@ -7,7 +7,9 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 Message = dict[str, Any]
-"""A JSON-RPC message: strict JSON with the field `jsonrpc`, otherwise as the peer sent it."""
+"""A JSON-RPC message: strict JSON, otherwise as the peer sent it."""
+
+SESSION = "Mcp-Session-Id"
 
 
 class Exchange(Protocol):
@@ -22,7 +24,7 @@ class Exchange(Protocol):
     def messages(self) -> Iterator[Message]:
         """Yield the server's messages: notifications and requests of its own, then the response.
 
-        It ends without a response if the stream does, and yields nothing for a notification.
+        It ends without a response if the stream does.
 
         Raises:
             McpFault: a message cannot be read, is too large, or the time is up.
@@ -30,18 +32,14 @@ class Exchange(Protocol):
 
 
 class Transport(Protocol):
-    """A way to an MCP server, for one client and a limited time.
-
-    Attributes:
-        modern_first: true if a server of 2025-11-25 may get `server/discover` as the first message.
-    """
+    """A way to an MCP server, for one client and a limited time."""
 
     def send(self, message: Message, headers: Mapping[str, str]) -> AbstractContextManager[Exchange]:
-        """Send a message. Leaving the context ends the exchange, which cancels a request that is not answered yet.
+        """Send a message. Leaving the context ends the exchange, which cancels a request that has no response yet.
 
         Args:
             message: a request, a notification, or a response to a request of the server.
-            headers: the protocol's headers; a transport without headers ignores them.
+            headers: the protocol's headers. A transport without headers ignores them.
 
         Raises:
             McpFault: it was refused, or could not be sent. An HTTP status without a JSON-RPC error is one too.

@@ -1,0 +1,268 @@
+"""Streamable HTTP: each message is a POST, and the answer is one JSON message or a stream of events.
+
+Addresses are checked as for HTTP tools, redirects are refused, and no answer takes more memory than `max_bytes` or more
+time than `seconds`. Broken streams are not resumed: 2026-07-28 has no resumption, and servers of 2025-11-25 need not.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol
+
+import httpx2
+
+from shared.contracts.strict_json import Bounds, parse
+from shared.errors import ForbiddenAddress, InvalidInput, MinionError, TooLarge
+from shared.mcp.faults import McpFault, SessionLost
+from shared.mcp.sse import EventTooLarge, events
+from shared.mcp.transport import SESSION, Message
+from shared.outbound import guarded_client
+from shared.retry_after import retry_after
+from shared.secret_store import scrub
+from shared.settings import Settings
+
+JSON = "application/json"
+EVENTS = "text/event-stream"
+BOUNDS = Bounds(values=200_000)
+MAX_EXCERPT = 2_000
+MAX_WAIT = 86_400.0
+TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
+NOT_TAKEN = frozenset({429, 503})
+"""The server says that it did nothing."""
+NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.UnsupportedProtocol, httpx2.LocalProtocolError)
+SESSION_ID = re.compile(r"[\x21-\x7e]{1,1000}")
+
+
+class Authorization(Protocol):
+    """The credentials of requests to one server."""
+
+    def headers(self) -> Mapping[str, str]:
+        """Return the headers of the next request.
+
+        Raises:
+            MinionError: there are no credentials.
+        """
+
+    def secrets(self) -> Collection[str]:
+        """Return the texts that must not be repeated anywhere."""
+
+    def renew(self, status: int, headers: Mapping[str, str]) -> bool:
+        """Get other credentials after a server refused these. Return whether there are any.
+
+        Args:
+            status: 401 or 403.
+            headers: the server's.
+        """
+
+
+class FixedHeaders:
+    """Headers that stay the same.
+
+    Args:
+        headers: with the values of their secrets.
+        secrets: these values.
+    """
+
+    def __init__(self, headers: Mapping[str, str], secrets: Collection[str] = ()) -> None:
+        self._headers = headers
+        self._secrets = secrets
+
+    def headers(self) -> Mapping[str, str]:
+        return self._headers
+
+    def secrets(self) -> Collection[str]:
+        return self._secrets
+
+    def renew(self, status: int, headers: Mapping[str, str]) -> bool:
+        return False
+
+
+class HttpTransport:
+    """The way to a server at an address.
+
+    Args:
+        url: checked again with each request.
+        seconds: limit for all requests together.
+        max_bytes: limit of a message.
+    """
+
+    def __init__(
+        self, url: str, settings: Settings, *, seconds: float, max_bytes: int, authorization: Authorization
+    ) -> None:
+        self.url = url
+        self.settings = settings
+        self.seconds = seconds
+        self.ends = time.monotonic() + seconds
+        self.max_bytes = max_bytes
+        self.authorization = authorization
+
+    @contextmanager
+    def send(self, message: Message, headers: Mapping[str, str]) -> Iterator[HttpExchange]:
+        """Send a message, once more if the credentials were renewed."""
+        body = json.dumps(message, ensure_ascii=False).encode()
+        for attempt in range(2):
+            with self._answered(body, headers) as response:
+                exchange = HttpExchange(self, response)
+                renewable = response.status_code in (401, 403) and attempt == 0
+                if renewable and self.authorization.renew(response.status_code, response.headers):
+                    continue
+                exchange.refuse_failures(had_session=SESSION in headers)
+                yield exchange
+                return
+
+    def end_session(self, headers: Mapping[str, str]) -> None:
+        """Tell a server that its session is no longer needed."""
+        try:
+            with self._answered(None, headers):
+                pass
+        except MinionError:
+            # The server ends it some time itself.
+            return
+
+    def close(self) -> None:
+        """Do nothing: each request has its own connection."""
+
+    @contextmanager
+    def _answered(self, body: bytes | None, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
+        left = self.ends - time.monotonic()
+        if left <= 0:
+            raise McpFault(self.late(), taken=False, temporary=True)
+        own = {"Accept": f"{JSON}, {EVENTS}", "Content-Type": JSON, "Accept-Encoding": "identity"}
+        with guarded_client(self.settings, seconds=left) as client:
+            request = httpx2.Request(
+                "DELETE" if body is None else "POST",
+                self.url,
+                headers={**self.authorization.headers(), **own, **headers},
+                content=body,
+            )
+            try:
+                response = client.send(request, stream=True)
+            except ForbiddenAddress as error:
+                raise McpFault(error.message, taken=False) from None
+            except httpx2.RequestError as error:
+                raise self.lost(error) from None
+            except MinionError as error:
+                raise McpFault(error.message, taken=False, temporary=error.retryable) from None
+            try:
+                yield response
+            finally:
+                response.close()
+
+    def lost(self, error: httpx2.RequestError) -> McpFault:
+        """Return the fault of a request without an answer."""
+        never_sent = isinstance(error, NEVER_SENT)
+        why = self.late() if isinstance(error, httpx2.TimeoutException) else f"no answer: {type(error).__name__}: {error}"
+        return McpFault(self.scrubbed(why[:500]), taken=False if never_sent else None, temporary=True)
+
+    def late(self) -> str:
+        """Return the text of a fault."""
+        return f"it did not answer within {self.seconds:g} s (timeout)"
+
+    def scrubbed(self, text: str) -> str:
+        """Return a text without secrets that the server repeated in it."""
+        return scrub(text, self.authorization.secrets())
+
+
+class HttpExchange:
+    """A POST and its answer."""
+
+    def __init__(self, transport: HttpTransport, response: httpx2.Response) -> None:
+        self.transport = transport
+        self.response = response
+        said = response.headers.get(SESSION, "")
+        self.session = said if SESSION_ID.fullmatch(said) else None
+        self._refusal: Message | None = None
+
+    def refuse_failures(self, *, had_session: bool) -> None:
+        """Raise the fault of a status that is a failure. A JSON-RPC error is no fault here, but a message."""
+        status = self.response.status_code
+        if status < 300:
+            return
+        if status < 400:
+            raise McpFault(
+                f"it answers HTTP {status}, a redirect, which is not followed: store the server's final address",
+                taken=False,
+                status=status,
+            )
+        if status == 404 and had_session:
+            raise SessionLost("it no longer knows the session", taken=False, temporary=True, status=status)
+        said = self._body()
+        if status not in NOT_TAKEN and (error := _error_in(said)) is not None:
+            self._refusal = error
+            return
+        seconds = retry_after(self.response.headers)
+        raise McpFault(
+            f"HTTP {status}: {said[:MAX_EXCERPT]}",
+            taken=status >= 500 and status not in NOT_TAKEN,
+            temporary=status in TEMPORARY,
+            retry_after=None if seconds is None else min(seconds, MAX_WAIT),
+            status=status,
+        )
+
+    def messages(self) -> Iterator[Message]:
+        """Yield the messages of the answer."""
+        if self._refusal is not None:
+            yield self._refusal
+        elif self.response.status_code in (202, 204):
+            return
+        elif (kind := self._media_type()) == JSON:
+            yield self._message(self._body())
+        elif kind == EVENTS:
+            yield from self._stream()
+        else:
+            raise McpFault(f"it answers with {kind[:100] or 'no content type'!r}, not with {JSON} or {EVENTS}", taken=True)
+
+    def _media_type(self) -> str:
+        return self.response.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+    def _body(self) -> str:
+        body = bytearray()
+        for chunk in self._chunks():
+            body += chunk
+            if len(body) > self.transport.max_bytes:
+                raise self._too_large()
+        return self._text(bytes(body))
+
+    def _stream(self) -> Iterator[Message]:
+        try:
+            for data in events(self._chunks(), self.transport.max_bytes):
+                yield self._message(self._text(data))
+        except EventTooLarge:
+            raise self._too_large() from None
+
+    def _chunks(self) -> Iterator[bytes]:
+        encoding = self.response.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            raise McpFault(f"its answer is encoded as {encoding[:50]!r}, which was not asked for", taken=True)
+        try:
+            yield from self.response.iter_raw()
+        except httpx2.RequestError as error:
+            raise self.transport.lost(error) from None
+
+    def _text(self, data: bytes) -> str:
+        return self.transport.scrubbed(data.decode("utf-8", "replace"))
+
+    def _message(self, text: str) -> Message:
+        try:
+            message = parse(text, what="Its answer", bounds=BOUNDS)
+        except (InvalidInput, TooLarge) as error:
+            raise McpFault(error.message, taken=True) from None
+        if not isinstance(message, dict):
+            raise McpFault("its answer is not a JSON-RPC message", taken=True)
+        return message
+
+    def _too_large(self) -> McpFault:
+        return McpFault(f"its answer has more than {self.transport.max_bytes} bytes (max_bytes)", taken=True)
+
+
+def _error_in(said: str) -> Message | None:
+    """Return the JSON-RPC error that an answer consists of, or None."""
+    try:
+        message = parse(said, bounds=BOUNDS)
+    except (InvalidInput, TooLarge):
+        return None
+    return message if isinstance(message, dict) and isinstance(message.get("error"), dict) else None
