@@ -27,7 +27,7 @@ def upgrade() -> None:
         sa.Column("step", sa.Integer(), nullable=False),
         sa.Column("namespace", sa.Text(), nullable=False),
         sa.Column("server", sa.Text(), nullable=False),
-        sa.Column("tool_version_id", sa.UUID(), nullable=False),
+        sa.Column("server_version_id", sa.UUID(), nullable=False),
         sa.Column("remote_id", sa.Text(), nullable=True),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("message", sa.Text(), nullable=True),

@@ -4,6 +4,7 @@ sides read.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
@@ -13,6 +14,9 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TEXT
 
+from shared.contracts.json_schema import validate
+from shared.contracts.strict_json import JsonValue
+from shared.errors import InvalidInput
 from shared.tasks.lifecycle import steps_with_order
 from shared.tasks.records import StepRecord
 
@@ -23,8 +27,9 @@ BEGIN = text("SELECT minion_begin_remote(:task, :claim, :steps, :call)").bindpar
 RESUME = text("SELECT minion_resume_remote(:task, :claim, :step)")
 FORGET = text("SELECT minion_forget_remote(:task, :claim, :step)")
 COLUMNS = (
-    "task_id, step, namespace, server, tool_version_id, remote_id, state, message, requests, request_state, answer, "
-    "answered, round, result, poll_seconds, expires_at, expires_at <= now() AS is_expired, failures, failing_since, "
+    "task_id, step, namespace, server, server_version_id, remote_id, state, message, requests, request_state, answer, "
+    "answered, round, result, poll_seconds, expires_at, expires_at <= now() AS is_expired, "
+    "extract(epoch FROM clock_timestamp() - r.created_at)::float AS age, failures, failing_since, "
     "extract(epoch FROM clock_timestamp() - failing_since)::float AS seconds_failing"
 )
 OF = text(
@@ -39,13 +44,14 @@ TOLD = text("SELECT minion_remote_told(:task, :step, :remote, :keys, :delay)").b
     bindparam("keys", type_=ARRAY(TEXT))
 )
 DROP = text("DELETE FROM remote_calls WHERE task_id = :task AND step = :step AND state = 'cancelling'")
+POSTPONE = text("UPDATE remote_calls SET due_at = now() + :delay, error = :why WHERE task_id = :task AND step = :step")
 CANCEL_LATER = text(
     "UPDATE remote_calls SET failures = failures + 1, error = :why, due_at = now() + :delay "
     "WHERE task_id = :task AND step = :step AND state = 'cancelling'"
 )
 TIDY = text("SELECT minion_tidy_remote(:most)")
 FORM = text(
-    "SELECT r.form, r.proposed, r.server, r.requests FROM remote_calls r JOIN steps s ON s.task_id = r.task_id "
+    "SELECT r.form, r.proposed, r.server FROM remote_calls r JOIN steps s ON s.task_id = r.task_id "
     "AND s.number = r.step WHERE r.task_id = :task AND r.step = :step AND r.state = 'input_required' AND minion_asks(s)"
 )
 PLACES = text(
@@ -70,7 +76,7 @@ class NewRemoteCall(TypedDict):
 
     step: int
     server: str
-    tool_version_id: str
+    server_version_id: str
     remote_id: str | None
     state: str
     message: str | None
@@ -114,10 +120,36 @@ class Answer(TypedDict):
 
 
 @dataclass(frozen=True, slots=True)
+class Form:
+    """Questions of a server, for the person who answers them.
+
+    Attributes:
+        proposed: an answer of default values, which need not match the schema.
+        message: the server's words.
+        schema: of the answer.
+    """
+
+    server: str
+    proposed: JsonValue
+    message: str
+    schema: dict[str, Any]
+
+    def check(self, answer: JsonValue) -> None:
+        """Check an answer.
+
+        Raises:
+            InvalidInput: it does not match the schema; with every violation and its path.
+        """
+        validate(self.schema, answer, what=f"The answer for the MCP server {self.server!r}", error=InvalidInput)
+
+
+@dataclass(frozen=True, slots=True)
 class RemoteCall:
     """A call that its server finishes later: see `shared.database.tables.remote_calls`.
 
     Attributes:
+        is_expired: the time for which the server keeps its task is over.
+        age: seconds since the server created it.
         usage: of its step, for a minion.
     """
 
@@ -125,7 +157,7 @@ class RemoteCall:
     step: int
     namespace: str
     server: str
-    tool_version_id: UUID
+    server_version_id: UUID
     remote_id: str | None
     state: str
     message: str | None
@@ -138,6 +170,7 @@ class RemoteCall:
     poll_seconds: float
     expires_at: datetime | None
     is_expired: bool | None
+    age: float
     failures: int
     failing_since: datetime | None
     seconds_failing: float | None
@@ -152,9 +185,7 @@ class RemoteCall:
 # ------------------------------------------------------------------------------------------------- the minion's side
 
 
-def begin(
-    connection: Connection, task: UUID, claim: int, steps: list[StepRecord], call: NewRemoteCall
-) -> bool:
+def begin(connection: Connection, task: UUID, claim: int, steps: list[StepRecord], call: NewRemoteCall) -> bool:
     """Commit journal steps under the fence, and the call of one of them. Return False if the claim is lost."""
     values = {"task": task, "claim": claim, "steps": steps_with_order(steps), "call": call}
     return bool(connection.scalar(BEGIN, values))
@@ -179,9 +210,7 @@ def forget(connection: Connection, task: UUID, claim: int, step: int) -> None:
 # -------------------------------------------------------------------------------------------- the orchestrator's side
 
 
-def claim(
-    connection: Connection, *, most: int, each: int, busy: Mapping[str, int], hold: float
-) -> list[RemoteCall]:
+def claim(connection: Connection, *, most: int, each: int, busy: Mapping[str, int], hold: float) -> list[RemoteCall]:
     """Claim polls and cancellations that are due.
 
     Args:
@@ -205,6 +234,12 @@ def told(connection: Connection, call: RemoteCall, keys: Collection[str], *, del
     connection.execute(TOLD, {**values, "delay": timedelta(seconds=delay)})
 
 
+def postpone(connection: Connection, call: RemoteCall, why: str, *, delay: float) -> None:
+    """Look at a call again in `delay` seconds."""
+    values = {"task": call.task_id, "step": call.step, "why": why, "delay": timedelta(seconds=delay)}
+    connection.execute(POSTPONE, values)
+
+
 def cancelled(connection: Connection, call: RemoteCall) -> None:
     """Forget a call whose server was told that its task is not needed, or will not be."""
     connection.execute(DROP, {"task": call.task_id, "step": call.step})
@@ -224,9 +259,10 @@ def tidy(connection: Connection, *, limit: int = 1000) -> int:
 # ---------------------------------------------------------------------------------------------------- for a person
 
 
-def form_of(connection: Connection, task: UUID, step: int) -> Row[Any] | None:
-    """Return `form`, `proposed`, `server` and `requests` of the questions that a step waits with; None: it has none."""
-    return connection.execute(FORM, {"task": task, "step": step}).one_or_none()
+def form_of(connection: Connection, task: UUID, step: int) -> Form | None:
+    """Return the questions that a step waits with; None: it has none."""
+    row = connection.execute(FORM, {"task": task, "step": step}).one_or_none()
+    return None if row is None else Form(row.server, row.proposed, **json.loads(row.form))
 
 
 def places_of(connection: Connection, task: UUID) -> list[dict[str, Any]]:

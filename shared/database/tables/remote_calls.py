@@ -41,7 +41,7 @@ class RemoteCall(Base):
     step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     namespace: Mapped[str]
     server: Mapped[str]
-    tool_version_id: Mapped[UUID]
+    server_version_id: Mapped[UUID]
     remote_id: Mapped[str | None]
     state: Mapped[str]
     message: Mapped[str | None]
