@@ -680,6 +680,40 @@ CREATE INDEX login_sessions_user_name_idx ON login_sessions USING btree (user_na
 ALTER TABLE ONLY login_sessions
     ADD CONSTRAINT login_sessions_key_id_fkey FOREIGN KEY (key_id) REFERENCES api_keys(id) ON DELETE CASCADE;
 
+CREATE TABLE mcp_server_versions (
+    id uuid DEFAULT minion_uuidv7() NOT NULL,
+    mcp_server_id uuid NOT NULL,
+    number integer NOT NULL,
+    checksum text NOT NULL,
+    name text NOT NULL,
+    description text NOT NULL,
+    definition jsonb NOT NULL,
+    key_order jsonb,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+ALTER TABLE ONLY mcp_server_versions
+    ADD CONSTRAINT mcp_server_versions_mcp_server_id_number_key UNIQUE (mcp_server_id, number);
+ALTER TABLE ONLY mcp_server_versions
+    ADD CONSTRAINT mcp_server_versions_pkey PRIMARY KEY (id);
+CREATE UNIQUE INDEX mcp_server_versions_content_idx ON mcp_server_versions USING btree (mcp_server_id, checksum, md5(COALESCE((key_order)::text, ''::text)));
+CREATE TRIGGER mcp_server_versions_immutable BEFORE UPDATE ON mcp_server_versions FOR EACH ROW EXECUTE FUNCTION minion_refuse_change();
+ALTER TABLE ONLY mcp_server_versions
+    ADD CONSTRAINT mcp_server_versions_mcp_server_id_fkey FOREIGN KEY (mcp_server_id) REFERENCES mcp_servers(id) ON DELETE CASCADE;
+
+CREATE TABLE mcp_servers (
+    id uuid DEFAULT minion_uuidv7() NOT NULL,
+    namespace text DEFAULT 'default'::text NOT NULL,
+    name text NOT NULL,
+    active_version_id uuid,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+ALTER TABLE ONLY mcp_servers
+    ADD CONSTRAINT mcp_servers_namespace_name_key UNIQUE (namespace, name);
+ALTER TABLE ONLY mcp_servers
+    ADD CONSTRAINT mcp_servers_pkey PRIMARY KEY (id);
+ALTER TABLE ONLY mcp_servers
+    ADD CONSTRAINT mcp_servers_active_version_id_fkey FOREIGN KEY (active_version_id) REFERENCES mcp_server_versions(id);
+
 CREATE TABLE memory_changes (
     store_id uuid NOT NULL,
     number integer NOT NULL,
@@ -1337,6 +1371,7 @@ CREATE TABLE tool_versions (
     function_version_id uuid,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     key_order jsonb,
+    mcp_server_version_id uuid,
     CONSTRAINT tool_versions_effect_check CHECK ((effect = ANY (ARRAY['pure'::text, 'idempotent'::text, 'unsafe'::text]))),
     CONSTRAINT tool_versions_type_check CHECK ((type = ANY (ARRAY['function'::text, 'http'::text, 'mcp'::text, 'agent'::text, 'builtin'::text, 'web_search'::text, 'web_fetch'::text, 'code_execution'::text, 'memory'::text])))
 );
@@ -1348,6 +1383,8 @@ CREATE UNIQUE INDEX tool_versions_content_idx ON tool_versions USING btree (tool
 CREATE TRIGGER tool_versions_immutable BEFORE UPDATE ON tool_versions FOR EACH ROW EXECUTE FUNCTION minion_refuse_change();
 ALTER TABLE ONLY tool_versions
     ADD CONSTRAINT tool_versions_function_version_id_fkey FOREIGN KEY (function_version_id) REFERENCES function_versions(id);
+ALTER TABLE ONLY tool_versions
+    ADD CONSTRAINT tool_versions_mcp_server_version_id_fkey FOREIGN KEY (mcp_server_version_id) REFERENCES mcp_server_versions(id);
 ALTER TABLE ONLY tool_versions
     ADD CONSTRAINT tool_versions_tool_id_fkey FOREIGN KEY (tool_id) REFERENCES tools(id) ON DELETE CASCADE;
 

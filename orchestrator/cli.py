@@ -38,6 +38,7 @@ from orchestrator.commands import (
     files,
     functions,
     keys,
+    mcp,
     memories,
     processes,
     prune,
@@ -75,7 +76,7 @@ GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Failed tasks", (errors, replays)),
     ("When tasks start", (rules, standing_budgets, schedules)),
     ("Recorded tasks", (evaluations,)),
-    ("Definitions", (scaffolding, definitions, agents, functions, secrets, docs)),
+    ("Definitions", (scaffolding, definitions, agents, functions, mcp, secrets, docs)),
     (
         "Operation",
         (

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from shared.contracts.documents import AgentDefinition, ToolDefinition, stored_definition
 from shared.database.connections import get_engine
-from shared.database.tables import AgentVersion, AgentVersionTool, FunctionVersion, ToolVersion
+from shared.database.tables import AgentVersion, AgentVersionTool, FunctionVersion, McpServerVersion, ToolVersion
 from shared.database.tables import Tool as ToolRow
 from shared.errors import NotFound
 from shared.functions.runner import verify
@@ -30,6 +30,7 @@ from workers.tools.builtin import BuiltinTool
 from workers.tools.delegation import AgentTool
 from workers.tools.function import FunctionTool
 from workers.tools.http import HttpTool
+from workers.tools.mcp import McpTool
 from workers.tools.memory import MemoryTool
 from workers.tools.server import ServerTool
 
@@ -112,8 +113,12 @@ def _plain_tool(session: Session, row: ToolVersion, definition: ToolDefinition) 
         return MemoryTool(definition, definition.memory)
     if definition.api_tool is not None:
         return ServerTool(definition, definition.api_tool)
-    if definition.type == "http":
+    if definition.type in ("http", "mcp"):
         namespace = session.scalar(select(ToolRow.namespace).where(ToolRow.id == row.tool_id)) or "default"
-        return HttpTool(definition, row.id, namespace)
+        if row.mcp_server_version_id is None:
+            return HttpTool(definition, row.id, namespace)
+        server = session.get_one(McpServerVersion, row.mcp_server_version_id)
+        named = stored_definition("mcp_server", server.name, server.definition, server.key_order)
+        return McpTool(definition, row.id, named, server.id, namespace)
     function = session.get_one(FunctionVersion, row.function_version_id)
     return FunctionTool(definition, verify(function, get_engine()))

@@ -72,7 +72,7 @@ def apply(
     ),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Store definitions of agents, tools and functions, all or none; a changed one becomes a new version."""
+    """Store definitions of agents, tools, functions and MCP servers, all or none; changed ones become new versions."""
     if inactive and share is not None:
         raise typer.BadParameter("--inactive and --share exclude each other: a canary gets tasks.")
     changes = store(target, dry_run=dry_run, strict=strict, share=share, inactive=inactive)
@@ -125,7 +125,9 @@ def export(
     folder: Path | None = typer.Argument(
         None, help="The folder to write a file for each definition to; by default they are printed."
     ),
-    kind: Literal["agent", "tool", "function"] | None = typer.Option(None, help="Only definitions of this kind."),
+    kind: Literal["agent", "tool", "function", "mcp_server"] | None = typer.Option(
+        None, help="Only definitions of this kind."
+    ),
 ) -> None:
     """Write the active definitions as YAML that applies again unchanged."""
     from sqlalchemy.orm import Session

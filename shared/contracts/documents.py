@@ -63,17 +63,33 @@ RESERVED_QUEUES = frozenset({"celery", "minion.submit"})
 DEFAULT_CAPABILITY = "default"
 DEFAULT_ALLOWED_IMPORTS = ["json", "datetime", "math", "re", "collections", "itertools", "functools"]
 
+
+def _without_model_keys(headers: dict[str, str]) -> dict[str, str]:
+    for name in references(headers.values()):
+        if name.startswith(OWN_KEY):
+            raise ValueError(
+                f"a header must not contain the secret {name!r}: it is a key for a provider of models, and sent to "
+                "that provider alone"
+            )
+    return headers
+
+
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Capability = Annotated[str, StringConstraints(pattern=CAPABILITY)]
 ToolReference = Annotated[str, StringConstraints(pattern=NAME[:-1] + r"(@[1-9][0-9]{0,8})?$")]
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}$")]
 HeaderValue = Annotated[str, StringConstraints(pattern=HEADER_VALUE, max_length=4000)]
+Headers = Annotated[dict[HeaderName, HeaderValue], AfterValidator(_without_model_keys), Field(max_length=50)]
+Effect = Literal["pure", "idempotent", "unsafe"]
 JsonSchema = dict[str, Any]
 SCHEMAS = ("input_schema", "output_schema")
 NAMING = frozenset({"properties", "patternProperties", "$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas"})
 """Keywords by which a schema names properties."""
 OPENING = frozenset({"additionalProperties", "unevaluatedProperties"})
+PROTOCOL_HEADERS = frozenset(
+    {"accept", "accept-encoding", "content-type", "content-length", "connection", "host", "transfer-encoding"}
+)
 CONTEXT_AND_CACHE = "a function with requires_context must not be cached: its result depends on the task"
 
 
@@ -456,7 +472,7 @@ class HttpCall(Strict):
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] = "GET"
     url: str = Field(min_length=8, max_length=2000)
     query: list[Name] = Field(default_factory=list, max_length=50)
-    headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict, max_length=50)
+    headers: Headers = Field(default_factory=dict)
     result: str | None = Field(None, min_length=1, max_length=500)
     timeout: float = Field(30.0, gt=0, le=300)
     max_bytes: int = Field(1 << 20, ge=1, le=16 << 20)
@@ -474,17 +490,6 @@ class HttpCall(Strict):
         except InvalidInput as error:
             raise ValueError(error.message) from None
         return url
-
-    @field_validator("headers")
-    @classmethod
-    def _has_no_key_of_a_model(cls, headers: dict[str, str]) -> dict[str, str]:
-        for name in references(headers.values()):
-            if name.startswith(OWN_KEY):
-                raise ValueError(
-                    f"a header must not contain the secret {name!r}: it is a key for a provider of models, and sent to "
-                    "that provider alone"
-                )
-        return headers
 
     @property
     def placeholders(self) -> list[str]:
@@ -507,11 +512,48 @@ class HttpCall(Strict):
         return {**schema, "properties": named | schema.get("properties", {}), "unevaluatedProperties": False}
 
 
+class McpAnnotations(Strict):
+    """What an MCP server says about a tool's effect. The names are the protocol's."""
+
+    readOnlyHint: bool = False
+    destructiveHint: bool = True
+    idempotentHint: bool = False
+    openWorldHint: bool = True
+
+    @property
+    def effect(self) -> Effect:
+        """The effect of the tool, if the server is trusted."""
+        return "pure" if self.readOnlyHint else "idempotent" if self.idempotentHint else "unsafe"
+
+
+class McpCall(Strict):
+    """A tool of an MCP server, as the server listed it when a person pulled it.
+
+    Attributes:
+        server: the `mcp_server` definition that names the server.
+        tool: the server's name for the tool.
+        listed: SHA-256 of what the server listed: name, title, description, schemas and annotations.
+        trusted: the effect follows from the annotations, because the server is trusted.
+    """
+
+    server: ToolReference
+    tool: str = Field(min_length=1, max_length=200)
+    listed: str = Field(pattern=r"^[0-9a-f]{64}$")
+    annotations: McpAnnotations = Field(default_factory=McpAnnotations)
+    trusted: bool = False
+
+    @property
+    def effect(self) -> Effect:
+        """The effect that follows from the annotations: `unsafe` unless the server is trusted."""
+        return self.annotations.effect if self.trusted else "unsafe"
+
+
 class ToolDefinition(Definition):
     """A tool that a model may call, or that a `type: function` agent runs."""
 
     LATER: ClassVar[tuple[str, ...]] = (
         "http",
+        "mcp",
         "approval",
         "approval_timeout",
         "cache",
@@ -521,14 +563,15 @@ class ToolDefinition(Definition):
     )
 
     kind: Literal["tool"] = "tool"
-    type: Literal["function", "agent", "builtin", "http", "web_search", "web_fetch", "code_execution", "memory"]
-    effect: Literal["pure", "idempotent", "unsafe"] | None = None
+    type: Literal["function", "agent", "builtin", "http", "mcp", "web_search", "web_fetch", "code_execution", "memory"]
+    effect: Effect | None = None
     input_schema: JsonSchema | None = None
     output_schema: JsonSchema | None = None
     function: ToolReference | None = None
     agent: Name | None = None
     builtin: str | None = Field(None, max_length=200)
     http: HttpCall | None = None
+    mcp: McpCall | None = None
     web_search: WebSearch | None = None
     web_fetch: WebFetch | None = None
     code_execution: CodeExecution | None = None
@@ -591,7 +634,7 @@ class ToolDefinition(Definition):
 
     @model_validator(mode="after")
     def _target_fits(self) -> Self:
-        targets = [name for name in ("function", "agent", "builtin", "http", *API_TOOLS) if getattr(self, name)]
+        targets = [name for name in ("function", "agent", "builtin", "http", "mcp", *API_TOOLS) if getattr(self, name)]
         if targets != [self.type]:
             what = "its settings" if self.type in API_TOOLS else "the name of what it calls"
             raise ValueError(f"type: {self.type} needs `{self.type}:` with {what}, and no other target")
@@ -601,6 +644,8 @@ class ToolDefinition(Definition):
             self.effect = "pure"
         if self.http is not None and self.http.method == "GET":
             self.effect = self.effect or "idempotent"
+        if self.mcp is not None:
+            self.effect = self.effect or self.mcp.effect
         # A tool without a declared effect is treated as harmful.
         self.effect = self.effect or "unsafe"
         return self
@@ -620,6 +665,44 @@ class ToolDefinition(Definition):
                 "would replace the effect of the call"
             )
         return self
+
+
+class McpServerDefinition(Definition):
+    """An MCP server, whose tools are pulled as tools of `type: mcp`. Times are seconds.
+
+    A header may contain `${secret:NAME}`.
+
+    Attributes:
+        trusted: effects of tools that are pulled follow from the server's annotations.
+        timeout: limit of one call, with everything that it needs.
+        max_bytes: limit of one message of the server.
+    """
+
+    kind: Literal["mcp_server"] = "mcp_server"
+    url: str = Field(min_length=8, max_length=2000)
+    headers: Headers = Field(default_factory=dict)
+    trusted: bool = False
+    timeout: float = Field(30.0, gt=0, le=300)
+    max_bytes: int = Field(4 << 20, ge=1024, le=16 << 20)
+
+    @field_validator("url")
+    @classmethod
+    def _can_be_reached(cls, url: str) -> str:
+        if "${secret:" in url:
+            raise ValueError("a URL must not contain secrets, which logs would show: put them into headers")
+        try:
+            checked_url(url)
+        except InvalidInput as error:
+            raise ValueError(error.message) from None
+        return url
+
+    @field_validator("headers")
+    @classmethod
+    def _leaves_the_protocol_alone(cls, headers: dict[str, str]) -> dict[str, str]:
+        for name in headers:
+            if name.lower() in PROTOCOL_HEADERS or name.lower().startswith("mcp-"):
+                raise ValueError(f"the header {name!r} belongs to the protocol: remove it")
+        return headers
 
 
 class FunctionConfig(Strict):
@@ -672,11 +755,12 @@ class FunctionDefinition(Definition):
         return self
 
 
-AnyDefinition = AgentDefinition | ToolDefinition | FunctionDefinition
-KINDS: dict[str, type[AgentDefinition] | type[ToolDefinition] | type[FunctionDefinition]] = {
+AnyDefinition = AgentDefinition | ToolDefinition | FunctionDefinition | McpServerDefinition
+KINDS: dict[str, type[AnyDefinition]] = {
     "agent": AgentDefinition,
     "tool": ToolDefinition,
     "function": FunctionDefinition,
+    "mcp_server": McpServerDefinition,
 }
 
 
@@ -721,7 +805,7 @@ def parse_definition(data: Any, *, where: str = "") -> AnyDefinition:
         raise InvalidDefinition(f"{place}a definition must be an object with `kind`, not {type(data).__name__}.")
     kind = data.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise InvalidDefinition(f"{place}`kind` must be agent, tool or function, not {repr(kind)[:100]}.")
+        raise InvalidDefinition(f"{place}`kind` must be {', '.join(KINDS)}, not {repr(kind)[:100]}.")
     try:
         definition = KINDS[kind].model_validate(data)
         definition.check_dialect()

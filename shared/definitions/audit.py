@@ -45,7 +45,7 @@ def record_change(
         states = log.changed(_described(replaced), _described(version))
     change = "definition.change" if activated else "definition.store"
     act = "definition.create" if replaced is None else change
-    kind = type(version).__name__.removesuffix("Version").lower()
+    kind = type(version).__tablename__.removesuffix("_versions")
     target = f"{kind} {version.name}"
     log.record(session.connection(), actors.local_actor(), act, target, namespace=namespace, **states)
 

@@ -26,6 +26,7 @@ from shared.contracts.documents import (
     Evaluator,
     FunctionConfig,
     FunctionDefinition,
+    McpServerDefinition,
     ToolDefinition,
     stored_definition,
 )
@@ -38,6 +39,8 @@ from shared.database.tables import (
     AgentVersionTool,
     Function,
     FunctionVersion,
+    McpServer,
+    McpServerVersion,
     Relation,
     Tool,
     ToolVersion,
@@ -71,13 +74,14 @@ CALLS = text(
 )
 
 Action = Literal["created", "changed", "canary", "inactive", "unchanged"]
-Head = Agent | Tool | Function
-Version = AgentVersion | ToolVersion | FunctionVersion
+Head = Agent | Tool | Function | McpServer
+Version = AgentVersion | ToolVersion | FunctionVersion | McpServerVersion
 
 HEADS: dict[str, tuple[Any, Any, str]] = {
     "agent": (Agent, AgentVersion, "agent_id"),
     "tool": (Tool, ToolVersion, "tool_id"),
     "function": (Function, FunctionVersion, "function_id"),
+    "mcp_server": (McpServer, McpServerVersion, "mcp_server_id"),
 }
 
 
@@ -133,8 +137,11 @@ class DefinitionStore:
         self.changes, self.activated, self.stored = [], [], []
         for definition in _of(definitions, FunctionDefinition):
             self._store_function(definition)
+        for server in _of(definitions, McpServerDefinition):
+            self._store(server, server.checksum(), None, {})
         given_tools = _of(definitions, ToolDefinition)
-        for tool, because in self._with_followers(given_tools, "tool", self._changed("function")):
+        targets = self._changed("function") | self._changed("mcp_server")
+        for tool, because in self._with_followers(given_tools, "tool", targets):
             self._store_tool(tool, because)
         given_agents = _of(definitions, AgentDefinition)
         for agent in given_agents:
@@ -162,8 +169,8 @@ class DefinitionStore:
         )
 
     def export(self) -> list[AnyDefinition]:
-        """Return the active version of every definition: functions first, then tools, then agents."""
-        return [definition for kind in ("function", "tool", "agent") for definition in self._active(kind)]
+        """Return the active version of every definition: functions and MCP servers first, then tools, then agents."""
+        return [definition for kind in ("function", "mcp_server", "tool", "agent") for definition in self._active(kind)]
 
     def _store_function(self, definition: FunctionDefinition) -> None:
         checksum = definition.checksum()
@@ -172,6 +179,9 @@ class DefinitionStore:
         self._store(definition, checksum, None, {})
 
     def _store_tool(self, definition: ToolDefinition, because: str | None) -> None:
+        server = self._server_of(definition)
+        if server is not None and not server.definition["trusted"]:
+            definition = _without_trust(definition, is_given=because is None)
         values: dict[str, Any] = {"type": definition.type, "effect": definition.effect}
         resolved: dict[str, Any] = {}
         inputs = definition.http.closed(definition.input_schema) if definition.http else definition.input_schema
@@ -182,8 +192,19 @@ class DefinitionStore:
             if definition.cache and version.definition.get("config", {}).get("requires_context"):
                 raise InvalidDefinition(f"tool {definition.name!r}, cache: {CONTEXT_AND_CACHE}.")
             inputs = inputs or version.definition.get("input_schema")
+        if server is not None:
+            values["mcp_server_version_id"] = server.id
+            resolved["mcp_server"] = str(server.id)
         _check_conditions(definition, inputs)
         self._store(definition, definition.checksum(**resolved), because, values)
+
+    def _server_of(self, definition: ToolDefinition) -> McpServerVersion | None:
+        """Return the version of the MCP server that a tool calls; None: it calls none."""
+        if definition.mcp is None:
+            return None
+        where = f"tool {definition.name!r}, mcp.server"
+        server: McpServerVersion = self._resolve("mcp_server", definition.mcp.server, where=where)
+        return server
 
     def _store_agent(self, definition: AgentDefinition, because: str | None) -> None:
         place = f"agent {definition.name!r}"
@@ -519,6 +540,25 @@ def _check_conditions(definition: AgentDefinition | ToolDefinition, inputs: dict
             raise InvalidDefinition(f"{definition.kind} {definition.name!r}, {fault}")
 
 
+def _without_trust(tool: ToolDefinition, *, is_given: bool) -> ToolDefinition:
+    """Return a tool of a server that is not trusted: without an effect that followed from the server's annotations.
+
+    Raises:
+        InvalidDefinition: such a tool is to be stored now, and is no follower of its server.
+    """
+    assert tool.mcp is not None
+    if not tool.mcp.trusted:
+        return tool
+    if is_given:
+        raise InvalidDefinition(
+            f"tool {tool.name!r}, mcp.trusted: the server {tool.mcp.server!r} is not trusted. Set `trusted: true` "
+            f"there first, or run `minion mcp pull {tool.mcp.server}`."
+        )
+    call = tool.mcp.model_copy(update={"trusted": False})
+    follows = tool.effect == tool.mcp.effect
+    return tool.model_copy(update={"mcp": call, "effect": call.effect if follows else tool.effect})
+
+
 def _agent_columns(definition: AgentDefinition) -> dict[str, Any]:
     config = definition.config
     return {
@@ -542,6 +582,8 @@ def _evaluator(evaluator: Evaluator) -> dict[str, Any]:
 def _references(definition: AgentDefinition | ToolDefinition) -> set[tuple[str, str]]:
     """Return the references by name in a definition; pinned references are not followed."""
     named = [("function", definition.function)]
+    if isinstance(definition, ToolDefinition) and definition.mcp is not None:
+        named.append(("mcp_server", definition.mcp.server))
     if isinstance(definition, AgentDefinition):
         named += [("tool", definition.tool), *(("tool", reference) for reference in definition.tools)]
     return {(kind, name) for kind, name in named if name and "@" not in name}

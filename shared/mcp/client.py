@@ -219,7 +219,8 @@ def _result_in(message: Message, id: int) -> Message:
         McpFault: it is neither, or answers another request.
     """
     error = message.get("error")
-    if isinstance(error, dict) and message.get("id") in (id, None):
+    # Servers refuse what they could not read under another id.
+    if isinstance(error, dict):
         number, said = error.get("code"), error.get("message")
         if not isinstance(number, int) or isinstance(number, bool):
             raise McpFault("its JSON-RPC error has no code", taken=True)

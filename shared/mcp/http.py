@@ -155,7 +155,9 @@ class HttpTransport:
     def lost(self, error: httpx2.RequestError) -> McpFault:
         """Return the fault of a request without an answer."""
         never_sent = isinstance(error, NEVER_SENT)
-        why = self.late() if isinstance(error, httpx2.TimeoutException) else f"no answer: {type(error).__name__}: {error}"
+        why = (
+            self.late() if isinstance(error, httpx2.TimeoutException) else f"no answer: {type(error).__name__}: {error}"
+        )
         return McpFault(self.scrubbed(why[:500]), taken=False if never_sent else None, temporary=True)
 
     def late(self) -> str:
@@ -214,7 +216,9 @@ class HttpExchange:
         elif kind == EVENTS:
             yield from self._stream()
         else:
-            raise McpFault(f"it answers with {kind[:100] or 'no content type'!r}, not with {JSON} or {EVENTS}", taken=True)
+            raise McpFault(
+                f"it answers with {kind[:100] or 'no content type'!r}, not with {JSON} or {EVENTS}", taken=True
+            )
 
     def _media_type(self) -> str:
         return self.response.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -1,6 +1,6 @@
 """Names of the protocol, in both eras that this client speaks.
 
-The types of `mcp_types` are not used here: importing them takes half a second and some megabytes in each worker process,
+The types of `mcp_types` are not used here: their import takes half a second and some megabytes in each worker process,
 and they refuse a whole result for one block of an unknown kind. Tests check our messages against them.
 """
 

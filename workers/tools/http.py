@@ -23,12 +23,13 @@ from shared.retry_after import retry_after
 from shared.secret_store import SecretStore, fill, references, scrub, times_of
 from shared.settings import get_settings
 from shared.tasks.directives import is_result
-from shared.trace_context import HEADER, Trace, step_span
+from shared.trace_context import HEADER
 from workers.journal import Journal, StepResult
 from workers.outcomes import Interrupted
 from workers.result_cache import ResultCache
 from workers.task import ClaimedTask
 from workers.tools.blocks import keeping_files
+from workers.tools.trace import traceparent_of
 
 HEADER_TEXT = re.compile(HEADER_VALUE)
 MAX_REDIRECTS = 5
@@ -97,16 +98,11 @@ class HttpTool:
         return self._result(said)
 
     def _trace(self, task: ClaimedTask, step: int) -> dict[str, str]:
-        """Return the header with which the server continues the task's trace, unless the definition has its own.
-
-        The parent is this step's span if it will be exported, else the caller's span.
-        """
+        """Return the header with which the server continues the task's trace, unless the definition has its own."""
         if any(name.lower() == HEADER for name in self.http.headers):
             return {}
-        trace = Trace.of(task.root_id, task.traceparent)
-        exported = get_settings().traces_endpoint() is not None and trace.sampled
-        parent = step_span(task.id, step) if exported else trace.caller
-        return {HEADER: trace.parent(parent)} if parent else {}
+        parent = traceparent_of(task, step)
+        return {HEADER: parent} if parent else {}
 
     def _header(self, name: str, value: str) -> str:
         """Return the value if a header can hold it. The library's own error would quote it, and the secret with it."""

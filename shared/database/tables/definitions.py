@@ -182,6 +182,39 @@ class ToolVersion(Base):
     definition: Mapped[dict[str, Any]]
     key_order: Mapped[dict[str, Any] | None] = key_order_column()
     function_version_id: Mapped[UUID | None] = mapped_column(ForeignKey("function_versions.id"))
+    mcp_server_version_id: Mapped[UUID | None] = mapped_column(ForeignKey("mcp_server_versions.id"))
+    created_at: Mapped[datetime] = created()
+
+
+class McpServer(Base):
+    """A named MCP server; its definition is stored in its versions."""
+
+    __tablename__ = "mcp_servers"
+    __table_args__ = (UniqueConstraint("namespace", "name"),)
+
+    id: Mapped[UUID] = new_id()
+    namespace: Mapped[str] = namespace_column()
+    name: Mapped[str]
+    active_version_id: Mapped[UUID | None] = mapped_column(
+        ForeignKey("mcp_server_versions.id", use_alter=True, name="mcp_servers_active_version_id_fkey")
+    )
+    created_at: Mapped[datetime] = created()
+
+
+class McpServerVersion(Base):
+    """An immutable version of an MCP server: its address, its headers, and the trust in it."""
+
+    __tablename__ = "mcp_server_versions"
+    __table_args__ = (UniqueConstraint("mcp_server_id", "number"), content_index("mcp_server"))
+
+    id: Mapped[UUID] = new_id()
+    mcp_server_id: Mapped[UUID] = mapped_column(ForeignKey("mcp_servers.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    checksum: Mapped[str]
+    name: Mapped[str]
+    description: Mapped[str]
+    definition: Mapped[dict[str, Any]]
+    key_order: Mapped[dict[str, Any] | None] = key_order_column()
     created_at: Mapped[datetime] = created()
 
 

@@ -1,0 +1,233 @@
+"""`minion mcp`: servers of the Model Context Protocol, and their tools as definitions."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from orchestrator.commands.definitions import tell
+from orchestrator.commands.output import AS_JSON, console, print_json, print_table, styled
+from shared.errors import FileFault, InvalidInput
+from shared.settings import get_settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from shared.contracts.documents import McpServerDefinition, ToolDefinition
+    from shared.definitions.mcp_tools import PulledTool
+
+app = typer.Typer(help="Manage MCP servers, and pull their tools: add, list, tools, diff, pull.", no_args_is_help=True)
+NAMESPACE = typer.Option("default", "--namespace", help="The namespace of the server and its tools.")
+SERVER = typer.Argument(help="The server's name.")
+TOOLS = typer.Argument(None, help="Only these tools, by the server's names or ours.")
+STYLES = {"new": "green", "changed": "yellow", "gone": "red", "unusable": "red", "same": "dim"}
+LINE_STYLES = {"-": "red", "+": "green", "@": "cyan"}
+MAX_LINES = 200
+MAX_WIDTH = 400
+MAX_DESCRIPTION = 100
+
+
+def register(commands: typer.Typer) -> None:
+    """Add the commands."""
+    commands.add_typer(app, name="mcp")
+
+
+@app.command()
+def add(
+    name: str = typer.Argument(help="A name for the server; the names of its tools begin with it."),
+    url: str = typer.Argument(help="The address of its MCP endpoint."),
+    header: list[str] = typer.Option(
+        [], "--header", help="A header of every request: 'Authorization: Bearer ${secret:NAME}'."
+    ),
+    trusted: bool = typer.Option(
+        False, "--trusted", help="Believe what the server says about the effects of its tools."
+    ),
+    timeout: float = typer.Option(30.0, "--timeout", help="Seconds that one call may take."),
+    namespace: str = NAMESPACE,
+) -> None:
+    """Store a server's definition, or change it. Its tools are pulled separately."""
+    from shared.contracts.documents import parse_definition
+    from shared.definitions.apply import store_definitions
+
+    headers = dict(map(_header, header))
+    server = {
+        "kind": "mcp_server",
+        "name": name,
+        "url": url,
+        "headers": headers,
+        "trusted": trusted,
+        "timeout": timeout,
+    }
+    with _session() as session:
+        tell(store_definitions(session, [parse_definition(server)], namespace=namespace))
+    console.print(f"`minion mcp pull {name}` stores its tools.")
+
+
+@app.command("list")
+def list_servers(as_json: bool = AS_JSON, namespace: str = NAMESPACE) -> None:
+    """List the servers, with the number of tools that were pulled from each."""
+    from shared.definitions.mcp_tools import servers
+
+    with _session() as session:
+        found = servers(session, namespace)
+    if as_json:
+        print_json(found)
+        return
+    rows = [(each["name"], each["version"], each["url"], each["trusted"], each["tools"]) for each in found]
+    print_table(
+        ("name", "version", "url", "trusted", "tools"), rows, empty="No MCP servers. `minion mcp add` adds one."
+    )
+
+
+@app.command()
+def tools(server: str = SERVER, as_json: bool = AS_JSON, namespace: str = NAMESPACE) -> None:
+    """Ask a server for its tools, and show which are stored and what a pull would change."""
+    with _session() as session:
+        found = _compared(session, server, namespace, [])
+    if as_json:
+        print_json([_facts(each) for each in found])
+        return
+    rows = [
+        (each.name, each.tool, each.state, shown.effect if (shown := each.after or each.before) else "", _about(each))
+        for each in found
+    ]
+    print_table(("tool", "at the server", "state", "effect", "description"), rows, empty="The server lists no tools.")
+
+
+@app.command()
+def diff(server: str = SERVER, names: list[str] = TOOLS, as_json: bool = AS_JSON, namespace: str = NAMESPACE) -> None:
+    """Show how a server's tools differ from the stored ones; exit status 1 if they do."""
+    with _session() as session:
+        found = _compared(session, server, namespace, names)
+    different = [each for each in found if each.state != "same"]
+    if as_json:
+        print_json([_facts(each) for each in different])
+    else:
+        for each in different:
+            _print_difference(each)
+        console.print(_summary(found))
+    if different:
+        raise typer.Exit(1)
+
+
+@app.command()
+def pull(
+    server: str = SERVER,
+    names: list[str] = TOOLS,
+    to: Path | None = typer.Option(None, "--to", help="Write definitions into this folder, to review and apply them."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Show what would change, without storing anything."),
+    namespace: str = NAMESPACE,
+) -> None:
+    """Store a server's tools as they are now: new ones, and new versions of those that changed."""
+    from shared.definitions.apply import store_definitions
+
+    with _session() as session:
+        found = _compared(session, server, namespace, names)
+        pulled = [each.after for each in found if each.after is not None and each.state != "same"]
+        if to is not None:
+            _write(pulled, to)
+        elif pulled:
+            changes = store_definitions(session, list(pulled), namespace=namespace, dry_run=dry_run)
+            tell(changes, dry_run=dry_run)
+    for each in found:
+        if each.fault is not None:
+            console.print(styled(("left out: ", "yellow"), f"{each.tool}: {each.fault}"))
+        if each.state == "gone":
+            console.print(styled(("kept: ", "yellow"), f"{each.name}, which the server no longer lists"))
+    if not pulled:
+        console.print("Nothing to store: the tools are as they were pulled.")
+    elif dry_run and to is None:
+        console.print("Nothing was stored (--dry-run).")
+
+
+@contextmanager
+def _session() -> Iterator[Session]:
+    from sqlalchemy.orm import Session
+
+    from shared.database.connections import get_engine
+    from shared.database.schema import wait_for_database
+
+    wait_for_database(get_settings())
+    with Session(get_engine()) as session:
+        yield session
+
+
+def _compared(session: Session, name: str, namespace: str, only: Sequence[str]) -> list[PulledTool]:
+    from shared.definitions.mcp_tools import ask, compare, server_named
+
+    server: McpServerDefinition = server_named(session, name, namespace)
+    # No connection is held while the server answers.
+    session.rollback()
+    listed = ask(server, namespace)
+    return compare(session, server, listed, namespace=namespace, only=only)
+
+
+def _header(given: str) -> tuple[str, str]:
+    name, colon, value = given.partition(":")
+    if not colon:
+        raise InvalidInput("A --header must be NAME: VALUE.")
+    return name.strip(), value.strip()
+
+
+def _write(definitions: Sequence[ToolDefinition], folder: Path) -> None:
+    from shared.definitions.files import dump
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for definition in definitions:
+            (folder / f"tool-{definition.name}.yaml").write_text(dump(definition), encoding="utf-8")
+    except OSError as error:
+        raise FileFault(f"The definitions cannot be written to {folder}: {error}. Name another folder.") from None
+    console.print(f"Wrote {len(definitions)} definitions to {folder}. `minion apply {folder}` stores them.")
+
+
+def _facts(each: PulledTool) -> dict[str, Any]:
+    from shared.definitions.files import document_of
+
+    before, after = (definition and document_of(definition) for definition in (each.before, each.after))
+    return {
+        "name": each.name,
+        "tool": each.tool,
+        "state": each.state,
+        "fault": each.fault,
+        "before": before,
+        "after": after,
+    }
+
+
+def _about(each: PulledTool) -> str:
+    if each.fault is not None:
+        return each.fault
+    definition = each.after or each.before
+    said = " ".join(definition.description.split()) if definition is not None else ""
+    return said if len(said) <= MAX_DESCRIPTION else said[:MAX_DESCRIPTION] + "…"
+
+
+def _print_difference(each: PulledTool) -> None:
+    console.print(styled((f"{each.state}: ", STYLES[each.state]), f"{each.name} ({each.tool})"))
+    if each.fault is not None:
+        console.print(f"  {each.fault}")
+        return
+    lines = list(difflib.unified_diff(_lines(each.before), _lines(each.after), "stored", "listed", n=2, lineterm=""))
+    for line in lines[:MAX_LINES]:
+        shown = line if len(line) <= MAX_WIDTH else line[:MAX_WIDTH] + "…"
+        console.print(styled((shown, LINE_STYLES.get(line[:1], ""))))
+    if len(lines) > MAX_LINES:
+        console.print(f"… {len(lines) - MAX_LINES} more lines; --json has all.")
+
+
+def _lines(definition: ToolDefinition | None) -> list[str]:
+    from shared.definitions.files import dump
+
+    return [] if definition is None else dump(definition).splitlines()
+
+
+def _summary(found: Sequence[PulledTool]) -> str:
+    counted = Counter(each.state for each in found)
+    return ", ".join(f"{counted[state]} {state}" for state in STYLES if counted[state]) or "The server lists no tools."

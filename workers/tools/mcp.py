@@ -1,0 +1,120 @@
+"""Tools of kind `mcp`: a call of a tool of an MCP server, as it was listed when a person pulled it."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from shared.contracts.documents import McpServerDefinition, ToolDefinition
+from shared.contracts.json_schema import validate
+from shared.contracts.strict_json import JsonValue, digest
+from shared.database.connections import persistently
+from shared.errors import InvalidInput, MinionError, ToolError
+from shared.mcp.eras import Eras
+from shared.mcp.faults import McpFault
+from shared.mcp.parameters import headers_of
+from shared.mcp.protocol import IDEMPOTENCY_KEY, TRACE_KEY
+from shared.mcp.results import output_of
+from shared.mcp.servers import connect
+from shared.secret_store import references, times_of
+from workers.journal import Journal, StepResult
+from workers.outcomes import Interrupted
+from workers.result_cache import ResultCache
+from workers.task import ClaimedTask
+from workers.tools.blocks import keeping_files
+from workers.tools.trace import traceparent_of
+
+eras = Eras()
+"""What this process knows about servers, by the ids of their versions."""
+
+
+class McpTool:
+    """A call of a remote tool, made as one journal step with the tool's effect."""
+
+    def __init__(
+        self,
+        definition: ToolDefinition,
+        version_id: UUID,
+        server: McpServerDefinition,
+        server_version_id: UUID,
+        namespace: str,
+    ) -> None:
+        assert definition.mcp is not None
+        self.definition = definition
+        self.mcp = definition.mcp
+        self.server = server
+        self.server_version_id = server_version_id
+        self.namespace = namespace
+        self.cache = definition.cache and ResultCache(version_id, definition.cache, depends_on=self._stored_secrets)
+        self.name = definition.name
+        self.description = definition.description
+        self.input_schema: dict[str, Any] | None = definition.input_schema
+        self.strict = definition.strict
+        self.deferred = definition.defer_loading
+        self.effect = str(definition.effect)
+        self.steps = 1
+
+    def call(self, arguments: JsonValue, task: ClaimedTask, journal: Journal) -> JsonValue:
+        """Make the call as one step."""
+        request = {"server": self.server.name, "tool": self.mcp.tool, "arguments": arguments}
+
+        def perform(step: int) -> StepResult:
+            what = f"The input of tool {self.name!r}"
+            validate(self.input_schema, arguments, what=what, error=InvalidInput)
+            if not isinstance(arguments, dict):
+                raise InvalidInput(f"{what} must be an object.")
+            meta = {IDEMPOTENCY_KEY: digest([str(task.origin_id), step, digest(request)])}
+            if parent := traceparent_of(task, step):
+                meta[TRACE_KEY] = parent
+            result = self._request(arguments, meta)
+            return StepResult(output_of(result, self.definition.output_schema, name=self.name))
+
+        once = self.cache.around(perform, task, arguments) if self.cache else perform
+        return journal.call("tool_call", self.name, request, keeping_files(once, task, self.name), effect=self.effect)
+
+    def _stored_secrets(self) -> JsonValue:
+        """Return the names of the server's secrets, with the times at which they were set."""
+        names = references(self.server.headers.values())
+        return persistently(times_of, names, self.namespace) if names else None
+
+    def _request(self, arguments: dict[str, Any], meta: dict[str, str]) -> dict[str, Any]:
+        """Return the result of the call.
+
+        Raises:
+            Interrupted: it is unknown whether an unsafe call was processed.
+            ToolError: any other failure.
+        """
+        try:
+            with connect(self.server, self.namespace, eras.of(self.server_version_id)) as client:
+                result = client.request(
+                    "tools/call",
+                    {"name": self.mcp.tool, "arguments": arguments},
+                    name=self.mcp.tool,
+                    meta=meta,
+                    headers=headers_of(self.input_schema, arguments),
+                )
+        except McpFault as fault:
+            raise self._failed(fault) from None
+        except MinionError as error:
+            raise self._failure(error.message, retryable=error.retryable) from None
+        kind = result.get("resultType", "complete")
+        if kind != "complete":
+            raise self._failure(f"its result is of type {str(kind)[:50]!r}, which is not supported", retryable=False)
+        return result
+
+    def _failed(self, fault: McpFault) -> Exception:
+        """Return the outcome of a call without a result."""
+        if fault.taken is None and fault.temporary and self.effect == "unsafe":
+            return Interrupted()
+        # An unsafe call that the server may have processed is not repeated.
+        again = fault.temporary and (self.effect != "unsafe" or fault.taken is False)
+        error = self._failure(fault.message, retryable=again)
+        error.detail.update(fault.detail)
+        if again and fault.retry_after is not None:
+            error.detail["retry_after"] = fault.retry_after
+        return error
+
+    def _failure(self, why: str, *, retryable: bool) -> ToolError:
+        error = ToolError(f"The tool {self.name!r} (MCP server {self.server.name!r}): {why.rstrip('.')}.")
+        error.retryable = retryable
+        return error
