@@ -18,7 +18,7 @@ from shared.mcp.faults import McpFault
 from shared.mcp.remote_tasks import FASTEST
 from shared.mcp.transport import Message
 from shared.tasks.remote_calls import NewRemoteCall, RemoteCall
-from workers.journal import DeferredCall, StepResult
+from workers.journal import DeferredCall, Perform, StepResult
 from workers.outcomes import Deferred
 
 MOST_ROUNDS = 10
@@ -27,6 +27,8 @@ Send = Callable[[int, Mapping[str, Any]], Message]
 """Sends `tools/call` for a step, with more parameters; returns its result."""
 Read = Callable[[Message], StepResult]
 """Returns the result of a step from that of `tools/call`."""
+Wrap = Callable[[Perform], Perform]
+"""Wraps an effect, for example to keep the files of its result."""
 
 
 class Deferral:
@@ -37,13 +39,15 @@ class Deferral:
         server_version: the pinned version of its definition, with which the orchestrator asks it.
         send: raises `MinionError`.
         read: raises `MinionError` for a failed call.
+        wrap: applied to whatever returns a result.
     """
 
-    def __init__(self, server: str, server_version: UUID, send: Send, read: Read) -> None:
+    def __init__(self, server: str, server_version: UUID, send: Send, read: Read, wrap: Wrap) -> None:
         self.server = server
         self.server_version = server_version
         self.send = send
         self.read = read
+        self.wrap = wrap
 
     def begin(self, step: int) -> StepResult:
         """Make the call.
@@ -56,7 +60,10 @@ class Deferral:
 
     def later(self) -> DeferredCall:
         """Return what continues the call."""
-        return DeferredCall(self._read_end, self._repeat)
+        return DeferredCall(
+            lambda step, call: self.wrap(lambda _: self._read_end(call))(step),
+            lambda step, call: self.wrap(lambda number: self._repeat(number, call))(step),
+        )
 
     def _repeat(self, step: int, call: RemoteCall) -> StepResult:
         """Repeat a plain call with a person's answers, and with the server's own state, unchanged."""

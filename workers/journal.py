@@ -118,11 +118,11 @@ class DeferredCall:
     """A call that its server may finish later.
 
     Attributes:
-        read: returns the result of the step from the end of the server's task.
-        repeat: makes a plain call again, with a person's answers; receives the step's number.
+        read: returns the result of the step with this number from the end of the server's task.
+        repeat: makes a plain call again, with a person's answers.
     """
 
-    read: Callable[[RemoteCall], StepResult]
+    read: Callable[[int, RemoteCall], StepResult]
     repeat: Callable[[int, RemoteCall], StepResult]
 
 
@@ -295,7 +295,7 @@ class Journal:
         if deferred is not None and remote is not None:
             if remote.result is not None:
                 del started["input"]
-                return self._perform(started, lambda _: deferred.read(remote), None, paid=True)
+                return self._perform(started, lambda step: deferred.read(step, remote), None, paid=True)
             perform = self._repeating(deferred, remote)
         reserved = None
         if effect != "pure" or self.has_budget:
@@ -489,7 +489,8 @@ class Journal:
     def _defer(self, started: StepRecord, deferred: Deferred) -> None:
         """Commit the call of a step that its server finishes later, before anything waits for it.
 
-        If the claim is lost, the server's task is left alone: for the same idempotency key, another claim may get it too.
+        If the claim is lost, the server's task is left alone: another claim may get the same one for the same
+        idempotency key.
         """
         with self.lock:
             if self.abandoned.is_set() or deferred.call is None:

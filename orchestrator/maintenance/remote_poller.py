@@ -24,8 +24,10 @@ from shared.database.connections import autocommit
 from shared.errors import MinionError
 from shared.mcp import questions, remote_tasks
 from shared.mcp.client import McpClient
+from shared.mcp.eras import Eras
 from shared.mcp.faults import McpFault
 from shared.mcp.remote_tasks import FASTEST, SLOWEST, RemoteTask
+from shared.mcp.servers import connect, version_of
 from shared.notifications import publish_progress
 from shared.settings import Settings
 from shared.tasks import remote_calls, stops
@@ -38,7 +40,8 @@ PAUSE_SECONDS = 0.25
 TIDY_SECONDS = 1.0
 MOST, EACH = 16, 4
 """Requests at a time: in all, and to one server."""
-HOLD_SECONDS = 90.0
+LONGEST_POLL_SECONDS = 20.0
+HOLD_SECONDS = 60.0
 """Longer than a poll may take. Another orchestrator makes it then."""
 JITTER = 0.1
 FIRST_SECONDS = 2.0
@@ -65,6 +68,7 @@ class RemotePoller(Loop):
         self.settings = settings
         self.statements = autocommit(engine)
         self.threads = ThreadPoolExecutor(MOST, thread_name_prefix=self.name)
+        self.eras = Eras()
         self.busy: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._tidied = 0.0
@@ -228,8 +232,9 @@ class RemotePoller(Loop):
             MinionError: its definition or its secrets cannot be read.
         """
         with self.statements.connect() as connection:
-            server = version_of(connection, call.server_version_id)
-        return connect(server, call.namespace, eras.of(call.server_version_id), remote_tasks.CAPABILITIES)
+            stored = version_of(connection, call.server_version_id)
+        server = stored.model_copy(update={"timeout": min(stored.timeout, LONGEST_POLL_SECONDS)})
+        return connect(server, call.namespace, self.eras.of(call.server_version_id), remote_tasks.CAPABILITIES)
 
 
 def _server(call: RemoteCall) -> str:

@@ -148,7 +148,8 @@ class McpClient:
         """Begin a session of 2025-11-25."""
         params = {
             "protocolVersion": protocol.LEGACY,
-            "capabilities": self.capabilities,
+            # Ours concern 2026-07-28: questions during a call, and tasks of another kind, are not supported.
+            "capabilities": {},
             "clientInfo": protocol.CLIENT,
         }
         about, session = self._exchange("initialize", params, {}, answers=False)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any
+from uuid import UUID
 
-from shared.contracts.documents import HEADER_VALUE, McpServerDefinition
+from sqlalchemy import Connection, text
+
+from shared.contracts.documents import HEADER_VALUE, McpServerDefinition, stored_definition
 from shared.database.connections import get_engine, persist
-from shared.errors import NotConfigured
+from shared.errors import NotConfigured, NotFound
 from shared.mcp.client import McpClient
 from shared.mcp.eras import Era
 from shared.mcp.http import FixedHeaders, HttpTransport
@@ -16,6 +19,7 @@ from shared.secret_store import SecretStore, fill, references
 from shared.settings import get_settings
 
 HEADER_TEXT = re.compile(HEADER_VALUE)
+VERSION = text("SELECT name, definition, key_order FROM mcp_server_versions WHERE id = :id")
 
 
 def connect(
@@ -36,6 +40,20 @@ def connect(
         authorization=FixedHeaders(headers, secrets.values()),
     )
     return McpClient(transport, era, capabilities)
+
+
+def version_of(connection: Connection, id: UUID) -> McpServerDefinition:
+    """Return the stored version of a server's definition.
+
+    Raises:
+        NotFound: there is none.
+        UnreadableDefinition: another release wrote it.
+    """
+    row = connection.execute(VERSION, {"id": id}).one_or_none()
+    if row is None:
+        raise NotFound(f"There is no version {id} of an MCP server.")
+    server: McpServerDefinition = stored_definition("mcp_server", row.name, row.definition, row.key_order)
+    return server
 
 
 def _secrets(server: McpServerDefinition, namespace: str) -> dict[str, str]:

@@ -18,12 +18,14 @@ POLLED = text("remote_id IS NOT NULL AND state IN ('working', 'input_required', 
 class RemoteCall(Base):
     """A tool call that its server finishes later, from its answer until a minion has read the result.
 
-    `remote_id`: the server's id of its task; NULL: a plain call, which is repeated with a person's answers. `requests`,
-    `form`, `request_state` and `result` are JSON texts, because `jsonb` keeps neither the order of keys nor all characters.
-    `requests`: the questions as the server sent them, `form`: the same for a person, `proposed`: its defaults. `answer`:
-    {verdict, value, decision} of a person, which the server does not have yet. `answered`: keys of questions that it has
-    answers to. `round`: how often it has asked. `due_at`: when it is polled next. `expires_at`: when it may forget its task.
-    `failing_since`, `failures`, `error`: polls in a row that failed.
+    `remote_id`: the server's id of its task; NULL: a plain call, which is repeated with a person's answers.
+
+    `requests`: the questions as the server sent them, `form`: the same for a person, `proposed`: its defaults. These,
+    `request_state` and `result` are JSON texts, because `jsonb` keeps neither the order of keys nor all characters.
+
+    `answer`: {verdict, value, decision} of a person, which the server does not have yet. `answered`: keys of questions
+    that it has answers to. `round`: how often it has asked. `due_at`: when it is polled next. `expires_at`: when it may
+    forget its task. `failing_since`, `failures`, `error`: polls in a row that failed.
     """
 
     __tablename__ = "remote_calls"
