@@ -55,9 +55,19 @@ class Job:
     def shown(self) -> dict[str, Any]:
         """The task as `tasks/get` returns it."""
         own = {"taskId": self.id, "status": self.status, "createdAt": self.created_at, "ttlMs": self.ttl_ms}
-        more = {"statusMessage": self.message, "pollIntervalMs": self.poll_ms, "result": self.result, "error": self.error}
+        more = {
+            "statusMessage": self.message,
+            "pollIntervalMs": self.poll_ms,
+            "result": self.result,
+            "error": self.error,
+        }
         asked = {"inputRequests": self.requests} if self.status == "input_required" else {}
-        return {**own, "lastUpdatedAt": self.created_at, **{name: it for name, it in more.items() if it is not None}, **asked}
+        return {
+            **own,
+            "lastUpdatedAt": self.created_at,
+            **{name: it for name, it in more.items() if it is not None},
+            **asked,
+        }
 
 
 class OfTask(RequestParams):
@@ -146,7 +156,11 @@ class Jobs(Extension):
         """Ask twice, without keeping anything: the state goes to the client and back."""
         state = params.get("requestState")
         if state is None:
-            return {"resultType": "input_required", "requestState": 'one "é"', "inputRequests": {"sure": question("Sure?", SURE)}}
+            return {
+                "resultType": "input_required",
+                "requestState": 'one "é"',
+                "inputRequests": {"sure": question("Sure?", SURE)},
+            }
         if state == 'one "é"':
             return {"resultType": "input_required", "requestState": "two", "inputRequests": {"branch": question()}}
         return await call_next(ctx)
