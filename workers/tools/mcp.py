@@ -17,9 +17,9 @@ from shared.mcp.faults import McpFault
 from shared.mcp.parameters import headers_of
 from shared.mcp.protocol import IDEMPOTENCY_KEY, TRACE_KEY
 from shared.mcp.results import output_of
-from shared.mcp.servers import connect
+from shared.mcp.servers import connect, secrets_of
 from shared.mcp.transport import Message
-from shared.secret_store import references, times_of
+from shared.secret_store import times_of
 from workers.deferral import Deferral
 from workers.journal import Journal, Perform, StepResult
 from workers.outcomes import Deferred, Interrupted, Suspended
@@ -112,7 +112,7 @@ class McpTool:
 
     def _stored_secrets(self) -> JsonValue:
         """Return the names of the server's secrets, with the times at which they were set."""
-        names = references(self.server.headers.values())
+        names = secrets_of(self.server)
         return persistently(times_of, names, self.namespace) if names else None
 
     def _request(

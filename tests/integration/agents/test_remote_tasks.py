@@ -275,7 +275,7 @@ def test_crash_before_remote_id_is_journaled(
         return
     jobs.job.finish()
     assert site.finish(task)["output"] == "built"
-    assert [call["meta"]["minions/idempotency-key"] for call in jobs.calls] == [[*jobs.keys][0]] * 2
+    assert [call["meta"]["minions/idempotency-key"] for call in jobs.calls] == [next(iter(jobs.keys))] * 2
 
 
 @pytest.mark.parametrize("agent", ["build", "deploy"])
