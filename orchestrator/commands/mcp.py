@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Manage MCP servers, and pull their tools: add, list, tools, diff, pull.", no_args_is_help=True)
 NAMESPACE = typer.Option("default", "--namespace", help="The namespace of the server and its tools.")
 SERVER = typer.Argument(help="The server's name.")
-TOOLS = typer.Argument(None, help="Only these tools, by the server's names or ours.")
+TOOLS = typer.Argument(default_factory=list, help="Only these tools, by the server's names or ours.")
 STYLES = {"new": "green", "changed": "yellow", "gone": "red", "unusable": "red", "same": "dim"}
 LINE_STYLES = {"-": "red", "+": "green", "@": "cyan"}
 MAX_LINES = 200

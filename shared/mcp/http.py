@@ -103,7 +103,17 @@ class HttpTransport:
     @contextmanager
     def send(self, message: Message, headers: Mapping[str, str]) -> Iterator[HttpExchange]:
         """Send a message, once more if the credentials were renewed."""
-        body = json.dumps(message, ensure_ascii=False).encode()
+        try:
+            with self._sent(json.dumps(message, ensure_ascii=False).encode(), headers) as exchange:
+                yield exchange
+        except McpFault as fault:
+            # Any text of a server may repeat them: a status, a header, a body.
+            fault.message = self.scrubbed(fault.message)
+            fault.args = (fault.message,)
+            raise
+
+    @contextmanager
+    def _sent(self, body: bytes, headers: Mapping[str, str]) -> Iterator[HttpExchange]:
         for attempt in range(2):
             with self._answered(body, headers) as response:
                 exchange = HttpExchange(self, response)

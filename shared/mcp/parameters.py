@@ -11,7 +11,7 @@ from shared.mcp.protocol import header_value
 ANNOTATION = "x-mcp-header"
 PREFIX = "Mcp-Param-"
 TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,100}")
-TYPES = frozenset({"string", "integer", "boolean"})
+TYPES = ("string", "integer", "boolean")
 
 Path = tuple[str, ...]
 

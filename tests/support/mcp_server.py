@@ -88,8 +88,7 @@ class Shop:
         @tool(description="Waits.", annotations=ToolAnnotations(idempotent_hint=True), structured_output=False)
         async def wait(context: Context[Any, Any]) -> str:
             self.note("wait", {}, context)
-            while not self.proceed.is_set():
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(self.proceed.wait)
             return "waited"
 
         @tool(description="A picture.", structured_output=False)
