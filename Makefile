@@ -9,7 +9,7 @@ GENERATOR := $(VENV)/.installed-docs
 PIP_FLAGS := --disable-pip-version-check --no-input --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test unit soak chaos crash-matrix lint format schema client api bench soak-load flood screenshots docs dist lock clean
+.PHONY: help install demo up test unit soak chaos crash-matrix mcp-conformance lint format schema client api bench soak-load flood screenshots docs dist lock clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -59,6 +59,9 @@ chaos: install  ## Kill, freeze, fill and flush everything under load, beside pl
 
 crash-matrix: install  ## Kill processes at every boundary of every step of an agent, and inside (15 min; CRASH=--help)
 	@$(RUN) tests.crash_matrix.run $(CRASH)
+
+mcp-conformance: install  ## Run the official suite of the Model Context Protocol (needs npx; 3 min)
+	@$(RUN) tests.mcp_conformance.run_client
 
 lint: install  ## Check style, types and the layers' import contracts
 	@$(RUN) ruff check .

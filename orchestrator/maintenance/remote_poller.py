@@ -157,12 +157,10 @@ class RemotePoller(Loop):
                 self._try_to_cancel(client, call)
                 return {"result": remote_tasks.lost(f"it asked for input {MOST_ROUNDS} times, and would again")}
             asked = found.questions
-            news.update(
-                requests=json.dumps(asked.requests),
-                form=asked.form(),
-                proposed=asked.proposed,
-                asks=f"{call.round + 1} {asked.mark}",
-            )
+            news["requests"] = json.dumps(asked.requests)
+            news["form"] = asked.form()
+            news["proposed"] = asked.proposed
+            news["asks"] = f"{call.round + 1} {asked.mark}"
         return news
 
     def _trouble(self, call: RemoteCall, error: MinionError) -> News:

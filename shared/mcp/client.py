@@ -129,10 +129,9 @@ class McpClient:
     def _negotiate(self) -> Known:
         """Ask the server for its era: in the modern way first, which a legacy server does not understand."""
         try:
-            about = self._modern_call("server/discover", {})
+            about = self._discover()
         except RpcError as error:
-            supported = error.data.get("supported") if isinstance(error.data, dict) else None
-            if error.number in protocol.ONLY_MODERN and not _has_legacy(supported):
+            if error.number in protocol.ONLY_MODERN and not _has_legacy(_supported(error)):
                 raise
             return self._initialize()
         except McpFault as fault:
@@ -143,6 +142,15 @@ class McpClient:
         if not isinstance(supported, list) or protocol.MODERN not in supported:
             return self._initialize()
         return Known(protocol.MODERN, about)
+
+    def _discover(self) -> Message:
+        """Ask the server what it supports, once more if it refuses the version, and lists it as supported."""
+        try:
+            return self._modern_call("server/discover", {})
+        except RpcError as error:
+            if error.number != protocol.UNSUPPORTED_VERSION or protocol.MODERN not in (_supported(error) or ()):
+                raise
+        return self._modern_call("server/discover", {})
 
     def _initialize(self) -> Known:
         """Begin a session of 2025-11-25."""
@@ -198,6 +206,12 @@ def _contradicts(known: Known, fault: McpFault) -> bool:
 def _legacy_headers(known: Known) -> dict[str, str]:
     session = {} if known.session is None else {SESSION: known.session}
     return {protocol.VERSION_HEADER: known.version, **session}
+
+
+def _supported(error: RpcError) -> list[Any] | None:
+    """Return the versions that a server supports, if it says so with its refusal of one."""
+    supported = error.data.get("supported") if isinstance(error.data, dict) else None
+    return supported if isinstance(supported, list) else None
 
 
 def _has_legacy(supported: Any) -> bool:

@@ -58,8 +58,8 @@ class StdioProcess:
         try:
             self._process = subprocess.Popen(
                 command,
-                stdin=theirs,
-                stdout=theirs,
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
                 stderr=subprocess.DEVNULL,
                 env=environment,
                 cwd=program.cwd,
