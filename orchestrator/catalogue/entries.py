@@ -83,6 +83,8 @@ def from_files(path: Path) -> Catalogue:
     """
     entries: dict[tuple[str, str], Entry] = {}
     for definition in load(path):
+        if definition.kind not in KINDS:
+            continue
         place = (definition.kind, definition.name)
         if place in entries:
             raise InvalidDefinition(f"{path}: the {place[0]} {place[1]!r} is defined twice.")

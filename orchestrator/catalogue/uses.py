@@ -38,11 +38,11 @@ def users_of(catalogue: Catalogue, kind: str, name: str) -> list[Entry]:
 
 
 def target_of(tool: Mapping[str, Any]) -> str:
-    """Return what a tool calls: the name of a function, agent or builtin tool, or a URL without its query."""
+    """Return what a tool calls: the name of a function, agent, builtin tool or MCP server, or a URL without its query."""
     kind = str(tool["type"])
     if kind == "http":
         return str(tool["http"]["url"]).partition("?")[0]
-    target = tool.get(kind)
+    target = tool["mcp"]["server"] if kind == "mcp" else tool.get(kind)
     return bare(target) if isinstance(target, str) else ""
 
 

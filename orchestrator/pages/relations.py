@@ -30,7 +30,7 @@ USES = text(
         UNION ALL SELECT name, 0, tool_version_id FROM active WHERE tool_version_id IS NOT NULL
     )
     SELECT u.agent, u.position, 'tool' AS kind, t.name, t.effect AS how, t.type,
-           COALESCE(f.name, t.definition#>>'{http,url}', t.definition->>t.type) AS target
+           COALESCE(f.name, t.definition#>>'{http,url}', t.definition#>>'{mcp,server}', t.definition->>t.type) AS target
         FROM used u JOIN tool_versions t ON t.id = u.tool LEFT JOIN function_versions f ON f.id = t.function_version_id
     UNION ALL SELECT a.name, 0, 'function', f.name, '', NULL, NULL
         FROM active a JOIN function_versions f ON f.id = a.function_version_id
@@ -49,7 +49,7 @@ class Node:
     """An agent, or something that it uses.
 
     Attributes:
-        kind: `agent`, `tool`, `function`, `http` or `builtin`.
+        kind: `agent`, `tool`, `function`, `http`, `mcp` or `builtin`.
         how: how it is used.
     """
 

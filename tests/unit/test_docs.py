@@ -25,6 +25,8 @@ from shared.contracts.documents import (
     AgentDefinition,
     FunctionConfig,
     FunctionDefinition,
+    McpCall,
+    McpServerDefinition,
     RelationDefinition,
     ToolDefinition,
     parse_definition,
@@ -96,18 +98,20 @@ def test_every_setting_is_documented_with_its_default():
 
 
 @pytest.mark.parametrize(
-    ("heading", "model"),
+    ("file", "heading", "model"),
     [
-        ("Agent", AgentDefinition),
-        ("Relations", RelationDefinition),
-        ("Config of an agent", AgentConfig),
-        ("Tool", ToolDefinition),
-        ("Function", FunctionDefinition),
-        ("Config of a function", FunctionConfig),
+        ("definitions.md", "Agent", AgentDefinition),
+        ("definitions.md", "Relations", RelationDefinition),
+        ("definitions.md", "Config of an agent", AgentConfig),
+        ("definitions.md", "Tool", ToolDefinition),
+        ("definitions.md", "Function", FunctionDefinition),
+        ("definitions.md", "Config of a function", FunctionConfig),
+        ("mcp-client.md", "Server", McpServerDefinition),
+        ("mcp-client.md", "Tool of a server", McpCall),
     ],
 )
-def test_every_definition_field_is_documented_with_its_default(heading: str, model: type[BaseModel]):
-    documented = {codes(row[0])[0]: row[1] for row in rows(section(page("definitions.md"), heading))}
+def test_every_definition_field_is_documented_with_its_default(file: str, heading: str, model: type[BaseModel]):
+    documented = {codes(row[0])[0]: row[1] for row in rows(section(page(file), heading))}
     fields = {name: field for name, field in model.model_fields.items() if name not in NO_FIELDS}
     assert documented.keys() == fields.keys()
     for name, field in fields.items():
