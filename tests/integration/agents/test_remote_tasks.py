@@ -119,15 +119,15 @@ def jobs(shop_with_jobs: tuple[Shop, Jobs], define: Define) -> Jobs:
     return jobs
 
 
-def definitions(url: str, *tools: str, **fields: Any) -> list[dict[str, Any]]:
+def definitions(url: str, *tools: str, config: dict[str, Any] | None = None, **fields: Any) -> list[dict[str, Any]]:
     """A server, and for each of its tools an agent of that name that calls it."""
     made: list[dict[str, Any]] = [{"kind": "mcp_server", "name": "ci", "url": url, "trusted": True}]
     for tool in tools:
         effect = "unsafe" if tool == "deploy" else "idempotent"
         called = {"server": "ci", "tool": tool, "listed": LISTED, "annotations": IDEMPOTENT}
         made.append({"kind": "tool", "name": tool, "type": "mcp", "effect": effect, "mcp": called, **fields})
-        config = {"capabilities": ["work"], "max_attempts": 2, "retry_backoff": 0.0}
-        made.append({"kind": "agent", "name": tool, "type": "function", "tool": tool, "config": config})
+        made_for = config or {"capabilities": ["work"], "max_attempts": 2, "retry_backoff": 0.0}
+        made.append({"kind": "agent", "name": tool, "type": "function", "tool": tool, "config": made_for})
     return made
 
 
