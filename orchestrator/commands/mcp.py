@@ -41,7 +41,10 @@ def register(commands: typer.Typer) -> None:
 @app.command()
 def add(
     name: str = typer.Argument(help="A name for the server; the names of its tools begin with it."),
-    url: str = typer.Argument(help="The address of its MCP endpoint."),
+    url: str | None = typer.Argument(None, help="The address of its MCP endpoint."),
+    stdio: str | None = typer.Option(
+        None, "--stdio", help="Instead of an address: a program by its name in MINION_MCP_STDIO of the workers."
+    ),
     header: list[str] = typer.Option(
         [], "--header", help="A header of every request: 'Authorization: Bearer ${secret:NAME}'."
     ),
@@ -60,6 +63,7 @@ def add(
         "kind": "mcp_server",
         "name": name,
         "url": url,
+        "stdio": stdio,
         "headers": headers,
         "trusted": trusted,
         "timeout": timeout,

@@ -40,7 +40,8 @@ SERVER = text(
 )
 SERVERS = text(
     """
-    SELECT s.name, v.number AS version, v.definition->>'url' AS url, (v.definition->>'trusted')::boolean AS trusted,
+    SELECT s.name, v.number AS version, (v.definition->>'trusted')::boolean AS trusted,
+           COALESCE(v.definition->>'url', 'stdio:' || (v.definition->>'stdio')) AS url,
            (SELECT count(*) FROM tools t JOIN tool_versions k ON k.id = t.active_version_id
                 JOIN mcp_server_versions u ON u.id = k.mcp_server_version_id WHERE u.mcp_server_id = s.id) AS tools
         FROM mcp_servers s JOIN mcp_server_versions v ON v.id = s.active_version_id

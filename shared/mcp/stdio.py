@@ -1,8 +1,8 @@
 """MCP servers as processes of this machine, which the operator of a worker allows by name (`MINION_MCP_STDIO`).
 
-A definition names the entry of that list, and nothing else: it chooses neither a program nor an argument. A server runs in
-an environment that has only the variables which the list names. It is started with the first call, stays for further ones,
-and ends with this process, however that ends: see `stdio_supervisor`.
+A definition names the entry of that list, and nothing else: it chooses neither a program nor an argument. A server runs
+in an environment that has only the variables which the list names. It is started with the first call, stays for further
+ones, and ends with this process, however that ends: see `stdio_supervisor`.
 
 Messages are lines of JSON. Calls of one server run one after the other. A call that gets no answer in time ends the
 process, because a late answer could be taken for that of another call; the next call starts it again.

@@ -1,6 +1,7 @@
 """Runs an MCP server until the process that asked for it ends, then ends all processes of the server's group.
 
-It imports nothing of ours: it runs in an environment without our packages. Standard input and output belong to the server.
+It imports nothing of ours: it runs in an environment without our packages. Standard input and output belong to the
+server.
 
     python -I -S stdio_supervisor.py FD COMMAND [ARGUMENT ...]
 

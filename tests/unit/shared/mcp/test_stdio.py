@@ -129,14 +129,16 @@ def test_broken_server_is_started_again(
     wait_until(lambda: not any(map(is_alive, before)), "the first server and its child have ended")
 
 
-def test_server_ends_with_a_killed_process(program: Path, tmp_path: Path) -> None:
+def test_server_ends_with_a_killed_process(program: Path) -> None:
+    used = f"Settings(mcp_stdio={{'files': {{'command': {[sys.executable, str(program)]!r}}}}})"
     script = f"""
-import json, sys, time
+import json, time
 from shared.mcp.client import McpClient
 from shared.mcp.stdio import StdioProcesses, StdioTransport
 from shared.settings import Settings
-process = StdioProcesses().get("files", "default", Settings(mcp_stdio={{"files": {{"command": {[sys.executable, str(program)]!r}}}}}))
-print(json.dumps(McpClient(StdioTransport(process, seconds=20, max_bytes=50_000), process.era).request("pids", {{}})["pids"]), flush=True)
+process = StdioProcesses().get("files", "default", {used})
+client = McpClient(StdioTransport(process, seconds=20, max_bytes=50_000), process.era)
+print(json.dumps(client.request("pids", {{}})["pids"]), flush=True)
 time.sleep(600)
 """
     worker = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
