@@ -83,10 +83,15 @@ def responses(requests: Mapping[str, Any], verdict: str, value: Any) -> dict[str
         requests: as the server sent them, by key.
         verdict: `approve` or `reject`.
         value: the answer, as `Questions.schema` describes it.
+
+    Raises:
+        McpFault: the answer has another form; the endpoint accepts none.
     """
     if verdict != "approve":
         return {key: {"action": "decline"} for key in requests}
     values = {next(iter(requests)): value} if len(requests) == 1 else value
+    if not isinstance(values, dict) or not all(isinstance(values.get(key), dict) for key in requests):
+        raise _fault("the answer to its questions does not have their form")
     return {key: _accepted(request["params"], values[key]) for key, request in requests.items()}
 
 

@@ -28,7 +28,7 @@ FASTEST, USUAL, SLOWEST = 0.5, 5.0, 300.0
 LONGEST_TTL = 366 * 86_400.0
 LONGEST_ID = 1_000
 MAX_MESSAGE = 500
-STATUSES = frozenset({"working", "input_required", "completed", "failed", "cancelled"})
+STATUSES = ("working", "input_required", "completed", "failed", "cancelled")
 
 
 @dataclass(frozen=True, slots=True)
