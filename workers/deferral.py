@@ -36,14 +36,16 @@ class Deferral:
 
     Args:
         server: its name, for people.
+        namespace: of its definition.
         server_version: the pinned version of its definition, with which the orchestrator asks it.
         send: raises `MinionError`.
         read: raises `MinionError` for a failed call.
         wrap: applied to whatever returns a result.
     """
 
-    def __init__(self, server: str, server_version: UUID, send: Send, read: Read, wrap: Wrap) -> None:
+    def __init__(self, server: str, namespace: str, server_version: UUID, send: Send, read: Read, wrap: Wrap) -> None:
         self.server = server
+        self.namespace = namespace
         self.server_version = server_version
         self.send = send
         self.read = read
@@ -118,6 +120,7 @@ class Deferral:
     def _call(self, step: int, round: int, poll_seconds: float, **more: Any) -> NewRemoteCall:
         call: NewRemoteCall = {
             "step": step,
+            "namespace": self.namespace,
             "server": self.server,
             "server_version_id": str(self.server_version),
             "remote_id": None,

@@ -38,7 +38,7 @@ def users_of(catalogue: Catalogue, kind: str, name: str) -> list[Entry]:
 
 
 def target_of(tool: Mapping[str, Any]) -> str:
-    """Return what a tool calls: the name of a function, agent, builtin tool or MCP server, or a URL without its query."""
+    """Return what a tool calls: a function, agent, builtin tool or MCP server by name, or a URL without its query."""
     kind = str(tool["type"])
     if kind == "http":
         return str(tool["http"]["url"]).partition("?")[0]

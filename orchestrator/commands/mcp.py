@@ -106,7 +106,7 @@ def tools(server: str = SERVER, as_json: bool = AS_JSON, namespace: str = NAMESP
 
 @app.command()
 def diff(server: str = SERVER, names: list[str] = TOOLS, as_json: bool = AS_JSON, namespace: str = NAMESPACE) -> None:
-    """Show how a server's tools differ from the stored ones; exit status 1 if they do."""
+    """Show how a server's tools differ from the stored ones; exit status 1 if a stored one does."""
     with _session() as session:
         found = _compared(session, server, namespace, names)
     different = [each for each in found if each.state != "same"]
@@ -116,7 +116,7 @@ def diff(server: str = SERVER, names: list[str] = TOOLS, as_json: bool = AS_JSON
         for each in different:
             _print_difference(each)
         console.print(_summary(found))
-    if different:
+    if any(each.differs for each in found):
         raise typer.Exit(1)
 
 
@@ -126,19 +126,19 @@ def pull(
     names: list[str] = TOOLS,
     to: Path | None = typer.Option(None, "--to", help="Write definitions into this folder, to review and apply them."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show what would change, without storing anything."),
+    yes: bool = typer.Option(False, "--yes", "-y", help="Do not show the differences and ask for confirmation."),
     namespace: str = NAMESPACE,
 ) -> None:
     """Store a server's tools as they are now: new ones, and new versions of those that changed."""
-    from shared.definitions.apply import store_definitions
-
     with _session() as session:
         found = _compared(session, server, namespace, names)
-        pulled = [each.after for each in found if each.after is not None and each.state != "same"]
+        pulled = [each for each in found if each.after is not None and each.state != "same"]
         if to is not None:
             _write(pulled, to)
         elif pulled:
-            changes = store_definitions(session, list(pulled), namespace=namespace, dry_run=dry_run)
-            tell(changes, dry_run=dry_run)
+            if not (yes or dry_run):
+                _confirm(pulled)
+            _store(session, pulled, namespace, dry_run=dry_run)
     for each in found:
         if each.fault is not None:
             console.print(styled(("left out: ", "yellow"), f"{each.tool}: {each.fault}"))
@@ -146,8 +146,6 @@ def pull(
             console.print(styled(("kept: ", "yellow"), f"{each.name}, which the server no longer lists"))
     if not pulled:
         console.print("Nothing to store: the tools are as they were pulled.")
-    elif dry_run and to is None:
-        console.print("Nothing was stored (--dry-run).")
 
 
 @contextmanager
@@ -172,6 +170,22 @@ def _compared(session: Session, name: str, namespace: str, only: Sequence[str]) 
     return compare(session, server, listed, namespace=namespace, only=only)
 
 
+def _confirm(pulled: Sequence[PulledTool]) -> None:
+    """Show what is stored. The server may list something else than for the last `minion mcp diff`."""
+    for each in pulled:
+        _print_difference(each)
+    typer.confirm(f"Store {len(pulled)} tools? Models will read these texts.", abort=True, err=True)
+
+
+def _store(session: Session, pulled: Sequence[PulledTool], namespace: str, *, dry_run: bool) -> None:
+    from shared.definitions.apply import store_definitions
+
+    definitions = [each.after for each in pulled]
+    tell(store_definitions(session, definitions, namespace=namespace, dry_run=dry_run), dry_run=dry_run)
+    if dry_run:
+        console.print("Nothing was stored (--dry-run).")
+
+
 def _header(given: str) -> tuple[str, str]:
     name, colon, value = given.partition(":")
     if not colon:
@@ -179,16 +193,15 @@ def _header(given: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _write(definitions: Sequence[ToolDefinition], folder: Path) -> None:
-    from shared.definitions.files import dump
-
+def _write(pulled: Sequence[PulledTool], folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for definition in definitions:
-            (folder / f"tool-{definition.name}.yaml").write_text(dump(definition), encoding="utf-8")
+        for each in pulled:
+            text = "\n".join([*_lines(each.after), ""])
+            (folder / f"tool-{each.name}.yaml").write_text(text, encoding="utf-8")
     except OSError as error:
         raise FileFault(f"The definitions cannot be written to {folder}: {error}. Name another folder.") from None
-    console.print(f"Wrote {len(definitions)} definitions to {folder}. `minion apply {folder}` stores them.")
+    console.print(f"Wrote {len(pulled)} definitions to {folder}. `minion apply {folder}` stores them.")
 
 
 def _facts(each: PulledTool) -> dict[str, Any]:
@@ -233,5 +246,5 @@ def _lines(definition: ToolDefinition | None) -> list[str]:
 
 
 def _summary(found: Sequence[PulledTool]) -> str:
-    counted = Counter(each.state for each in found)
+    counted: Counter[str] = Counter(each.state for each in found)
     return ", ".join(f"{counted[state]} {state}" for state in STYLES if counted[state]) or "The server lists no tools."

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from uuid import UUID
 
 import structlog
 from sqlalchemy import Engine
@@ -20,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from minions.backoff import exponential, jittered
 from orchestrator.explain import duration
 from orchestrator.loops.loop import Loop
+from shared.contracts.documents import McpServerDefinition
 from shared.database.connections import autocommit
 from shared.errors import MinionError
 from shared.mcp import questions, remote_tasks
@@ -53,6 +55,7 @@ CONFUSED_SECONDS = 3600.0
 EXPIRED_SECONDS = 600.0
 """A server that is away when it may forget its task (`ttlMs`) has forgotten it after this time."""
 GRACE_SECONDS = 1.0
+MOST_SERVERS = 1_000
 MOST_ROUNDS = 20
 MOST_CANCELLATIONS = 8
 MAX_WHY = 500
@@ -71,6 +74,8 @@ class RemotePoller(Loop):
         self.eras = Eras()
         self.busy: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self._servers: dict[UUID, McpServerDefinition] = {}
+        self._freed = threading.Event()
         self._tidied = 0.0
 
     def run_once(self) -> float:
@@ -83,11 +88,16 @@ class RemotePoller(Loop):
                 busy = +self.busy
             room = MOST - busy.total()
             due = remote_calls.claim(connection, most=room, each=EACH, busy=busy, hold=HOLD_SECONDS) if room else []
+        self._freed.clear()
         for call in due:
             with self._lock:
                 self.busy[_server(call)] += 1
             self.threads.submit(self._attend, call)
-        return PAUSE_SECONDS
+        if not due:
+            return PAUSE_SECONDS
+        # More may be due than there was room for.
+        self._freed.wait(PAUSE_SECONDS)
+        return 0.0
 
     def close(self) -> None:
         """Wait for the polls that have begun."""
@@ -107,6 +117,7 @@ class RemotePoller(Loop):
         finally:
             with self._lock:
                 self.busy[_server(call)] -= 1
+            self._freed.set()
 
     # ------------------------------------------------------------------------------------------------------- polls
 
@@ -229,10 +240,19 @@ class RemotePoller(Loop):
         Raises:
             MinionError: its definition or its secrets cannot be read.
         """
-        with self.statements.connect() as connection:
-            stored = version_of(connection, call.server_version_id)
-        server = stored.model_copy(update={"timeout": min(stored.timeout, LONGEST_POLL_SECONDS)})
+        server = self._server_of(call.server_version_id)
         return connect(server, call.namespace, self.eras.of(call.server_version_id), remote_tasks.CAPABILITIES)
+
+    def _server_of(self, version: UUID) -> McpServerDefinition:
+        """Return a server's definition, with a limit for polls. Versions are immutable, so they are cached."""
+        if (known := self._servers.get(version)) is None:
+            with self.statements.connect() as connection:
+                stored = version_of(connection, version)
+            if len(self._servers) >= MOST_SERVERS:
+                self._servers.clear()
+            known = stored.model_copy(update={"timeout": min(stored.timeout, LONGEST_POLL_SECONDS)})
+            self._servers[version] = known
+        return known
 
 
 def _server(call: RemoteCall) -> str:

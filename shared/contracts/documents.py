@@ -820,6 +820,7 @@ KINDS: dict[str, type[AnyDefinition]] = {
     "function": FunctionDefinition,
     "mcp_server": McpServerDefinition,
 }
+KNOWN_KINDS = "agent, tool, function or mcp_server"
 
 
 class UnreadableDefinition(InvalidDefinition):
@@ -863,7 +864,7 @@ def parse_definition(data: Any, *, where: str = "") -> AnyDefinition:
         raise InvalidDefinition(f"{place}a definition must be an object with `kind`, not {type(data).__name__}.")
     kind = data.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise InvalidDefinition(f"{place}`kind` must be {', '.join(KINDS)}, not {repr(kind)[:100]}.")
+        raise InvalidDefinition(f"{place}`kind` must be {KNOWN_KINDS}, not {repr(kind)[:100]}.")
     try:
         definition = KINDS[kind].model_validate(data)
         definition.check_dialect()

@@ -74,6 +74,11 @@ class PulledTool:
     after: ToolDefinition | None = None
     fault: str | None = None
 
+    @property
+    def differs(self) -> bool:
+        """Whether a stored tool is no longer what the server lists."""
+        return self.before is not None and self.state != "same"
+
 
 def servers(session: Session, namespace: str = "default") -> list[dict[str, Any]]:
     """Return the servers by name: `{"name", "version", "url", "trusted", "tools"}`."""
@@ -102,7 +107,10 @@ def ask(server: McpServerDefinition, namespace: str = "default") -> list[ListedT
     """
     try:
         with connect(server, namespace, Era()) as client:
-            return list_tools(client)
+            try:
+                return list_tools(client)
+            finally:
+                client.end_session()
     except McpFault as fault:
         raise Unavailable(f"The MCP server {server.name!r}: {fault.message.rstrip('.')}.", **fault.detail) from None
 

@@ -58,8 +58,14 @@ class McpClient:
             McpFault: it cannot be reached, or speaks no version of the protocol that this client speaks.
         """
         known = self.era.recall()
-        if known is None:
+        if known is not None:
+            return known
+        try:
             known = self.era.known = self._negotiate()
+        except McpFault as fault:
+            # Whatever became of these messages, the caller's request was not among them.
+            fault.taken = False
+            raise
         return known
 
     def request(
@@ -94,6 +100,12 @@ class McpClient:
                 raise
             self.era.known = None
         return self._call(self.server(), method, params, name, meta or {}, headers or {})
+
+    def end_session(self) -> None:
+        """End the session that the server keeps, if it does. No other client must need it."""
+        known, self.era.known = self.era.known, None
+        if known is not None and known.session is not None:
+            self.transport.end_session(_legacy_headers(known))
 
     def _call(
         self,
@@ -189,9 +201,17 @@ class McpClient:
                 if count >= MAX_MESSAGES:
                     raise McpFault("it sends one message after the other, but no response", taken=None)
                 if answers and "id" in message:
-                    with self.transport.send(_answer(message), headers):
-                        pass
+                    self._refuse(message, headers)
         raise McpFault("it ended the stream without a response", taken=None, temporary=True)
+
+    def _refuse(self, request: Message, headers: Mapping[str, str]) -> None:
+        """Answer a request of the server, which works on ours in the meantime."""
+        try:
+            with self.transport.send(_answer(request), headers):
+                pass
+        except McpFault as fault:
+            fault.taken = None
+            raise
 
 
 def _contradicts(known: Known, fault: McpFault) -> bool:

@@ -10,7 +10,7 @@ import json
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 import httpx2
@@ -125,13 +125,9 @@ class HttpTransport:
                 return
 
     def end_session(self, headers: Mapping[str, str]) -> None:
-        """Tell a server that its session is no longer needed."""
-        try:
-            with self._answered(None, headers):
-                pass
-        except MinionError:
-            # The server ends it some time itself.
-            return
+        """Tell the server that a session is no longer needed."""
+        with suppress(MinionError), self._answered(None, headers):
+            pass
 
     def close(self) -> None:
         """Do nothing: each request has its own connection."""

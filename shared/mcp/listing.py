@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 from shared.contracts.documents import McpAnnotations
-from shared.contracts.strict_json import digest
+from shared.contracts.json_schema.schemas import DIALECT
+from shared.contracts.strict_json import canonical
 from shared.mcp.client import McpClient
 from shared.mcp.faults import McpFault
 from shared.mcp.parameters import fault_of
@@ -15,6 +17,8 @@ from shared.mcp.transport import Message
 MAX_TOOLS = 1_000
 MAX_PAGES = 100
 MAX_NAME = 200
+MAX_CHARACTERS = 200_000
+"""Of one tool as JSON. What is larger is not kept."""
 PINNED = ("name", "title", "description", "inputSchema", "outputSchema", "annotations")
 
 
@@ -68,8 +72,11 @@ def _read(item: Any) -> ListedTool:
     name = item.get("name") if isinstance(item, dict) else None
     if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
         raise McpFault(f"it lists a tool without a name of 1 to {MAX_NAME} characters", taken=True)
+    pinned = canonical({field: item[field] for field in PINNED if field in item})
+    fault = f"it has more than {MAX_CHARACTERS:,} characters" if len(pinned) > MAX_CHARACTERS else None
+    if fault is not None:
+        item = {"inputSchema": {}}
     description, inputs, outputs = item.get("description", ""), item.get("inputSchema"), item.get("outputSchema")
-    hints, fault = _hints(item), None
     if not isinstance(description, str):
         description, fault = "", "its description is not text"
     if not isinstance(inputs, dict):
@@ -81,8 +88,8 @@ def _read(item: Any) -> ListedTool:
         description=description,
         input_schema=_without_dialect(inputs),
         output_schema=outputs and _without_dialect(outputs),
-        annotations=McpAnnotations(**hints),
-        digest=digest({field: item[field] for field in PINNED if field in item}),
+        annotations=McpAnnotations(**_hints(item)),
+        digest=hashlib.sha256(pinned.encode("utf-8", "surrogatepass")).hexdigest(),
         fault=fault or fault_of(inputs),
     )
 
@@ -100,4 +107,4 @@ def _without_dialect(schema: dict[str, Any]) -> dict[str, Any]:
     """Return a schema as one of draft 2020-12. Many libraries name draft-07, where most keywords mean the same, and the
     others are refused.
     """
-    return {name: value for name, value in schema.items() if name != "$schema"}
+    return {name: value for name, value in schema.items() if name != "$schema" or value == DIALECT}

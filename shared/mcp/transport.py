@@ -45,5 +45,12 @@ class Transport(Protocol):
             McpFault: it was refused, or could not be sent. An HTTP status without a JSON-RPC error is one too.
         """
 
+    def end_session(self, headers: Mapping[str, str]) -> None:
+        """Tell the server that a session is no longer needed. It raises nothing: the server ends it some time itself.
+
+        Args:
+            headers: those of the session's requests.
+        """
+
     def close(self) -> None:
         """End the connection."""

@@ -66,6 +66,7 @@ class NewRemoteCall(TypedDict):
     """A call that its server finishes later, as `minion_begin_remote` reads it. Times are seconds.
 
     Attributes:
+        namespace: of the server's definition, whose secrets it uses.
         state: `working` or `input_required`.
         remote_id: the server's id of its task; None: a plain call, which is repeated with a person's answers.
         message: what the server says about it, for people.
@@ -75,6 +76,7 @@ class NewRemoteCall(TypedDict):
     """
 
     step: int
+    namespace: str
     server: str
     server_version_id: str
     remote_id: str | None

@@ -78,7 +78,7 @@ class McpTool:
         def kept(perform: Perform) -> Perform:
             return keeping_files(self._with_names(perform), task, self.name)
 
-        deferral = Deferral(self.server.name, self.server_version_id, send, read, kept)
+        deferral = Deferral(self.server.name, self.namespace, self.server_version_id, send, read, kept)
         once = self.cache.around(deferral.begin, task, arguments) if self.cache else deferral.begin
         try:
             return journal.call(

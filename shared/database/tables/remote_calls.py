@@ -18,6 +18,8 @@ POLLED = text("remote_id IS NOT NULL AND state IN ('working', 'input_required', 
 class RemoteCall(Base):
     """A tool call that its server finishes later, from its answer until a minion has read the result.
 
+    `namespace`: that of the server's definition.
+
     `remote_id`: the server's id of its task; NULL: a plain call, which is repeated with a person's answers.
 
     `requests`: the questions as the server sent them, `form`: the same for a person, `proposed`: its defaults. These,

@@ -20,14 +20,13 @@ BEGIN
     DELETE FROM remote_calls WHERE task_id = t AND step = (call->>'step')::integer;
     INSERT INTO remote_calls (task_id, step, namespace, server, server_version_id, remote_id, state, message, requests,
                               form, proposed, request_state, round, poll_seconds, due_at, expires_at)
-        SELECT t, n.step, k.namespace, n.server, n.server_version_id, n.remote_id, n.state, n.message, n.requests, n.form,
+        SELECT t, n.step, n.namespace, n.server, n.server_version_id, n.remote_id, n.state, n.message, n.requests, n.form,
                n.proposed, n.request_state, n.round, n.poll_seconds, now() + n.poll_seconds * interval '1 s',
                now() + n.ttl_seconds * interval '1 s'
-            FROM tasks k, jsonb_to_record(call) AS n (
-                step integer, server text, server_version_id uuid, remote_id text, state text, message text, requests text,
+            FROM jsonb_to_record(call) AS n (
+                step integer, namespace text, server text, server_version_id uuid, remote_id text, state text, message text, requests text,
                 form text, proposed jsonb, request_state text, round integer, poll_seconds double precision,
-                ttl_seconds double precision)
-            WHERE k.id = t;
+                ttl_seconds double precision);
     RETURN true;
 END $$;
 

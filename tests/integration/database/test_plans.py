@@ -62,7 +62,8 @@ CALL_IN_BATCHES = text(
 SERVERS = 10
 REMOTE_CALLS = text(
     """
-    INSERT INTO remote_calls (task_id, step, namespace, server, server_version_id, remote_id, state, poll_seconds, due_at)
+    INSERT INTO remote_calls (task_id, step, namespace, server, server_version_id, remote_id, state, poll_seconds,
+                              due_at)
         SELECT task_id, 1, namespace, 'server-' || row_number() OVER () % 10, gen_random_uuid(), 'x', 'working', 5,
                now() + interval '1 h'
             FROM task_status

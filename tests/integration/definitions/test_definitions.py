@@ -594,7 +594,7 @@ def test_plain_yaml_words_are_read_as_in_json(tmp_path: Path) -> None:
         ("kind: function\nname: f\ncode: x\nconfig: {memory_limit: 1}\n", "memory_limit"),
         ("kind: function\nname: f\ncode: x\nconfig: {timeout: 0}\n", "timeout"),
         ("kind: function\nname: f\ncode: x\nconfig: {allowed_imports: ['os; x']}\n", "is not the name of a module"),
-        ("kind: recipe\n", "`kind` must be agent, tool or function, not 'recipe'"),
+        ("kind: recipe\n", "`kind` must be agent, tool, function or mcp_server, not 'recipe'"),
         ("kind: [agent]\n", "`kind` must be"),
         ("5\n", "a definition must be an object with `kind`, not int"),
         ("kind: [\n", "is not valid YAML"),

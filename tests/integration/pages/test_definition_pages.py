@@ -525,6 +525,21 @@ def test_tool_is_shown_with_its_agents(logged_in: Open, client: Client, installe
     assert client.tool("asking")["definition"]["agent"] == "doubler"
 
 
+def test_tool_of_a_server_is_shown_with_its_hash(logged_in: Open, define: Define) -> None:
+    call = {"server": "crm", "tool": "<b>refund", "listed": "ab" * 32}
+    define(
+        {"kind": "mcp_server", "name": "crm", "url": "https://crm.example.com/mcp"},
+        {"kind": "tool", "name": "refund", "type": "mcp", "description": "\u202e<i>Refunds.", "mcp": call},
+        {"kind": "agent", "name": "desk", "model": "offline", "tools": ["refund"]},
+    )
+    page = logged_in("viewer").get("/tools/refund").text
+    assert "&lt;b&gt;refund" in page
+    assert "abababababab" in page
+    assert "<i>Refunds" not in page
+    assert "\u202e" not in page
+    assert "crm" in logged_in("author").get("/agents/desk").text
+
+
 @pytest.mark.parametrize("path", ["/agents", "/functions", "/tools"])
 def test_empty_list_says_what_to_do_next(logged_in: Open, path: str) -> None:
     page = logged_in("viewer").get(path)

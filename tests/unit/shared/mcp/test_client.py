@@ -227,6 +227,21 @@ def test_temporary_fault_says_whether_it_was_taken(how: str) -> None:
     assert caught.value.retry_after == (7.0 if taken is False else None)
 
 
+@pytest.mark.parametrize("how", TEMPORARY)
+def test_request_is_not_taken_before_the_era_is_known(how: str) -> None:
+    with raw_server(TEMPORARY[how][0], discovers=False) as raw, pytest.raises(McpFault) as caught:
+        call(raw)
+    assert (caught.value.temporary, caught.value.taken) == (True, False)
+    assert raw.methods == ["server/discover"]
+
+
+def test_request_may_be_taken_when_an_answer_is_refused() -> None:
+    era = Era(Known(protocol.LEGACY, {}))
+    with raw_server(events(PING, EVENT), (503, {}, b"")) as raw, pytest.raises(McpFault) as caught:
+        call(raw, era)
+    assert (caught.value.temporary, caught.value.taken) == (True, None)
+
+
 def test_nothing_listens() -> None:
     with pytest.raises(McpFault, match="no answer: ConnectError") as caught:
         call(RawServer("http://127.0.0.1:1/mcp"))
