@@ -192,6 +192,9 @@ class StdioTransport:
         finally:
             self.process.lock.release()
 
+    def end_session(self, headers: Mapping[str, str]) -> None:
+        """Do nothing: the session is the process."""
+
     def close(self) -> None:
         """Do nothing: the process stays for further calls."""
 

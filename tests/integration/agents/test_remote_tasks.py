@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
+from cryptography.fernet import Fernet
 from sqlalchemy import Engine, text
 
 from orchestrator.explain import Explanation, explain
@@ -16,11 +20,14 @@ from shared.access.actors import bootstrap_key
 from shared.database.connections import autocommit, transaction
 from shared.errors import Conflict, InvalidInput
 from shared.mcp.eras import Eras
+from shared.mcp.stdio import PROCESSES
+from shared.secret_store import SecretStore
 from shared.settings import Settings, get_settings
 from shared.tasks import approvals, lifecycle, remote_calls, stops
 from shared.tasks.states import FINAL
 from tests.conftest import Define
-from tests.integration.conftest import InlineWorker, Tasks
+from tests.integration.conftest import InlineWorker, Tasks, everything_written
+from tests.support.authority import authority_server
 from tests.support.mcp_server import Shop, raw_server, reference_server, text_result
 from tests.support.mcp_tasks import BRANCH, Jobs, answered_by, question
 from tests.support.processes import wait_until
@@ -460,6 +467,71 @@ def test_output_schema_holds_for_remote_results(site: Site, jobs: Jobs, define: 
     task = site.submit("build")
     jobs.job.finish(structuredContent={"n": "many"})
     assert "The output of tool 'build' does not match its schema" in site.finish(task)["error"]["message"]
+
+
+# ------------------------------------------------------------------------------------- ways to a server, and secrets
+
+
+def test_token_is_used_by_workers_and_orchestrators_and_written_nowhere(
+    site: Site,
+    jobs: Jobs,
+    shop_with_jobs: Any,
+    define: Define,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MINION_SECRET_KEY", Fernet.generate_key().decode())
+    get_settings.cache_clear()
+    shop, _ = shop_with_jobs
+    with authority_server() as authority:
+        oauth = {"issuer": authority.url, "client_id": "minions", "client_secret": "${secret:ci}"}
+        metadata = {"issuer": authority.url, "token_endpoint": f"{authority.url}/token"}
+        authority.answer = lambda path: (200, authority.token() if path == "/token" else metadata)
+        define({"kind": "mcp_server", "name": "ci", "url": shop.url, "oauth": oauth})
+        define(*definitions(shop.url, "build")[1:])
+        with transaction() as connection:
+            SecretStore(get_settings()).set(connection, "ci", "t0p-s3cret/value")
+        shop.requests.clear()
+        task = site.submit("build")
+        site.poll()
+        jobs.job.ask(q=question("Is it token-1, or t0p-s3cret/value?"))
+        site.poll()
+        assert "Is it ***, or ***?" in site.why(task).sentence
+    assert {request["authorization"] for request in shop.requests} == {"Bearer token-1"}
+    written = everything_written(site.engine, capsys)
+    assert "t0p-s3cret" not in written
+    assert "token-1" not in written
+
+
+def test_program_is_called_without_the_offer_of_tasks(
+    site: Site, define: Define, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "server.py").write_text(STDIO_SERVER)
+    listed = {"shown": {"command": [sys.executable, str(tmp_path / "server.py")]}}
+    monkeypatch.setenv("MINION_MCP_STDIO", json.dumps(listed))
+    get_settings.cache_clear()
+    define({"kind": "mcp_server", "name": "ci", "stdio": "shown"}, *definitions("http://127.0.0.1/", "build")[1:])
+    try:
+        task = site.submit("build")
+        assert site.tasks.get(task)["output"] == {"elicitation": {"form": {}, "url": {}}}
+    finally:
+        PROCESSES.close()
+    monkeypatch.delenv("MINION_MCP_STDIO")
+    get_settings.cache_clear()
+    refused = site.tasks.get(site.submit("build"))
+    assert "its operator must list it in MINION_MCP_STDIO" in refused["error"]["message"]
+
+
+STDIO_SERVER = """
+import json, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    result = {"supportedVersions": ["2026-07-28"], "resultType": "complete"}
+    if message["method"] == "tools/call":
+        offered = message["params"]["_meta"]["io.modelcontextprotocol/clientCapabilities"]
+        result = {"resultType": "complete", "content": [], "structuredContent": offered}
+    print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
+"""
 
 
 # ------------------------------------------------------------------------------------------------- hostile servers

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import base64
-import json
 import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler
+from collections.abc import Iterator
 from typing import Any
-from urllib.parse import parse_qs
 
 import pytest
 
@@ -20,49 +17,16 @@ from shared.mcp.eras import Era
 from shared.mcp.faults import McpFault
 from shared.mcp.http import HttpTransport
 from shared.settings import Settings
-from tests.support.http_server import answering
+from tests.support.authority import Authority, authority_server
 from tests.support.mcp_server import RawServer, raw_server, text_result
 
 SECRET = "s3cret+value/%"
 SETTINGS = Settings(allow_private_addresses=["127.0.0.1"])
 
 
-class Authority:
-    """An authorization server: `answer` returns the status and the body for a path."""
-
-    def __init__(self) -> None:
-        self.url = ""
-        self.asked: list[tuple[str, str, dict[str, list[str]], str | None]] = []
-        self.numbers = iter(range(1, 1000))
-        self.answer: Callable[[str], tuple[int, Any]] = lambda path: (200, self.token())
-
-    def token(self, **fields: Any) -> dict[str, Any]:
-        return {"access_token": f"token-{next(self.numbers)}", "token_type": "Bearer", "expires_in": 3600, **fields}
-
-
 @pytest.fixture
 def authority() -> Iterator[Authority]:
-    made = Authority()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            length = int(self.headers.get("Content-Length") or 0)
-            sent = parse_qs(self.rfile.read(length).decode())
-            made.asked.append((self.command, self.path, sent, self.headers.get("Authorization")))
-            status, content = made.answer(self.path)
-            body = content if isinstance(content, bytes) else json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_GET = do_POST
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with answering(Handler) as port:
-        made.url = f"http://127.0.0.1:{port}"
+    with authority_server() as made:
         yield made
 
 
