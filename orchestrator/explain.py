@@ -621,17 +621,17 @@ def _waiting_for_servers(case: _Case) -> Explanation:
     if not places:
         return case.answer("remote_task", "The server that it waited for has finished: it continues in a moment.")
     first, *others = places
-    said = f": {case.quoted(first['message'])!r}" if first["message"] else ""
-    state = "has an answer that it gets next" if first["is_answered"] else f"is {first['state']}{said}"
+    said = f" ({case.quoted(first['message'])!r})" if first["message"] else ""
+    since = case.ago(first["changed_at"])
+    doing = f"gets a person's answer, of {since} ago" if first["is_answered"] else f"has been working for {since}{said}"
     trouble = ""
     if first["error"]:
-        since = f" for {case.ago(first['failing_since'])}" if first["failing_since"] else ""
-        trouble = f" It could not be asked{since}: {case.quoted(first['error']).rstrip('.')}."
-    more = f" It also waits for {len(others)} more such tasks." if others else ""
+        away = f" for {case.ago(first['failing_since'])}" if first["failing_since"] else ""
+        trouble = f" It could not be asked{away}: {case.quoted(first['error']).rstrip('.')}."
+    more = f" Steps that wait like this: {len(others)} more." if others else ""
     sentence = (
         f"Step {first['step']} ({first['name']}) waits for task {first['remote_id']} of the MCP server "
-        f"{first['server']!r}, which {state}, since {case.ago(first['changed_at'])}. It is polled next "
-        f"{_moment(case, first['due_at'])}.{trouble}{more}"
+        f"{first['server']!r}, which {doing}. It is polled next {_moment(case, first['due_at'])}.{trouble}{more}"
     )
     facts = {
         "step": first["step"],

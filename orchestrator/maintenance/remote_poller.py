@@ -113,7 +113,7 @@ class RemotePoller(Loop):
         except SQLAlchemyError:
             log.warning("remote_poll_not_recorded", task=str(call.task_id), step=call.step)
         except Exception:
-            log.exception("remote_poll_failed", task=str(call.task_id), step=call.step)
+            log.exception("failed_unexpectedly", task=str(call.task_id), step=call.step)
         finally:
             with self._lock:
                 self.busy[_server(call)] -= 1
@@ -180,11 +180,14 @@ class RemotePoller(Loop):
         is_temporary = error.temporary if isinstance(error, McpFault) else error.retryable
         longest = EXPIRED_SECONDS if call.is_expired else PATIENCE_SECONDS if is_temporary else CONFUSED_SECONDS
         if isinstance(error, McpFault) and remote_tasks.is_unknown(error):
-            why = f"the server does not know it any more ({why}). It is not known whether it had an effect"
+            said = "does not know it any more" if call.answer is None else "refused a person's answer"
+            why = f"the server {said} ({why}). It is not known whether it had an effect"
         elif (call.seconds_failing or 0.0) < longest:
             asked = error.retry_after if isinstance(error, McpFault) else None
             pause = exponential(call.failures + 1, first=max(FIRST_SECONDS, call.poll_seconds), longest=SLOWEST)
-            log.warning("remote_poll_failed", task=str(call.task_id), server=call.server, reason=why)
+            # A server that is away for long fails many polls, and has an alert.
+            noted = log.debug if call.failures else log.warning
+            noted("remote_poll_failed", task=str(call.task_id), server=call.server, reason=why)
             return {"error": why, "poll_seconds": max(_later(pause), min(asked or 0.0, SLOWEST))}
         else:
             why = f"the server could not be asked for {duration(longest)}: {why}"

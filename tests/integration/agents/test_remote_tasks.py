@@ -152,7 +152,8 @@ def test_task_waits_for_remote_task_without_a_worker(site: Site, jobs: Jobs) -> 
     site.poll()
     why = site.why(task)
     assert why.reason == "remote_task"
-    assert "task job-1 of the MCP server 'ci', which is working: 'compiling'" in why.sentence
+    assert "waits for task job-1 of the MCP server 'ci', which has been working for " in why.sentence
+    assert "('compiling'). It is polled next in " in why.sentence
     jobs.job.finish("built x")
     site.poll()
     site.worker.run_due()
@@ -434,7 +435,9 @@ def test_stop_holds_an_answer_back(site: Site, jobs: Jobs) -> None:
         stops.stop(connection, target, who="ann")
     site.poll()
     assert jobs.job.answers == {}
-    assert "The answer is not sent, because ann stopped" in site.why(task).sentence
+    sentence = site.why(task).sentence
+    assert "which gets a person's answer" in sentence
+    assert "The answer is not sent, because ann stopped" in sentence
     with transaction() as connection:
         stops.lift(connection, target)
     site.poll()
