@@ -150,6 +150,12 @@ def _provider_answers(settings: Settings) -> Iterator[Finding]:
     yield from answers(settings)
 
 
+def _mcp_servers(settings: Settings) -> Iterator[Finding]:
+    from orchestrator.commands.mcp_checks import mcp_servers
+
+    yield from mcp_servers()
+
+
 def _traces(settings: Settings) -> Iterator[Finding]:
     from orchestrator.commands.trace_check import check_endpoint
 
@@ -185,5 +191,6 @@ CHECKS: tuple[Check, ...] = (
     _integrations,
     _providers,
     _provider_answers,
+    _mcp_servers,
     _traces,
 )

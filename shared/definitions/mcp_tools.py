@@ -48,6 +48,10 @@ SERVERS = text(
         WHERE s.namespace = :namespace ORDER BY s.name
     """
 )
+EVERY_SERVER = text(
+    "SELECT s.namespace, s.name, v.definition, v.key_order FROM mcp_servers s "
+    "JOIN mcp_server_versions v ON v.id = s.active_version_id ORDER BY s.namespace, s.name"
+)
 TOOLS = text(
     "SELECT v.name, v.definition, v.key_order FROM tools t JOIN tool_versions v ON v.id = t.active_version_id "
     "WHERE t.namespace = :namespace AND v.type = 'mcp' ORDER BY v.name"
@@ -83,6 +87,12 @@ class PulledTool:
 def servers(session: Session, namespace: str = "default") -> list[dict[str, Any]]:
     """Return the servers by name: `{"name", "version", "url", "trusted", "tools"}`."""
     return [dict(row) for row in session.execute(SERVERS, {"namespace": namespace}).mappings()]
+
+
+def every_server(session: Session) -> list[tuple[str, McpServerDefinition]]:
+    """Return the active definitions of the servers of all namespaces, each with its namespace."""
+    rows = session.execute(EVERY_SERVER)
+    return [(row.namespace, stored_definition("mcp_server", *row[1:])) for row in rows]
 
 
 def server_named(session: Session, name: str, namespace: str = "default") -> McpServerDefinition:
@@ -159,7 +169,7 @@ def _pulled(
     name = _name(server.name, listed.name, taken)
     taken.add(name)
     try:
-        after = _definition(name, listed, server, {})
+        after = _definition(name, listed, server.name, {}, is_trusted=server.trusted)
     except InvalidDefinition as error:
         return [PulledTool(name, listed.name, "unusable", fault=error.message)]
     return [PulledTool(name, listed.name, "new", after=after)]
@@ -168,23 +178,29 @@ def _pulled(
 def _changed(listed: ListedTool, server: McpServerDefinition, before: ToolDefinition) -> PulledTool:
     """Return a stored tool with what the server lists now, and with the settings of its definition."""
     assert before.mcp is not None
-    if before.mcp.listed == listed.digest and before.mcp.trusted == server.trusted:
+    # A tool that pins a version of the server keeps its trust.
+    is_trusted = server.trusted if before.mcp.server == server.name else before.mcp.trusted
+    if before.mcp.listed == listed.digest and before.mcp.trusted == is_trusted:
         return PulledTool(before.name, listed.name, "same", before, before)
     content = before.model_dump(mode="json")
     kept = {field: content[field] for field in KEPT if content.get(field) is not None}
     if before.effect == before.mcp.effect:
         del kept["effect"]
     try:
-        after = _definition(before.name, listed, server, kept, reference=before.mcp.server)
+        after = _definition(before.name, listed, before.mcp.server, kept, is_trusted=is_trusted)
     except InvalidDefinition as error:
         return PulledTool(before.name, listed.name, "unusable", before, fault=error.message)
     return PulledTool(before.name, listed.name, "changed", before, after)
 
 
 def _definition(
-    name: str, listed: ListedTool, server: McpServerDefinition, kept: dict[str, Any], reference: str | None = None
+    name: str, listed: ListedTool, server: str, kept: dict[str, Any], *, is_trusted: bool
 ) -> ToolDefinition:
     """Return the definition of a listed tool.
+
+    Args:
+        server: the reference to it.
+        kept: settings of the stored tool.
 
     Raises:
         InvalidDefinition: it cannot be used.
@@ -192,11 +208,11 @@ def _definition(
     if listed.fault is not None:
         raise InvalidDefinition(f"tool {name!r}: {listed.fault}.")
     call = McpCall(
-        server=reference or server.name,
+        server=server,
         tool=listed.name,
         listed=listed.digest,
         annotations=listed.annotations,
-        trusted=server.trusted,
+        trusted=is_trusted,
     )
     tool = parse_definition(
         {

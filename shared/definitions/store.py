@@ -555,8 +555,10 @@ def _without_trust(tool: ToolDefinition, *, is_given: bool) -> ToolDefinition:
             f"there first, or run `minion mcp pull {tool.mcp.server}`."
         )
     call = tool.mcp.model_copy(update={"trusted": False})
-    follows = tool.effect == tool.mcp.effect
-    return tool.model_copy(update={"mcp": call, "effect": call.effect if follows else tool.effect})
+    effect = call.effect if tool.effect == tool.mcp.effect else tool.effect
+    # Only results of pure calls may be cached.
+    cache = tool.cache if effect == "pure" else None
+    return tool.model_copy(update={"mcp": call, "effect": effect, "cache": cache})
 
 
 def _agent_columns(definition: AgentDefinition) -> dict[str, Any]:

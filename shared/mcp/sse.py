@@ -14,16 +14,18 @@ class EventTooLarge(Exception):
 
 
 def events(chunks: Iterable[bytes], limit: int) -> Iterator[bytes]:
-    """Yield the data of each `message` event. Comments, ids and other events are left out, as are events without data.
+    """Yield the data of each `message` event. Comments, ids and other events are left out, and so are empty events.
 
     Args:
-        limit: bytes of an event, with the names of its fields.
+        limit: bytes of an event, with the names of its fields. It also bounds the memory for a line that has no end.
 
     Raises:
         EventTooLarge: an event has more.
     """
     kind, data, size = b"", [], 0
     for line in _lines(chunks, limit):
+        if line.startswith(b":"):
+            continue
         size += len(line)
         if size > limit:
             raise EventTooLarge

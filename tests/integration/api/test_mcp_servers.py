@@ -15,7 +15,8 @@ from sqlalchemy import Engine, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from shared.contracts.documents import McpAnnotations, parse_definition
+from orchestrator.commands import doctor
+from shared.contracts.documents import McpAnnotations, parse_definition, stored_definition
 from shared.database.tables import Tool, ToolVersion
 from shared.definitions.apply import export_definitions
 from shared.errors import InvalidDefinition
@@ -24,12 +25,8 @@ from tests.conftest import Define
 from tests.support.mcp_server import RawServer, Shop, raw_server, reference_server
 
 SERVER = {"kind": "mcp_server", "name": "shop", "url": "https://example.com/mcp"}
-REMOTE = {
-    "kind": "tool",
-    "name": "remote",
-    "type": "mcp",
-    "mcp": {"server": "shop", "tool": "a", "listed": "0" * 64},
-}
+CALL = {"server": "shop", "tool": "a", "listed": "0" * 64}
+REMOTE = {"kind": "tool", "name": "remote", "type": "mcp", "mcp": CALL}
 LISTED: dict[str, Any] = {"name": "a", "description": "Does a.", "inputSchema": {"type": "object"}}
 
 
@@ -230,6 +227,25 @@ def test_legacy_session_is_ended(run_cli: Any) -> None:
         assert shop.lifetime._server_instances == {}
 
 
+def test_doctor_warns_of_changed_and_silent_servers(
+    run_cli: Any, listing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw, tools = listing
+    run_cli("mcp", "add", "shop", raw.url)
+    run_cli("mcp", "pull", "shop", "--yes")
+    run_cli("mcp", "add", "silent", "http://127.0.0.1:1/mcp", "--namespace", "other")
+    monkeypatch.setattr("orchestrator.commands.doctor.CHECKS", (doctor._mcp_servers,))
+    findings = json.loads(run_cli("doctor", "--json").out)
+    assert [(each["what"], each["verdict"]) for each in findings] == [
+        ("mcp server shop", "ok"),
+        ("mcp server silent in other", "warning"),
+    ]
+    tools[0]["description"] = "Something else."
+    done = run_cli("doctor", "--json")
+    assert json.loads(done.out)[0]["advice"] == "see what it changed: `minion mcp diff shop`"
+    assert done.code == 0
+
+
 def test_unknown_server_is_named(run_cli: Any) -> None:
     done = run_cli("mcp", "diff", "nothing")
     assert done.code == 66
@@ -252,7 +268,7 @@ FAULTY = [
     ({**SERVER, "headers": {"X": "${secret:provider.anthropic}"}}, "key for a provider"),
     ({**SERVER, "timeout": 0}, "timeout"),
     ({**SERVER, "trusted": "yes"}, "trusted"),
-    ({**REMOTE, "mcp": {**REMOTE["mcp"], "listed": "x"}}, "listed"),  # type: ignore[dict-item]
+    ({**REMOTE, "mcp": {**CALL, "listed": "x"}}, "listed"),
     ({**REMOTE, "http": {"url": "https://example.com"}}, "no other target"),
     ({**REMOTE, "mcp": None}, "needs `mcp:`"),
 ]
@@ -267,14 +283,38 @@ def test_faulty_definition_is_refused(definition: dict[str, Any], said: str) -> 
 def test_tool_needs_its_server_and_its_trust(define: Define) -> None:
     with pytest.raises(InvalidDefinition, match="there is no mcp_server named 'shop'"):
         define(REMOTE)
-    trusting = {**REMOTE, "mcp": {**REMOTE["mcp"], "trusted": True}}  # type: ignore[dict-item]
+    trusting = {**REMOTE, "mcp": {**CALL, "trusted": True}}
     with pytest.raises(InvalidDefinition, match="the server 'shop' is not trusted"):
         define(SERVER, trusting)
     define({**SERVER, "trusted": True}, trusting)
 
 
+def test_distrust_keeps_what_a_person_set(define: Define, database: Engine) -> None:
+    trusting = {**REMOTE, "mcp": {**CALL, "trusted": True, "annotations": {"readOnlyHint": True}}}
+    define(
+        {**SERVER, "trusted": True}, {**trusting, "cache": "1h"}, {**trusting, "name": "set", "effect": "idempotent"}
+    )
+    assert version_of(database, "remote").definition["cache"] == "1h"
+    define(SERVER)
+    stored = {name: version_of(database, name) for name in ("remote", "set")}
+    assert {name: each.effect for name, each in stored.items()} == {"remote": "unsafe", "set": "idempotent"}
+    for name, each in stored.items():
+        stored_definition("tool", name, each.definition, each.key_order)
+
+
+def test_pinned_server_keeps_its_trust(run_cli: Any, listing: Any, define: Define, database: Engine) -> None:
+    raw, tools = listing
+    run_cli("mcp", "add", "shop", raw.url)
+    define({**REMOTE, "mcp": {**CALL, "server": "shop@1"}})
+    run_cli("mcp", "add", "shop", raw.url, "--trusted")
+    tools[0]["annotations"] = {"readOnlyHint": True}
+    assert run_cli("mcp", "pull", "shop", "--yes").code == 0
+    assert version_of(database, "remote").effect == "unsafe"
+    assert version_of(database, "remote").number == 2
+
+
 def test_changed_server_makes_new_versions_of_its_tools(define: Define, database: Engine) -> None:
-    pinned = {**REMOTE, "name": "pinned", "mcp": {**REMOTE["mcp"], "server": "shop@1"}}  # type: ignore[dict-item]
+    pinned = {**REMOTE, "name": "pinned", "mcp": {**CALL, "server": "shop@1"}}
     define(SERVER, REMOTE, pinned)
     changes = define({**SERVER, "url": "https://example.org/mcp"})
     assert [(each.kind, each.name, each.version) for each in changes] == [

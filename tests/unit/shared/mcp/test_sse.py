@@ -30,12 +30,14 @@ def test_events_do_not_depend_on_chunks(end: bytes, sizes: list[int]) -> None:
     assert list(events([*chunks, text[at:]], 100)) == EXPECTED
 
 
-@pytest.mark.parametrize(
-    "chunks", [[b"x" * 101], [b"data: " + b"x" * 60 + b"\n"] * 2, [b"x"] * 101, [b":" * 101 + b"\n"]]
-)
+@pytest.mark.parametrize("chunks", [[b"x" * 101], [b"data: " + b"x" * 60 + b"\n"] * 2, [b"x"] * 101])
 def test_large_event_is_refused(chunks: list[bytes]) -> None:
     with pytest.raises(EventTooLarge):
         list(events(chunks, 100))
+
+
+def test_comments_count_to_no_event() -> None:
+    assert list(events([b": keep alive\n" * 50, b"data: a\n\n"], 100)) == [b"a"]
 
 
 @given(st.lists(st.binary(max_size=30), max_size=30))
