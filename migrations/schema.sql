@@ -1671,8 +1671,8 @@ CREATE FUNCTION minion_add_approval(s steps, people integer, value jsonb, value_
     SELECT jsonb_build_object(
         'people', people, 'arguments', value, 'order', value_order,
         -- As text: 1 and 1.0 are equal as jsonb.
-        -- The first answer to a server's questions is no edit.
-        'edited', s.kind = 'wait' AND value::text <> (s.input->'approval')::text,
+        'edited', value::text <> (CASE WHEN s.kind = 'wait' THEN s.input->'approval' ELSE (
+            SELECT r.proposed FROM remote_calls r WHERE r.task_id = s.task_id AND r.step = s.number) END)::text,
         'by', COALESCE(jsonb_agg(e.earlier ORDER BY e.n) FILTER (
             WHERE e.earlier->>'key' <> one->>'key' AND (s.approvals->'arguments')::text = value::text), '[]') || one)
         FROM (SELECT) AS always

@@ -554,8 +554,6 @@ def _waiting_for_answers(case: _Case, step: dict[str, Any], facts: dict[str, Any
     asked = remote_calls.form_of(case.connection, task, step["number"])
     if asked is None:
         return case.answer("approval", "The answer that it waited for has just been given: it continues in a moment.")
-    edited = (step["approvals"] or {}).get("edited")
-    proposed = case.quoted(_edited_arguments(step) if edited else asked.proposed)
     message = case.quoted(asked.message)
     who, more, facts = _deciders(case, approvals.awaited(case.connection, task, step["number"]), facts)
     return case.answer(
@@ -567,7 +565,7 @@ def _waiting_for_answers(case: _Case, step: dict[str, Any], facts: dict[str, Any
         server=asked.server,
         question=message,
         schema=case.quoted(asked.schema),
-        proposed=proposed,
+        proposed=case.quoted(asked.proposed),
     )
 
 

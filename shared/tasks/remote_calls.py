@@ -51,8 +51,11 @@ CANCEL_LATER = text(
 )
 TIDY = text("SELECT minion_tidy_remote(:most)")
 FORM = text(
-    "SELECT r.form, r.proposed, r.server FROM remote_calls r JOIN steps s ON s.task_id = r.task_id "
-    "AND s.number = r.step WHERE r.task_id = :task AND r.step = :step AND r.state = 'input_required' AND minion_asks(s)"
+    """
+    SELECT r.form, COALESCE(s.approvals->'arguments', r.proposed) AS proposed, r.server
+        FROM remote_calls r JOIN steps s ON s.task_id = r.task_id AND s.number = r.step
+        WHERE r.task_id = :task AND r.step = :step AND r.state = 'input_required' AND minion_asks(s)
+    """
 )
 PLACES = text(
     "SELECT r.step, s.name, r.server, r.remote_id, r.state, r.message, r.round, r.created_at, r.changed_at, r.due_at, "
@@ -126,7 +129,7 @@ class Form:
     """Questions of a server, for the person who answers them.
 
     Attributes:
-        proposed: an answer of default values, which need not match the schema.
+        proposed: the answer of the people who have approved so far, or default values, which need not match the schema.
         message: the server's words.
         schema: of the answer.
     """

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
 
 from minions import Client
-from minions.errors import Conflict, InvalidInput
+from minions.errors import Conflict, Forbidden, InvalidInput
 from shared.access.roles import MASK
 from shared.mcp.eras import Eras
 from shared.settings import Settings, get_settings
 from tests.conftest import Define
 from tests.integration.agents.test_remote_tasks import definitions
+from tests.integration.api.conftest import Api
 from tests.integration.conftest import InlineWorker, Tasks
 from tests.integration.pages.conftest import Open
 from tests.support.browser import hidden
@@ -89,6 +91,44 @@ def test_endpoint_checks_answers_against_the_schema(
         client.decide(asked, "reject", proposal=facts["proposal"])
     inline_worker.run_due()
     assert server.asked[-1][1]["params"]["inputResponses"] == {"q": {"action": "decline"}}
+
+
+def test_policy_of_the_tool_decides_who_may_answer(
+    client: Client,
+    site: Api,
+    server: RawServer,
+    define: Define,
+    tasks: Tasks,
+    inline_worker: InlineWorker,
+    logged_in: Open,
+) -> None:
+    """All rules apply to an answer, though none matches the arguments of the call."""
+    never = {"properties": {"target": {"const": "y"}}}
+    schema = {"type": "object", "properties": {"target": {"type": "string"}}}
+    approval = {"roles": ["approver"], "rules": [{"when": never, "people": 2}]}
+    define(*definitions(server.url, "build", approval=approval, input_schema=schema))
+    task = tasks.submit("build", {"target": "x"})
+    inline_worker.run_due()
+    with ExitStack() as stack:
+        ann, bob = (
+            stack.enter_context(Client(site.url, client.create_api_key(name, "approver")["key"], retries=0))
+            for name in ("ann", "bob")
+        )
+        assert ann.decide(task, "approve", step=1).state == "pending"
+        inline_worker.run_due()
+        answer = {"branch": "next", "times": 2}
+        assert "2 people with different keys must answer" in client.why(task)["sentence"]
+        with pytest.raises(Forbidden, match="role admin"):
+            client.decide(task, "approve", answer, step=2)
+        assert ann.decide(task, "approve", answer, step=2).state == "waiting"
+        with pytest.raises(Conflict, match="must name their proposal"):
+            bob.decide(task, "approve", step=2)
+        assert '"next"' in logged_in("approver").get(f"/inbox/{task}/raw").text
+        facts = bob.why(task)["facts"]
+        assert facts["proposed"] == answer
+        assert bob.decide(task, "approve", proposal=facts["proposal"]).state == "pending"
+    inline_worker.run_due()
+    assert server.asked[-1][1]["params"]["inputResponses"]["q"]["content"] == answer
 
 
 def test_question_is_masked_for_readers_without_payloads(logged_in: Open, asked: str) -> None:
