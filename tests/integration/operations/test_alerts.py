@@ -131,8 +131,10 @@ def test_threats_budgets_webhooks_and_dead_letters(settings: Settings, database:
         connection.execute(text("SET LOCAL session_replication_role = replica"))
         connection.execute(
             text("INSERT INTO remote_calls (task_id, step, namespace, server, server_version_id, remote_id, state, "
-                 "poll_seconds, failing_since) SELECT gen_random_uuid(), 1, 'ours', 'ci', gen_random_uuid(), 'x', state, "
-                 "5, now() - interval '20 minutes' FROM unnest(ARRAY['working', 'input_required', 'cancelling']) AS state")
+                 "poll_seconds, failing_since) "
+                 "SELECT gen_random_uuid(), 1, 'ours', 'ci', gen_random_uuid(), 'x', state, 5, "
+                 "now() - interval '20 minutes' "
+                 "FROM unnest(ARRAY['working', 'input_required', 'cancelling']) AS state")
         )  # fmt: skip
     watch(settings, database).look()
     found = {alert["rule"]: alert for alert in alerts(database)}
