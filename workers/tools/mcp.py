@@ -57,6 +57,7 @@ class McpTool:
         self.input_schema: dict[str, Any] | None = definition.input_schema
         self.strict = definition.strict
         self.deferred = definition.defer_loading
+        self.output_schema: dict[str, Any] | None = definition.output_schema
         self.effect = str(definition.effect)
         self.steps = 1
 
