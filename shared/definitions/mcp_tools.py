@@ -26,7 +26,9 @@ from shared.errors import InvalidDefinition, NotFound, Unavailable
 from shared.mcp.eras import Era
 from shared.mcp.faults import McpFault
 from shared.mcp.listing import ListedTool, list_tools
+from shared.mcp.resource_metadata import authorization_servers
 from shared.mcp.servers import connect
+from shared.settings import get_settings
 
 State = Literal["new", "changed", "same", "gone", "unusable"]
 
@@ -122,7 +124,16 @@ def ask(server: McpServerDefinition, namespace: str = "default") -> list[ListedT
             finally:
                 client.end_session()
     except McpFault as fault:
-        raise Unavailable(f"The MCP server {server.name!r}: {fault.message.rstrip('.')}.", **fault.detail) from None
+        why = f"The MCP server {server.name!r}: {fault.message.rstrip('.')}."
+        raise Unavailable(why + _advice(server, fault), **fault.detail) from None
+
+
+def _advice(server: McpServerDefinition, fault: McpFault) -> str:
+    """Return what a definition lacks, if a server refused a request for its credentials."""
+    if fault.detail.get("status") != 401 or server.oauth is not None or server.url is None:
+        return ""
+    issuers = authorization_servers(server.url, get_settings())
+    return f" Its authorization server is {' or '.join(issuers)}: set `oauth` in its definition." if issuers else ""
 
 
 def compare(

@@ -8,14 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any
-from urllib.parse import urlsplit
-
-import httpx2
 
 from shared.contracts.documents import McpOAuth
 from shared.mcp import questions, remote_tasks
@@ -26,7 +21,7 @@ from shared.mcp.faults import McpFault
 from shared.mcp.http import Authorization, FixedHeaders, HttpTransport
 from shared.mcp.listing import ListedTool, list_tools
 from shared.mcp.parameters import headers_of
-from shared.outbound import guarded_client
+from shared.mcp.resource_metadata import authorization_servers
 from shared.settings import Settings
 
 # The suite's servers are on this machine.
@@ -108,26 +103,11 @@ def _credentials(url: str) -> Authorization:
     """Return the credentials of a scenario. An operator would look up the issuer as this does, once."""
     if not SCENARIO.startswith("auth/") or "client_secret" not in CONTEXT:
         return FixedHeaders({})
+    issuer = authorization_servers(url, SETTINGS)[0]
     oauth = McpOAuth(
-        client_id=CONTEXT["client_id"], client_secret="${secret:S}", issuer=_issuer(url), scope=None, token_url=None
+        client_id=CONTEXT["client_id"], client_secret="${secret:S}", issuer=issuer, scope=None, token_url=None
     )
     return ClientCredentials(oauth, url, CONTEXT["client_secret"], SETTINGS, {})
-
-
-def _issuer(url: str) -> str:
-    """Return the authorization server that a server's metadata name (RFC 9728)."""
-    parts = urlsplit(url)
-    addresses = [
-        f"{parts.scheme}://{parts.netloc}/.well-known/oauth-protected-resource{path}" for path in (parts.path, "")
-    ]
-    with guarded_client(SETTINGS, seconds=SECONDS) as http:
-        refusal = http.post(url, json={"jsonrpc": "2.0", "id": 1, "method": "server/discover", "params": {}})
-        if found := re.search(r'resource_metadata="([^"]+)"', refusal.headers.get("WWW-Authenticate", "")):
-            addresses.insert(0, found[1])
-        for address in addresses:
-            with suppress(httpx2.HTTPError, ValueError, KeyError, IndexError):
-                return str(http.get(address).raise_for_status().json()["authorization_servers"][0])
-    raise McpFault("it names no authorization server", taken=False)
 
 
 SCENARIOS: dict[str, Callable[[McpClient], None]] = {

@@ -17,6 +17,7 @@ class Authority:
 
     def __init__(self) -> None:
         self.url = ""
+        self.headers: dict[str, str] = {}
         self.asked: list[tuple[str, str, dict[str, list[str]], str | None]] = []
         self.numbers = iter(range(1, 1000))
         self.answer: Callable[[str], tuple[int, Any]] = lambda path: (200, self.token())
@@ -38,7 +39,8 @@ def authority_server() -> Iterator[Authority]:
             status, content = made.answer(self.path)
             body = content if isinstance(content, bytes) else json.dumps(content).encode()
             self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
+            for name, value in {**made.headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
 
