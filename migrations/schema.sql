@@ -3918,7 +3918,7 @@ BEGIN
     RETURN true;
 END $$;
 
-CREATE FUNCTION minion_remote_told(t uuid, number integer, remote text, keys text[], delay interval) RETURNS boolean
+CREATE FUNCTION minion_remote_taken(t uuid, number integer, remote text, keys text[], delay interval) RETURNS boolean
     LANGUAGE plpgsql
     AS $$
 BEGIN

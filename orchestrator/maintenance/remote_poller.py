@@ -127,14 +127,14 @@ class RemotePoller(Loop):
         try:
             with self._connect(call) as client:
                 if call.answer is not None:
-                    self._tell(client, call)
+                    self._send_answer(client, call)
                 else:
                     found = remote_tasks.get(client, call.remote_id, call.answered)
                     self._record(call, self._news(client, call, found))
         except MinionError as error:
             self._record(call, self._trouble(call, error))
 
-    def _tell(self, client: McpClient, call: RemoteCall) -> None:
+    def _send_answer(self, client: McpClient, call: RemoteCall) -> None:
         """Send a person's answer. The server may see it a while after it has taken it."""
         assert call.remote_id is not None
         assert call.answer is not None
@@ -146,7 +146,7 @@ class RemotePoller(Loop):
         answers = questions.responses(requests, call.answer["verdict"], call.answer["value"])
         remote_tasks.update(client, call.remote_id, answers)
         with self.statements.connect() as connection:
-            remote_calls.told(connection, call, list(requests), delay=FASTEST)
+            remote_calls.taken(connection, call, list(requests), delay=FASTEST)
         log.info("remote_task_answered", task=str(call.task_id), step=call.step, server=call.server)
 
     def _news(self, client: McpClient, call: RemoteCall, found: RemoteTask) -> News:
@@ -213,7 +213,7 @@ class RemotePoller(Loop):
     # ----------------------------------------------------------------------------------------------- cancellations
 
     def _cancel(self, call: RemoteCall) -> None:
-        """Tell the server that a task is not needed. A server that is away for long is not told."""
+        """Cancel a task that is not needed. A server that is away for long does not receive it."""
         assert call.remote_id is not None
         why = None
         try:
@@ -228,7 +228,7 @@ class RemotePoller(Loop):
                 remote_calls.cancel_later(connection, call, why, delay=_later(pause))
                 return
             remote_calls.cancelled(connection, call)
-        log.info("remote_task_cancelled", task=str(call.task_id), server=call.server, not_told=why)
+        log.info("remote_task_cancelled", task=str(call.task_id), server=call.server, problem=why)
 
     def _try_to_cancel(self, client: McpClient, call: RemoteCall) -> None:
         assert call.remote_id is not None

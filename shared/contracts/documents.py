@@ -724,7 +724,7 @@ class McpServerDefinition(Definition):
     Attributes:
         url: the address of a server that speaks streamable HTTP.
         stdio: the entry of `MINION_MCP_STDIO`, instead of an address: a program that the operators of workers allow.
-        oauth: how the token for an address is got.
+        oauth: client credentials, to obtain a token for the address.
         trusted: effects of tools that are pulled follow from the server's annotations.
         timeout: limit of one call, with everything that it needs.
         max_bytes: limit of one message of the server.

@@ -118,7 +118,7 @@ def update(client: McpClient, id: str, responses: Mapping[str, Any]) -> None:
 
 
 def cancel(client: McpClient, id: str) -> None:
-    """Tell a server that its task is not needed any more. It may still end in another way.
+    """Cancel a server's task that is not needed any more. It may still end in another way.
 
     Raises:
         McpFault: the server did not take it.

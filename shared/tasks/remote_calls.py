@@ -40,7 +40,7 @@ CLAIM = text(
     f"SELECT {COLUMNS}, NULL AS usage FROM minion_claim_remote(:most, :each, :busy, :hold) r"  # noqa: S608
 ).bindparams(bindparam("busy", type_=PLAIN))
 POLLED = text("SELECT minion_remote_polled(:task, :step, :remote, :news)").bindparams(bindparam("news", type_=PLAIN))
-TOLD = text("SELECT minion_remote_told(:task, :step, :remote, :keys, :delay)").bindparams(
+TAKEN = text("SELECT minion_remote_taken(:task, :step, :remote, :keys, :delay)").bindparams(
     bindparam("keys", type_=ARRAY(TEXT))
 )
 DROP = text("DELETE FROM remote_calls WHERE task_id = :task AND step = :step AND state = 'cancelling'")
@@ -233,10 +233,10 @@ def polled(connection: Connection, call: RemoteCall, news: News) -> bool:
     return bool(connection.scalar(POLLED, values))
 
 
-def told(connection: Connection, call: RemoteCall, keys: Collection[str], *, delay: float) -> None:
+def taken(connection: Connection, call: RemoteCall, keys: Collection[str], *, delay: float) -> None:
     """Record that the server has the answers to these questions; poll it `delay` seconds later."""
     values = {"task": call.task_id, "step": call.step, "remote": call.remote_id, "keys": list(keys)}
-    connection.execute(TOLD, {**values, "delay": timedelta(seconds=delay)})
+    connection.execute(TAKEN, {**values, "delay": timedelta(seconds=delay)})
 
 
 def postpone(connection: Connection, call: RemoteCall, why: str, *, delay: float) -> None:
@@ -246,7 +246,7 @@ def postpone(connection: Connection, call: RemoteCall, why: str, *, delay: float
 
 
 def cancelled(connection: Connection, call: RemoteCall) -> None:
-    """Forget a call whose server was told that its task is not needed, or will not be."""
+    """Forget a call whose cancellation its server has received, or will not receive."""
     connection.execute(DROP, {"task": call.task_id, "step": call.step})
 
 

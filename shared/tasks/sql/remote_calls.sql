@@ -4,7 +4,7 @@
 --
 -- States: `working` and `input_required` as the server says; `answered`: the worker must repeat a plain call with the
 -- answers; `sent`: it has begun to; `done`: the result is there; `cancelling`: the task of ours that waited has ended, and
--- the server is told. Only rows with a `remote_id` are polled.
+-- the server gets a cancellation. Only rows with a `remote_id` are polled.
 --
 -- Lock order: a task's row, then its rows of `remote_calls`.
 
@@ -50,7 +50,7 @@ BEGIN
     END IF;
 END $$;
 
--- The number of a task's calls that nobody can continue yet.
+-- The number of a task's calls that have neither a result nor an answer yet.
 CREATE OR REPLACE FUNCTION minion_open_remote(t uuid) RETURNS integer LANGUAGE sql STABLE AS $$
     SELECT count(*)::integer FROM remote_calls r WHERE r.task_id = t AND r.state IN ('working', 'input_required')
 $$;
@@ -169,7 +169,7 @@ BEGIN
 END $$;
 
 -- Records that a server has received the answers to the questions `keys`. It is asked about its task `delay` later.
-CREATE OR REPLACE FUNCTION minion_remote_told(t uuid, number integer, remote text, keys text[], delay interval)
+CREATE OR REPLACE FUNCTION minion_remote_taken(t uuid, number integer, remote text, keys text[], delay interval)
 RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     UPDATE remote_calls SET answer = NULL, requests = NULL, answered = answered || keys, due_at = now() + delay,

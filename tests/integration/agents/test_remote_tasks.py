@@ -182,7 +182,7 @@ def test_question_of_remote_task_is_answered_by_a_person(site: Site, jobs: Jobs)
     assert site.state(task) == ("waiting", "remote_task")
     site.poll()
     assert jobs.job.answers == {"q1": {"action": "accept", "content": {"branch": "main"}}}
-    # The server may see the answer later than it took it: nobody is asked again.
+    # The server may see the answer later than it took it: no person is asked again.
     site.poll()
     assert site.state(task) == ("waiting", "remote_task")
     jobs.job.finish("deployed")
