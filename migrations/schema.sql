@@ -4968,7 +4968,8 @@ BEGIN
             LIMIT most FOR UPDATE SKIP LOCKED
     LOOP
         IF over.remote_id IS NOT NULL AND over.state <> 'done' THEN
-            UPDATE remote_calls SET state = 'cancelling', due_at = now(), failures = 0, failing_since = NULL
+            UPDATE remote_calls SET state = 'cancelling', due_at = now(), failures = 0, failing_since = NULL,
+                    message = NULL, requests = NULL, form = NULL, proposed = NULL, answer = NULL
                 WHERE task_id = over.task_id AND step = over.step;
         ELSE
             DELETE FROM remote_calls WHERE task_id = over.task_id AND step = over.step;
