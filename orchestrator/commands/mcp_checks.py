@@ -40,7 +40,7 @@ def mcp_servers() -> Iterator[Finding]:
             stored = [each for each in compare(session, server, listed, namespace=namespace) if each.before]
             differ = sum(each.differs for each in stored)
             advice = f"see what it changed: `minion mcp diff {server.name}`" if differ else ""
-            yield judged(what, f"{len(stored)} tools stored, {differ} of them listed otherwise now", warning=advice)
+            yield judged(what, f"{len(stored)} tools stored, {differ} differ from its list", warning=advice)
 
 
 def _asked(server: tuple[str, McpServerDefinition]) -> list[ListedTool] | MinionError:
