@@ -60,8 +60,9 @@ chaos: install  ## Kill, freeze, fill and flush everything under load, beside pl
 crash-matrix: install  ## Kill processes at every boundary of every step of an agent, and inside (15 min; CRASH=--help)
 	@$(RUN) tests.crash_matrix.run $(CRASH)
 
-mcp-conformance: install  ## Run the official MCP conformance suite (2 min, needs npx; MCP="--scenario tasks-lifecycle")
-	@$(RUN) tests.mcp_conformance.run_server $(MCP)
+mcp-conformance: install  ## Run the official MCP conformance suite against our server and our client (5 min, needs npx)
+	@$(RUN) tests.mcp_conformance.run_server
+	@$(RUN) tests.mcp_conformance.run_client
 
 lint: install  ## Check style, types and the layers' import contracts
 	@$(RUN) ruff check .

@@ -837,6 +837,43 @@ CREATE TRIGGER relations_immutable BEFORE UPDATE ON relations FOR EACH ROW EXECU
 ALTER TABLE ONLY relations
     ADD CONSTRAINT relations_agent_version_id_fkey FOREIGN KEY (agent_version_id) REFERENCES agent_versions(id) ON DELETE CASCADE;
 
+CREATE TABLE remote_calls (
+    task_id uuid NOT NULL,
+    step integer NOT NULL,
+    namespace text NOT NULL,
+    server text NOT NULL,
+    server_version_id uuid NOT NULL,
+    remote_id text,
+    state text NOT NULL,
+    message text,
+    requests text,
+    form text,
+    proposed jsonb,
+    request_state text,
+    answer jsonb,
+    answered text[] DEFAULT '{}'::text[] NOT NULL,
+    round smallint DEFAULT 0 NOT NULL,
+    result text,
+    poll_seconds double precision NOT NULL,
+    due_at timestamp with time zone DEFAULT now() NOT NULL,
+    expires_at timestamp with time zone,
+    polled_at timestamp with time zone,
+    failures integer DEFAULT 0 NOT NULL,
+    failing_since timestamp with time zone,
+    error text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    changed_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT remote_calls_polled_check CHECK (((remote_id IS NOT NULL) OR (state = ANY (ARRAY['input_required'::text, 'answered'::text, 'sent'::text])))),
+    CONSTRAINT remote_calls_result_check CHECK (((state = 'done'::text) = (result IS NOT NULL))),
+    CONSTRAINT remote_calls_state_check CHECK ((state = ANY (ARRAY['working'::text, 'input_required'::text, 'answered'::text, 'sent'::text, 'done'::text, 'cancelling'::text])))
+);
+ALTER TABLE ONLY remote_calls
+    ADD CONSTRAINT remote_calls_pkey PRIMARY KEY (task_id, step);
+CREATE INDEX remote_calls_due_idx ON remote_calls USING btree (due_at) WHERE ((remote_id IS NOT NULL) AND (state = ANY (ARRAY['working'::text, 'input_required'::text, 'cancelling'::text])));
+CREATE INDEX remote_calls_server_idx ON remote_calls USING btree (namespace, server, due_at) WHERE ((remote_id IS NOT NULL) AND (state = ANY (ARRAY['working'::text, 'input_required'::text, 'cancelling'::text])));
+ALTER TABLE ONLY remote_calls
+    ADD CONSTRAINT remote_calls_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
+
 CREATE TABLE reservations (
     task_id uuid NOT NULL,
     step integer NOT NULL,
@@ -1635,7 +1672,8 @@ CREATE FUNCTION minion_add_approval(s steps, people integer, value jsonb, value_
     SELECT jsonb_build_object(
         'people', people, 'arguments', value, 'order', value_order,
         -- As text: 1 and 1.0 are equal as jsonb.
-        'edited', value::text <> (s.input->'approval')::text,
+        'edited', value::text <> (CASE WHEN s.kind = 'wait' THEN s.input->'approval' ELSE (
+            SELECT r.proposed FROM remote_calls r WHERE r.task_id = s.task_id AND r.step = s.number) END)::text,
         'by', COALESCE(jsonb_agg(e.earlier ORDER BY e.n) FILTER (
             WHERE e.earlier->>'key' <> one->>'key' AND (s.approvals->'arguments')::text = value::text), '[]') || one)
         FROM (SELECT) AS always
@@ -1680,17 +1718,37 @@ BEGIN
     RETURN true;
 END $$;
 
+CREATE FUNCTION minion_answer_remote(t uuid, number integer, given jsonb) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    is_plain boolean;
+BEGIN
+    UPDATE remote_calls SET answer = given, changed_at = now(), due_at = now(), form = NULL, proposed = NULL,
+                            state = CASE WHEN remote_id IS NULL THEN 'answered' ELSE 'working' END
+        WHERE task_id = t AND step = number AND state = 'input_required' RETURNING remote_id IS NULL INTO is_plain;
+    UPDATE steps s SET usage = jsonb_set(s.usage - 'asks', '{answers}',
+            COALESCE(s.usage->'answers', '[]') || jsonb_build_array(given->'decision' || jsonb_build_object(
+                'verdict', given->'verdict')))
+        WHERE s.task_id = t AND s.number = minion_answer_remote.number AND s.status = 'started';
+    IF is_plain THEN
+        PERFORM minion_count_down(t, 1);
+    ELSE
+        PERFORM minion_show_remote(t);
+    END IF;
+END $$;
+
 CREATE FUNCTION minion_approval_policy(s steps) RETURNS jsonb
     LANGUAGE sql STABLE
     AS $$
     SELECT CASE jsonb_typeof(found.policy) WHEN 'object' THEN found.policy END FROM (
-        SELECT CASE WHEN s.number = 1 AND v.definition->'config'->'approval' <> 'false'
+        SELECT CASE WHEN s.number = 1 AND s.kind = 'wait' AND v.definition->'config'->'approval' <> 'false'
                     THEN v.definition->'config'->'approval' ELSE k.definition->'approval' END AS policy
             FROM tasks t JOIN agent_versions v ON v.id = t.agent_version_id
             LEFT JOIN tool_versions k ON k.id = COALESCE(v.tool_version_id, (
                 SELECT o.id FROM agent_version_tools l JOIN tool_versions o ON o.id = l.tool_version_id
                     WHERE l.agent_version_id = v.id AND o.name = s.name))
-            WHERE t.id = s.task_id AND s.kind = 'wait' AND s.input ? 'approval') AS found
+            WHERE t.id = s.task_id AND (s.kind = 'wait' AND s.input ? 'approval' OR minion_asks(s))) AS found
 $$;
 
 CREATE FUNCTION minion_approvers(required jsonb) RETURNS text
@@ -1731,6 +1789,12 @@ BEGIN
     END IF;
     RETURN state_now;
 END $$;
+
+CREATE FUNCTION minion_asks(s steps) RETURNS boolean
+    LANGUAGE sql IMMUTABLE
+    AS $$
+    SELECT COALESCE(s.usage ? 'asks' AND s.kind = 'tool_call' AND s.status = 'started', false)
+$$;
 
 CREATE FUNCTION minion_await_batch(t uuid, c integer, result jsonb) RETURNS text
     LANGUAGE plpgsql
@@ -1810,6 +1874,29 @@ BEGIN
             created_at = now(), due_at = now()
             WHERE batch_calls.claim <> c;
     RETURN flags;
+END $$;
+
+CREATE FUNCTION minion_begin_remote(t uuid, c integer, journal jsonb, call jsonb) RETURNS boolean
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+BEGIN
+    IF NOT minion_fence(t, c) THEN
+        RETURN false;
+    END IF;
+    PERFORM minion_put_steps(t, c, journal);
+    DELETE FROM remote_calls WHERE task_id = t AND step = (call->>'step')::integer;
+    INSERT INTO remote_calls (task_id, step, namespace, server, server_version_id, remote_id, state, message, requests,
+                              form, proposed, request_state, round, poll_seconds, due_at, expires_at)
+        SELECT t, n.step, n.namespace, n.server, n.server_version_id, n.remote_id, n.state, n.message, n.requests, n.form,
+               n.proposed, n.request_state, n.round, n.poll_seconds, now() + n.poll_seconds * interval '1 s',
+               now() + n.ttl_seconds * interval '1 s'
+            FROM jsonb_to_record(call) AS n (
+                step integer, namespace text, server text, server_version_id uuid, remote_id text, state text, message text, requests text,
+                form text, proposed jsonb, request_state text, round integer, poll_seconds double precision,
+                ttl_seconds double precision);
+    RETURN true;
 END $$;
 
 CREATE FUNCTION minion_breach(ids uuid[], asked jsonb) RETURNS jsonb
@@ -2255,6 +2342,28 @@ BEGIN
         FROM claimed c JOIN begun b ON b.task_id = c.task_id JOIN tasks k ON k.id = c.task_id AND k.id = ANY (ids);
 END $$;
 
+CREATE FUNCTION minion_claim_remote(most integer, each integer, busy jsonb, hold interval) RETURNS SETOF remote_calls
+    LANGUAGE sql
+    SET jit TO 'off'
+    AS $$
+    WITH servers AS MATERIALIZED (
+        SELECT DISTINCT r.namespace, r.server FROM remote_calls r
+            WHERE r.due_at <= now() AND r.remote_id IS NOT NULL AND r.state IN ('working', 'input_required', 'cancelling')
+    ), chosen AS MATERIALIZED (
+        SELECT d.task_id, d.step FROM servers s CROSS JOIN LATERAL (
+            SELECT r.task_id, r.step, r.due_at FROM remote_calls r
+                WHERE r.due_at <= now() AND r.remote_id IS NOT NULL
+                  AND r.state IN ('working', 'input_required', 'cancelling')
+                  AND r.namespace = s.namespace AND r.server = s.server
+                ORDER BY r.due_at
+                LIMIT GREATEST(0, each - COALESCE((busy->>(s.namespace || '/' || s.server))::integer, 0))
+                FOR NO KEY UPDATE SKIP LOCKED) d
+            ORDER BY d.due_at LIMIT most
+    )
+    UPDATE remote_calls r SET due_at = now() + hold FROM chosen c
+        WHERE r.task_id = c.task_id AND r.step = c.step RETURNING r.*
+$$;
+
 CREATE FUNCTION minion_claims_only_grow() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -2334,6 +2443,7 @@ DECLARE
     required jsonb;
     given jsonb;
     done boolean := true;
+    proposed boolean;
 BEGIN
     SELECT * INTO now_at FROM task_status WHERE task_id = t FOR NO KEY UPDATE;
     IF NOT FOUND THEN
@@ -2351,13 +2461,16 @@ BEGIN
         END IF;
         RAISE EXCEPTION 'Task % is not waiting for a decision about %. It is waiting for one about %.', t,
             concat_ws(', ', 'step ' || step_number, 'proposal ' || left(proposal, 64)), waits USING ERRCODE = 'MN009';
-    ELSIF (asked.kind = 'wait') <> (verdict IN ('approve', 'reject')) THEN
+    END IF;
+    proposed := asked.kind = 'wait' OR minion_asks(asked);
+    IF proposed <> (verdict IN ('approve', 'reject')) THEN
         RAISE EXCEPTION 'The verdict on step % must be %.', asked.number,
-            CASE WHEN asked.kind = 'wait' THEN 'approve or reject' ELSE 'result, again or fail' END USING ERRCODE = 'MN007';
+            CASE WHEN proposed THEN 'approve or reject' ELSE 'result, again or fail' END USING ERRCODE = 'MN007';
     END IF;
     PERFORM minion_check_json(content, 'The value');
     IF verdict = 'approve' AND content IS NULL THEN
-        value := COALESCE(asked.approvals->'arguments', asked.input->'approval');
+        value := COALESCE(asked.approvals->'arguments', CASE WHEN asked.kind = 'wait' THEN asked.input->'approval'
+            ELSE (SELECT r.proposed FROM remote_calls r WHERE r.task_id = t AND r.step = asked.number) END);
         value_order := CASE WHEN asked.approvals ? 'arguments' THEN NULLIF(asked.approvals->'order', 'null')
                             ELSE asked.input_order END;
     END IF;
@@ -2379,7 +2492,12 @@ BEGIN
     END IF;
     IF NOT done THEN
         UPDATE steps SET approvals = given WHERE task_id = t AND number = asked.number;
+    ELSIF minion_asks(asked) THEN
+        UPDATE steps SET approvals = given WHERE task_id = t AND number = asked.number;
+        PERFORM minion_answer_remote(t, asked.number, jsonb_build_object(
+            'verdict', verdict, 'value', value, 'decision', decided));
     ELSE
+        DELETE FROM remote_calls WHERE task_id = t AND step = asked.number;
         UPDATE steps SET finished_at = now(), approvals = given,
                 status = CASE WHEN verdict IN ('approve', 'result') THEN 'finished' ELSE 'failed' END,
                 output = CASE verdict WHEN 'approve' THEN decided || jsonb_build_object('arguments', value)
@@ -2667,6 +2785,17 @@ BEGIN
     RETURN QUERY SELECT unnest(fenced);
 END $$;
 
+CREATE FUNCTION minion_forget_remote(t uuid, c integer, number integer) RETURNS void
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+BEGIN
+    IF minion_fence(t, c) THEN
+        DELETE FROM remote_calls WHERE task_id = t AND step = number;
+    END IF;
+END $$;
+
 CREATE FUNCTION minion_functions() RETURNS integer
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$SELECT 1$$;
@@ -2821,7 +2950,9 @@ BEGIN
             SELECT s.task_id FROM task_status s
                 WHERE s.state = 'waiting' AND s.task_id > first AND s.task_id <= until
                   AND s.updated_at < now() - interval '10 s'
-                  AND (s.wait_reason IN ('subtask', 'signal', 'timer', 'approval')
+                  AND (s.wait_reason IN ('subtask', 'signal', 'timer', 'approval', 'remote_task')
+                       AND NOT EXISTS (SELECT 1 FROM remote_calls r WHERE r.task_id = s.task_id
+                                         AND r.state IN ('working', 'input_required'))
                        AND NOT EXISTS (SELECT 1 FROM steps w WHERE w.task_id = s.task_id AND w.status = 'started'
                                          AND w.kind IN ('subtask', 'wait')
                                          AND w.task_id > first AND w.task_id <= until)
@@ -3355,6 +3486,12 @@ BEGIN
             FROM unnest(ids, given) AS b (id, given);
 END $$;
 
+CREATE FUNCTION minion_open_remote(t uuid) RETURNS integer
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT count(*)::integer FROM remote_calls r WHERE r.task_id = t AND r.state IN ('working', 'input_required')
+$$;
+
 CREATE FUNCTION minion_overtime(most integer) RETURNS TABLE(task_id uuid, breach jsonb)
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
@@ -3427,7 +3564,7 @@ CREATE FUNCTION minion_proposal(s steps) RETURNS text
     LANGUAGE sql IMMUTABLE
     AS $$
     SELECT left(encode(sha256(convert_to(concat_ws(
-        '/', s.task_id, s.number, s.request_hash, CASE WHEN s.kind <> 'wait' THEN s.claim END,
+        '/', s.task_id, s.number, s.request_hash, CASE WHEN s.kind <> 'wait' THEN s.claim END, s.usage->>'asks',
         CASE WHEN s.approvals->'edited' = 'true' THEN s.approvals->>'arguments' END), 'UTF8')), 'hex'), 12)
 $$;
 
@@ -3726,6 +3863,72 @@ BEGIN
     RETURN CASE WHEN FOUND THEN minion_release(t, c, how, charged, delay, result) END;
 END $$;
 
+CREATE FUNCTION minion_remote_polled(t uuid, number integer, remote text, news jsonb) RETURNS boolean
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    known remote_calls;
+    next_state text := COALESCE(news->>'state', 'working');
+BEGIN
+    PERFORM 1 FROM task_status WHERE task_id = t FOR NO KEY UPDATE;
+    SELECT * INTO known FROM remote_calls r
+        WHERE r.task_id = t AND r.step = number AND r.remote_id = remote AND r.state IN ('working', 'input_required')
+        FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN false;
+    ELSIF known.answer IS NOT NULL AND NOT news ? 'result' THEN
+        -- A person has answered in the meantime: the server gets the answers first.
+        RETURN true;
+    ELSIF news ? 'error' THEN
+        UPDATE remote_calls SET error = news->>'error', failures = failures + 1,
+                failing_since = COALESCE(failing_since, now()),
+                due_at = now() + (news->>'poll_seconds')::double precision * interval '1 s'
+            WHERE task_id = t AND step = number;
+        RETURN true;
+    ELSIF news ? 'result' THEN
+        UPDATE remote_calls SET state = 'done', result = news->>'result', message = news->>'message', error = NULL,
+                requests = NULL, form = NULL, proposed = NULL, polled_at = now(), changed_at = now()
+            WHERE task_id = t AND step = number;
+        UPDATE steps s SET usage = s.usage - 'asks', approvals = NULL
+            WHERE s.task_id = t AND s.number = minion_remote_polled.number AND s.status = 'started' AND s.usage ? 'asks';
+        PERFORM minion_count_down(t, 1);
+        RETURN true;
+    END IF;
+    UPDATE remote_calls r SET state = next_state, message = news->>'message', error = NULL, failures = 0,
+            failing_since = NULL, polled_at = now(),
+            requests = CASE WHEN next_state = 'input_required' THEN COALESCE(news->>'requests', r.requests) END,
+            form = CASE WHEN next_state = 'input_required' THEN COALESCE(news->>'form', r.form) END,
+            proposed = CASE WHEN next_state = 'input_required' THEN COALESCE(news->'proposed', r.proposed) END,
+            round = r.round + (news ? 'requests')::integer,
+            poll_seconds = (news->>'poll_seconds')::double precision,
+            due_at = now() + (news->>'poll_seconds')::double precision * interval '1 s',
+            expires_at = CASE WHEN news ? 'ttl_seconds'
+                              THEN r.created_at + (news->>'ttl_seconds')::double precision * interval '1 s'
+                              ELSE r.expires_at END,
+            changed_at = CASE WHEN next_state <> r.state OR news ? 'requests' THEN now() ELSE r.changed_at END
+        WHERE r.task_id = t AND r.step = number;
+    IF next_state <> known.state OR news ? 'requests' THEN
+        UPDATE steps s SET approvals = NULL, usage = CASE
+                WHEN next_state = 'input_required' THEN s.usage || jsonb_build_object('asks', news->'asks')
+                ELSE s.usage - 'asks' END
+            WHERE s.task_id = t AND s.number = minion_remote_polled.number AND s.status = 'started';
+        PERFORM minion_show_remote(t);
+    END IF;
+    RETURN true;
+END $$;
+
+CREATE FUNCTION minion_remote_taken(t uuid, number integer, remote text, keys text[], delay interval) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    UPDATE remote_calls SET answer = NULL, requests = NULL, answered = answered || keys, due_at = now() + delay,
+                            error = NULL, failures = 0, failing_since = NULL
+        WHERE task_id = t AND step = number AND remote_id = remote AND state = 'working' AND answer IS NOT NULL;
+    RETURN FOUND;
+END $$;
+
 CREATE FUNCTION minion_replay_from(request jsonb, source uuid, first integer, edited jsonb, who text) RETURNS uuid
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
@@ -3981,6 +4184,19 @@ BEGIN
     END IF;
 END $$;
 
+CREATE FUNCTION minion_resume_remote(t uuid, c integer, number integer) RETURNS boolean
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+BEGIN
+    IF NOT minion_fence(t, c) THEN
+        RETURN false;
+    END IF;
+    UPDATE remote_calls SET state = 'sent' WHERE task_id = t AND step = number AND state = 'answered';
+    RETURN true;
+END $$;
+
 CREATE FUNCTION minion_return_call(b uuid, name text, why text, delay interval) RETURNS boolean
     LANGUAGE plpgsql
     AS $$
@@ -4203,6 +4419,22 @@ BEGIN
                             microdollars = COALESCE((used->>'microdollars')::bigint, microdollars)
         WHERE task_id = t AND claim = c AND step = (used->>'step')::integer AND settled_at IS NULL;
     PERFORM minion_settle_standing(t, c, used);
+END $$;
+
+CREATE FUNCTION minion_show_remote(t uuid) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    reason text := minion_waits_for(t);
+BEGIN
+    UPDATE task_status SET wait_reason = reason, updated_at = now()
+        WHERE task_id = t AND state = 'waiting' AND open_waits > 0 AND wait_reason <> 'answer' AND wait_reason <> reason;
+    IF FOUND THEN
+        INSERT INTO task_events (task_id, number, type, data) VALUES (
+            t, 1 + COALESCE((SELECT max(number) FROM task_events WHERE task_id = t), 1), 'task.waiting',
+            (SELECT jsonb_strip_nulls(jsonb_build_object('claim', claim, 'attempts', attempts, 'reason', wait_reason,
+                                                         'due_at', due_at)) FROM task_status WHERE task_id = t));
+    END IF;
 END $$;
 
 CREATE FUNCTION minion_signal(t uuid, signal text, content jsonb) RETURNS text
@@ -4491,6 +4723,7 @@ BEGIN
     IF state_now IS DISTINCT FROM 'running' THEN
         RETURN state_now;
     END IF;
+    still_open := still_open + minion_open_remote(t);
     WITH asked AS (
         SELECT child, n FROM jsonb_array_elements(children) WITH ORDINALITY AS a (child, n)
     ), made AS (
@@ -4721,6 +4954,32 @@ BEGIN
     RETURN tidied;
 END $$;
 
+CREATE FUNCTION minion_tidy_remote(most integer) RETURNS integer
+    LANGUAGE plpgsql
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    over remote_calls;
+    tidied integer := 0;
+BEGIN
+    FOR over IN
+        SELECT r.* FROM remote_calls r WHERE r.state <> 'cancelling' AND (
+            EXISTS (SELECT 1 FROM task_outcomes o WHERE o.task_id = r.task_id)
+            OR EXISTS (SELECT 1 FROM steps s WHERE s.task_id = r.task_id AND s.number = r.step AND s.status <> 'started'))
+            LIMIT most FOR UPDATE SKIP LOCKED
+    LOOP
+        IF over.remote_id IS NOT NULL AND over.state <> 'done' THEN
+            UPDATE remote_calls SET state = 'cancelling', due_at = now(), failures = 0, failing_since = NULL,
+                    message = NULL, requests = NULL, form = NULL, proposed = NULL, answer = NULL
+                WHERE task_id = over.task_id AND step = over.step;
+        ELSE
+            DELETE FROM remote_calls WHERE task_id = over.task_id AND step = over.step;
+        END IF;
+        tidied := tidied + 1;
+    END LOOP;
+    RETURN tidied;
+END $$;
+
 CREATE FUNCTION minion_traces_due(most integer) RETURNS TABLE(low bigint, since timestamp with time zone, seen_at timestamp with time zone, horizon bigint, next bigint, first bigint, nth bigint)
     LANGUAGE sql STABLE
     SET enable_seqscan TO 'off'
@@ -4762,7 +5021,8 @@ CREATE FUNCTION minion_undecided(t uuid) RETURNS SETOF steps
     AS $$
     SELECT s.* FROM steps s JOIN task_status n ON n.task_id = s.task_id
         WHERE s.task_id = t AND s.status = 'started' AND n.state = 'waiting'
-          AND (s.input ? 'approval' AND s.kind = 'wait' OR n.wait_reason = 'answer' AND s.effect = 'unsafe')
+          AND (s.input ? 'approval' AND s.kind = 'wait' OR minion_asks(s)
+               OR n.wait_reason = 'answer' AND s.effect = 'unsafe')
         ORDER BY s.number
 $$;
 
@@ -4810,8 +5070,11 @@ CREATE FUNCTION minion_uuidv7() RETURNS uuid
 CREATE FUNCTION minion_waits_for(t uuid) RETURNS text
     LANGUAGE sql STABLE
     AS $$
-    SELECT CASE WHEN bool_or(s.input ? 'approval') THEN 'approval' WHEN bool_or(s.kind = 'subtask') THEN 'subtask'
-                WHEN bool_or(s.input->>'signal' IS NOT NULL) THEN 'signal' ELSE 'timer' END
+    SELECT CASE WHEN bool_or(s.input ? 'approval') OR EXISTS (
+                    SELECT 1 FROM remote_calls r WHERE r.task_id = t AND r.state = 'input_required') THEN 'approval'
+                WHEN bool_or(s.kind = 'subtask') THEN 'subtask'
+                WHEN bool_or(s.input->>'signal' IS NOT NULL) THEN 'signal'
+                WHEN minion_open_remote(t) > 0 THEN 'remote_task' ELSE 'timer' END
         FROM steps s WHERE s.task_id = t AND s.kind IN ('subtask', 'wait') AND s.status = 'started'
 $$;
 

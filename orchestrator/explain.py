@@ -18,7 +18,7 @@ from sqlalchemy import Connection, text
 from shared.access.roles import MASK
 from shared.access.scope import own_name
 from shared.contracts.key_order import in_order, ordered
-from shared.tasks import approvals, batches, standing_budgets, stops
+from shared.tasks import approvals, batches, remote_calls, standing_budgets, stops
 from shared.tasks.approvals import Awaited
 from shared.tasks.budgets import describe
 from shared.tasks.queries import get_task
@@ -80,10 +80,11 @@ CLAIMED_TOGETHER = text(
 OPEN_STEPS = text(
     """
     SELECT w.number, w.kind, w.name, w.effect, w.input, w.input_order, w.due_at, w.error, w.child_id,
-           s.state AS child_state, minion_proposal(w) AS proposal, w.approvals
+           s.state AS child_state, minion_proposal(w) AS proposal, w.approvals, minion_asks(w) AS asks
         FROM steps w LEFT JOIN task_status s ON s.task_id = w.child_id
         WHERE w.task_id = :task AND w.status = 'started'
-        ORDER BY w.effect <> 'unsafe', NOT COALESCE(w.kind = 'wait' AND w.input ? 'approval', false), w.number LIMIT 20
+        ORDER BY w.effect <> 'unsafe', NOT COALESCE(w.kind = 'wait' AND w.input ? 'approval', minion_asks(w)), w.number
+        LIMIT 20
     """
 )
 LAST_ERROR = text(
@@ -389,6 +390,8 @@ def _waiting(case: _Case) -> Explanation:
         return _waiting_for_a_person(case, waits)
     if task["wait_reason"] in ("subtask", "signal", "timer"):
         return _waiting_for_steps(case, waits)
+    if task["wait_reason"] == "remote_task":
+        return _waiting_for_servers(case)
     if task["wait_reason"] == "budget":
         return _waiting_for_budget(case)
     if task["wait_reason"] == "standing_budget":
@@ -522,6 +525,8 @@ def _waiting_for_a_person(case: _Case, waits: list[dict[str, Any]]) -> Explanati
             **facts,
             request=case.quoted(step["input"]),
         )
+    if step["asks"]:
+        return _waiting_for_answers(case, step, facts)
     return _waiting_for_approval(case, step, facts)
 
 
@@ -532,17 +537,7 @@ def _waiting_for_approval(case: _Case, step: dict[str, Any], facts: dict[str, An
     proposed = json.dumps(approval, ensure_ascii=False)
     limit = f", {case.until(step['due_at'])}" if step["due_at"] else ""
     awaited = approvals.awaited(case.connection, task, step["number"])
-    who, more = "A person", ""
-    if awaited is not None:
-        who = "A person" if awaited.people == 1 else f"{awaited.people} people with different keys"
-        more = f" {_approvers(awaited)}"
-        facts = {
-            **facts,
-            "people": awaited.people,
-            "approvers": awaited.approvers,
-            "approved_by": _given(case, awaited),
-            "missing_keys": awaited.missing,
-        }
+    who, more, facts = _deciders(case, awaited, facts)
     return case.answer(
         "approval",
         f"{who} must approve step {step['number']}, {step['name']} with {proposed[:500]}{limit} (proposal "
@@ -551,6 +546,41 @@ def _waiting_for_approval(case: _Case, step: dict[str, Any], facts: dict[str, An
         **facts,
         proposed=approval,
     )
+
+
+def _waiting_for_answers(case: _Case, step: dict[str, Any], facts: dict[str, Any]) -> Explanation:
+    """Explain a call whose server asks a person something, before or while it works on it."""
+    task = case.task["id"]
+    asked = remote_calls.form_of(case.connection, task, step["number"])
+    if asked is None:
+        return case.answer("approval", "The answer that it waited for has just been given: it continues in a moment.")
+    message = case.quoted(asked.message)
+    who, more, facts = _deciders(case, approvals.awaited(case.connection, task, step["number"]), facts)
+    return case.answer(
+        "approval",
+        f"The MCP server {asked.server!r} asks for input for step {step['number']} ({step['name']}): {message!r}. "
+        f"{who} must answer (proposal {step['proposal']}).{more}",
+        f"`minion approve {task} --edit JSON` answers, and `minion reject {task}` declines.",
+        **facts,
+        server=asked.server,
+        question=message,
+        schema=case.quoted(asked.schema),
+        proposed=case.quoted(asked.proposed),
+    )
+
+
+def _deciders(case: _Case, awaited: Awaited | None, facts: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
+    """Return who must decide, a sentence about them, and the facts with theirs."""
+    if awaited is None:
+        return "A person", "", facts
+    who = "A person" if awaited.people == 1 else f"{awaited.people} people with different keys"
+    more = {
+        "people": awaited.people,
+        "approvers": awaited.approvers,
+        "approved_by": _given(case, awaited),
+        "missing_keys": awaited.missing,
+    }
+    return who, f" {_approvers(awaited)}", {**facts, **more}
 
 
 def _edited_arguments(step: dict[str, Any]) -> Any:
@@ -580,7 +610,39 @@ def _is_interrupted(step: dict[str, Any]) -> bool:
 
 
 def _is_proposed(step: dict[str, Any]) -> bool:
-    return step["kind"] == "wait" and "approval" in step["input"]
+    return bool(step["asks"]) or (step["kind"] == "wait" and "approval" in step["input"])
+
+
+def _waiting_for_servers(case: _Case) -> Explanation:
+    """Explain a wait for tasks of MCP servers."""
+    places = remote_calls.places_of(case.connection, case.task["id"])
+    if not places:
+        return case.answer("remote_task", "The server that it waited for has finished: it continues in a moment.")
+    first, *others = places
+    said = f" ({case.quoted(first['message'])!r})" if first["message"] else ""
+    since = case.ago(first["changed_at"])
+    doing = f"gets a person's answer, of {since} ago" if first["is_answered"] else f"has been working for {since}{said}"
+    trouble = ""
+    if first["error"]:
+        away = f" for {case.ago(first['failing_since'])}" if first["failing_since"] else ""
+        trouble = f" It could not be asked{away}: {case.quoted(first['error']).rstrip('.')}."
+    more = f" Steps that wait like this: {len(others)} more." if others else ""
+    sentence = (
+        f"Step {first['step']} ({first['name']}) waits for task {first['remote_id']} of the MCP server "
+        f"{first['server']!r}, which {doing}. It is polled next {_moment(case, first['due_at'])}.{trouble}{more}"
+    )
+    facts = {
+        "step": first["step"],
+        "server": first["server"],
+        "remote_task": first["remote_id"],
+        "remote_state": first["state"],
+        "message": case.quoted(first["message"]),
+        "since": first["changed_at"],
+        "due_at": first["due_at"],
+        "expires_at": first["expires_at"],
+        "open_waits": case.task["open_waits"],
+    }
+    return case.answer("remote_task", sentence, None, **facts)
 
 
 def _waiting_for_steps(case: _Case, waits: list[dict[str, Any]]) -> Explanation:

@@ -27,6 +27,7 @@ from orchestrator.maintenance.evaluator import Evaluator
 from orchestrator.maintenance.expirer import Expirer
 from orchestrator.maintenance.healer import Healer
 from orchestrator.maintenance.lost_workers import LostWorkers
+from orchestrator.maintenance.remote_poller import RemotePoller
 from orchestrator.maintenance.republisher import Republisher
 from orchestrator.maintenance.resumer import Resumer
 from orchestrator.maintenance.sealer import Sealer
@@ -93,6 +94,7 @@ def make_loops(settings: Settings) -> list[Loop]:
         BudgetKeeper(settings, engine, monitors),
         StandingBudgetKeeper(settings, engine),
         Batcher(settings, engine),
+        RemotePoller(settings, engine),
         Resumer(settings, engine),
         Healer(settings, engine),
         Ingress(settings, engine),

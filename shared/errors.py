@@ -62,7 +62,8 @@ def from_record(record: Mapping[str, Any]) -> MinionError:
 def _kinds(root: type[MinionError]) -> dict[str, type[MinionError]]:
     found = {root.code: root}
     for kind in root.__subclasses__():
-        found |= _kinds(kind)
+        # A code belongs to the most general class that has it: others may need more than the record holds.
+        found = _kinds(kind) | found
     return found
 
 

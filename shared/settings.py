@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -38,6 +38,29 @@ SHORTEST_API_KEY = 16
 BASE_PATH = re.compile(r"(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+")
 # At least one letter: a mistyped network is not a name.
 HOST_NAME = re.compile(r"[A-Za-z0-9_.-]*[A-Za-z][A-Za-z0-9_.-]*")
+
+
+class StdioProgram(BaseModel):
+    """A program that is an MCP server.
+
+    Attributes:
+        command: the absolute path of the program, and its arguments.
+        env: names of the environment variables that it gets, with the values that they have for this process.
+        cwd: the folder in which it runs; None: the root folder.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    command: list[str] = Field(min_length=1)
+    env: list[str] = Field(default_factory=list)
+    cwd: str = "/"
+
+    @field_validator("command")
+    @classmethod
+    def _is_a_path(cls, command: list[str]) -> list[str]:
+        if not Path(command[0]).is_absolute():
+            raise ValueError(f"{command[0][:100]!r} is not an absolute path: the program is not looked for in PATH")
+        return command
 
 
 def installation_root() -> Path:
@@ -223,6 +246,7 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(256 << 20, ge=0)
     connect_attempts: int = Field(10, ge=1)
     allow_private_addresses: Annotated[list[str], NoDecode] = Field(default_factory=list)
+    mcp_stdio: Annotated[dict[str, StdioProgram], NoDecode] = Field(default_factory=dict)
 
     # Days; 0 keeps them indefinitely.
     retention_succeeded: float = Field(30.0, ge=0, le=36_500)
@@ -291,6 +315,17 @@ class Settings(BaseSettings):
             value = None
         if not isinstance(value, dict):
             raise ValueError('it must be a JSON object, like {"minions-admins": "admin"}')
+        return value
+
+    @field_validator("mcp_stdio", mode="before")
+    @classmethod
+    def _read_programs(cls, given: Any) -> Any:
+        try:
+            value = json.loads(given) if isinstance(given, str) else given
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise ValueError('it must be a JSON object, like {"files": {"command": ["/opt/files/server", "--stdio"]}}')
         return value
 
     @field_validator("default_model")

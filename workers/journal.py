@@ -24,9 +24,10 @@ from shared.contracts.requests import Lane
 from shared.contracts.strict_json import JsonValue, digest, first_difference
 from shared.database.connections import persistently
 from shared.errors import Cancelled, HistoryDiverged, MinionError, ToolError, from_record
-from shared.tasks import batches, budgets, lifecycle, stops
+from shared.tasks import batches, budgets, lifecycle, remote_calls, stops
 from shared.tasks.batches import BatchCall
 from shared.tasks.records import Charge, ChildEnd, Flags, KnownStep, Reserve, StepRecord, Stop
+from shared.tasks.remote_calls import RemoteCall
 from shared.tasks.throttles import ModelRate, rates_in
 from workers.followers import Followers
 from workers.outcomes import (
@@ -34,6 +35,7 @@ from workers.outcomes import (
     ChildOutcome,
     ChildRequest,
     ClaimLost,
+    Deferred,
     Interrupted,
     Postponed,
     Suspended,
@@ -109,6 +111,19 @@ class BatchedCall:
     read: Callable[[str], StepResult]
     repeat: Callable[[str], bool]
     fault: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeferredCall:
+    """A call that its server may finish later.
+
+    Attributes:
+        read: returns the result of the step with this number from the end of the server's task.
+        repeat: makes a plain call again, with a person's answers.
+    """
+
+    read: Callable[[int, RemoteCall], StepResult]
+    repeat: Callable[[int, RemoteCall], StepResult]
 
 
 @dataclass
@@ -225,6 +240,7 @@ class Journal:
         reserve: Callable[[], Reservation] | None = None,
         hashed: JsonValue = None,
         batched: BatchedCall | None = None,
+        deferred: DeferredCall | None = None,
         outside: Outside | None = None,
     ) -> JsonValue:
         """Run a step, or read it back.
@@ -237,10 +253,12 @@ class Journal:
                 holds that amount until the step is over.
             hashed: value to hash in place of the request, if the request holds texts whose keys have some order.
             batched: the same call for the batch lane, if the task's lane permits it.
+            deferred: continues a call that `perform` has deferred.
             outside: by default the same as `effect`.
 
         Raises:
             Batched: the call is in the batch lane, and has no answer yet.
+            Deferred: the server finishes the call later.
             BudgetExceeded: a budget of the task, or of one above it, has no room for the step.
             HistoryDiverged: the journal holds a different request at this position.
             Interrupted: the step is unsafe and was interrupted; its effect may or may not have happened.
@@ -256,7 +274,8 @@ class Journal:
             return known["output"]
         if known is not None and known["status"] == "failed" and not known["error"].get("retryable"):
             raise _recorded_error(known["error"])
-        if known is not None and known["status"] == "started" and effect == "unsafe":
+        remote = self._deferred(number, known) if deferred is not None else None
+        if known is not None and known["status"] == "started" and effect == "unsafe" and not _continues(remote):
             raise Interrupted
         if draining.is_set():
             raise Postponed(0.0, "handed_back")
@@ -273,6 +292,11 @@ class Journal:
         if batched is not None and (answer := self._batched(started, known, batched)) is not None:
             del started["input"]
             return self._perform(started, lambda _: batched.read(answer), None, paid=True)
+        if deferred is not None and remote is not None:
+            if remote.result is not None:
+                del started["input"]
+                return self._perform(started, lambda step: deferred.read(step, remote), None, paid=True)
+            perform = self._repeating(deferred, remote)
         reserved = None
         if effect != "pure" or self.has_budget:
             reserved = self._begin(started, reserve)
@@ -365,6 +389,33 @@ class Journal:
         self._begin(started, batched.reserve, {"step": number, "model": started["name"], "body": batched.body()})
         raise Batched
 
+    def _deferred(self, number: int, known: KnownStep | None) -> RemoteCall | None:
+        """Return the call of a step that its server was to finish later; None: there is none.
+
+        Raises:
+            Deferred: it is not finished yet.
+        """
+        if known is None:
+            return None
+        if known["status"] == "failed":
+            # The step begins again: an earlier attempt must not be taken for this one.
+            persistently(remote_calls.forget, self.task_id, self.claim, number)
+            return None
+        remote = persistently(remote_calls.of_step, self.task_id, number)
+        if remote is not None and remote.is_open:
+            raise Deferred
+        return remote
+
+    def _repeating(self, deferred: DeferredCall, remote: RemoteCall) -> Perform:
+        """Return an effect that is recorded as repeated before it begins: an unsafe one is repeated once."""
+
+        def repeat(step: int) -> StepResult:
+            if not persistently(remote_calls.resume, self.task_id, self.claim, step):
+                raise ClaimLost
+            return deferred.repeat(step, remote)
+
+        return repeat
+
     def _has_time_for_batch(self) -> bool:
         return self.deadline is None or self.deadline - datetime.now(UTC) >= timedelta(hours=BATCH_HOURS)
 
@@ -407,6 +458,9 @@ class Journal:
             self._keep({**started, "status": "failed", "error": {**later, "retryable": True}, "finished_at": _now()})
             self._release(started["number"], reserved, postponed.error)
             raise
+        except Deferred as deferred:
+            self._defer(started, deferred)
+            raise
         except Interrupted as interrupted:
             if interrupted.error is not None:
                 # For the person who is asked to decide; the step itself stays `started`.
@@ -431,6 +485,21 @@ class Journal:
         else:
             self._write([finished], used=_charge(started["number"], reserved, result))
         return result.output
+
+    def _defer(self, started: StepRecord, deferred: Deferred) -> None:
+        """Commit the call of a step that its server finishes later, before anything waits for it.
+
+        If the claim is lost, the server's task is left alone: another claim may get the same one for the same
+        idempotency key.
+        """
+        with self.lock:
+            if self.abandoned.is_set() or deferred.call is None:
+                raise ClaimLost
+            steps: list[StepRecord] = [*self.unwritten, {**started, "usage": deferred.usage or {}}]
+            if not persistently(remote_calls.begin, self.task_id, self.claim, steps, deferred.call):
+                raise ClaimLost
+            self.unwritten.clear()
+        self.followers.notify()
 
     def _count_steps(self, number: int, how_many: int = 1) -> None:
         """Sub-tasks and waits count as steps too, before the task is suspended for them."""
@@ -529,6 +598,11 @@ class Journal:
             f"asks for {kind} {name!r}{how}. Replay the task to run it from its beginning, or from an earlier step.",
             step=number,
         )
+
+
+def _continues(remote: RemoteCall | None) -> bool:
+    """Return whether a deferred call goes on without a person's decision about its effect."""
+    return remote is not None and remote.state != "sent"
 
 
 def _model_that_begins(step: StepRecord) -> str | None:

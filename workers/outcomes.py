@@ -10,6 +10,7 @@ from shared.contracts.requests import Message
 from shared.contracts.strict_json import JsonValue
 from shared.errors import BudgetExceeded, MinionError
 from shared.tasks.records import ChildRecord, WaitRecord
+from shared.tasks.remote_calls import NewRemoteCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,10 @@ class WaitRequest:
 
 @dataclass(frozen=True, slots=True)
 class Suspended:
-    """The task waits for sub-tasks, signals and timers without a worker slot, and runs again when all have ended."""
+    """The task waits for sub-tasks, signals and timers without a worker slot, and runs again when all have ended.
+
+    It also waits for calls that their servers finish later, which the journal has recorded (`Deferred`).
+    """
 
     children: list[ChildRequest] = field(default_factory=list)
     waits: list[WaitRequest] = field(default_factory=list)
@@ -145,6 +149,20 @@ class Postponed(Exception):
 
 class Batched(Exception):
     """Raised when a model call is in the batch lane and has no answer yet. Ends as `AwaitingBatch`."""
+
+
+class Deferred(Exception):
+    """Raised inside a step when the server of a tool will finish the call later. Ends as `Suspended`.
+
+    Attributes:
+        call: for the journal; None if it has it already.
+        usage: for the step.
+    """
+
+    def __init__(self, call: NewRemoteCall | None = None, usage: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.call = call
+        self.usage = usage
 
 
 class Interrupted(Exception):

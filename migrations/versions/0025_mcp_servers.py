@@ -9,7 +9,7 @@ from sqlalchemy.dialects import postgresql
 from migrations.sql import run_file
 
 revision = "0025"
-down_revision = "0021"
+down_revision = "0022"
 branch_labels = None
 depends_on = None
 PHASE = "before"

@@ -23,6 +23,8 @@ from shared.tasks import targets
 UNSERVED_SECONDS = 60.0
 """A worker that is restarted is no reason for an alert."""
 FAILED_ATTEMPTS = 3
+FAILING_SECONDS = 600.0
+"""An MCP server that is restarted is no reason for an alert."""
 MOST_DEAD_LETTERS = 1000
 THREATS = ("key_addresses", "refusals", "sandbox_denials", "approvals")
 THREAT_MINUTES = 65
@@ -80,6 +82,15 @@ WEBHOOK_FAILS = text(
         ORDER BY w.id LIMIT :most
     """
 )
+MCP_SERVER_FAILS = text(
+    """
+    SELECT namespace, server AS subject, count(*) AS tasks,
+           extract(epoch FROM now() - min(failing_since))::float8 AS value
+        FROM remote_calls WHERE state IN ('working', 'input_required')
+            AND failing_since < now() - :failing_seconds * interval '1 second'
+        GROUP BY namespace, server ORDER BY value DESC LIMIT :most
+    """
+)
 DEAD_LETTERS = text(
     """
     SELECT NULL AS namespace, 'dead letters' AS subject, (gauges->'minions_dead_letters'->0->>1)::float8 AS value
@@ -128,6 +139,14 @@ def _webhook(row: RowMapping) -> str:
     )
 
 
+def _mcp_server(row: RowMapping) -> str:
+    whose = "one of its tasks" if row["tasks"] == 1 else f"{row['tasks']} of its tasks"
+    return (
+        f"The MCP server {row['subject']} could not be asked about {whose}, for up to {duration(row['value'])}. "
+        f"`minion mcp tools {row['subject']}` shows whether it answers."
+    )
+
+
 def _dead_letters(row: RowMapping) -> str:
     more = " or more" if row["value"] >= 10_000 else ""
     return f"{row['value']:.0f}{more} failed tasks have no replay. `minion dead-letters` groups them by error."
@@ -157,6 +176,7 @@ RULES = (
     Rule("approval_old", APPROVAL_OLD, _approval, "seconds"),
     Rule("budget_blocks", BUDGET_BLOCKS, _budget),
     Rule("webhook_fails", WEBHOOK_FAILS, _webhook, "attempts"),
+    Rule("mcp_server_fails", MCP_SERVER_FAILS, _mcp_server, "seconds"),
     Rule("dead_letters", DEAD_LETTERS, _dead_letters, "tasks"),
     Rule("canary_rolled_back", CANARY_ROLLED_BACK, _canary),
     Rule("threat", THREAT, _threat, "events"),
@@ -174,6 +194,7 @@ def find(connection: Connection, settings: Settings) -> Iterator[Found]:
     values: dict[str, Any] = {
         "approval_seconds": settings.alert_approval_seconds,
         "failed_attempts": FAILED_ATTEMPTS,
+        "failing_seconds": FAILING_SECONDS,
         "most_dead_letters": MOST_DEAD_LETTERS,
         "threats": [f"alert.{name}" for name in THREATS],
         "threat_minutes": THREAT_MINUTES,

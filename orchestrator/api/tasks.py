@@ -302,7 +302,10 @@ def decide(task_id: TaskId, sent: body.TaskBody, database: Database, actor: Acto
     check(asked.value, what="The value", limit=get_settings().max_input_bytes)
     arguments = asked.value if asked.verdict == "approve" else None
     with autocommit(database).connect() as connection:
-        approver = approvals.judge(connection, task_id, asked.step, asked.proposal, arguments, key=actor.key)
+        approver = approvals.judge(
+            connection, task_id, asked.step, asked.proposal, arguments, key=actor.key,
+            approves=asked.verdict == "approve",
+        )  # fmt: skip
     with database.begin() as connection:
         before = task_acts.state_of(connection, task_id)
         decided = lifecycle.decide(connection, task_id, who=str(actor), approver=approver, **asked.model_dump())

@@ -118,6 +118,9 @@ def _ask(why: dict[str, Any], verdict: str, value: Any) -> None:
     """Show the proposal and any replacement for it, and continue only after a yes."""
     facts = why["facts"]
     console.print(f"Step {facts['step']}, {facts['name']} (proposal {facts['proposal']}):")
+    if "question" in facts:
+        # A stranger's text, which must not control the terminal.
+        console.print(f"The MCP server {facts['server']!r} asks: {facts['question']!r}", markup=False)
     print_json(facts.get("proposed", facts.get("request")))
     if value is not None:
         console.print("With this in its place:" if verdict == "approve" else "With this result:")

@@ -1,4 +1,4 @@
-"""`minion mcp`: servers of the Model Context Protocol and their tools as definitions, and agents as tools of a client."""
+"""`minion mcp`: tools of MCP servers as definitions, and agents as tools of an MCP client."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ def register(commands: typer.Typer) -> None:
 @app.command()
 def add(
     name: str = typer.Argument(help="A name for the server; the names of its tools begin with it."),
-    url: str = typer.Argument(help="The address of its MCP endpoint."),
+    url: str | None = typer.Argument(None, help="The address of its MCP endpoint."),
+    stdio: str | None = typer.Option(
+        None, "--stdio", help="Instead of an address: a program by its name in MINION_MCP_STDIO of the workers."
+    ),
     header: list[str] = typer.Option(
         [], "--header", help="A header of every request: 'Authorization: Bearer ${secret:NAME}'."
     ),
@@ -64,6 +67,7 @@ def add(
         "kind": "mcp_server",
         "name": name,
         "url": url,
+        "stdio": stdio,
         "headers": headers,
         "trusted": trusted,
         "timeout": timeout,

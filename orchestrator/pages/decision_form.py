@@ -30,6 +30,7 @@ class Decision:
         address: the step and the proposal that the reader sees, which the decision names.
         fields: of the arguments, or of the result, if their schema is simple; else empty, and `text` has their JSON.
         editable: the reader sees the arguments, and they are not too large.
+        question: of an MCP server, which the arguments answer; None: they are those of a call.
     """
 
     kind: str
@@ -39,6 +40,7 @@ class Decision:
     text: str
     editable: bool
     typed: Mapping[str, str]
+    question: str | None = None
 
 
 def decision_of(
@@ -69,7 +71,8 @@ def decision_of(
         with database.connect() as connection:
             schema = arguments_schema(connection, task, facts["step"])
     fields = fields_of(schema, proposed, typed) if editable else []
-    return Decision("approval", address, proposed, fields, typed.get("arguments", text), editable, typed)
+    text = typed.get("arguments", text)
+    return Decision("approval", address, proposed, fields, text, editable, typed, facts.get("question"))
 
 
 def decided_value(connection: Connection, task: UUID, form: Mapping[str, str]) -> JsonValue:

@@ -37,11 +37,12 @@ DECISIONS = text(
     SELECT d.* FROM unnest(:tasks) AS t (id) CROSS JOIN LATERAL (
         SELECT w.task_id, w.number AS step, w.name, w.started_at, w.due_at, minion_proposal(w) AS proposal,
                w.approvals->'edited' AS edited,
-               w.kind = 'wait' AND COALESCE(w.input ? 'approval', false) AS is_approval,
+               w.kind = 'wait' AND COALESCE(w.input ? 'approval', false) AS is_approval, minion_asks(w) AS asks,
                CASE WHEN octet_length(w.input::text) <= :most THEN w.input END AS input, w.input_order,
                CASE WHEN octet_length(w.approvals::text) <= :most THEN w.approvals END AS approvals
             FROM steps w WHERE w.task_id = t.id AND w.status = 'started'
-            ORDER BY w.effect <> 'unsafe', NOT COALESCE(w.kind = 'wait' AND w.input ? 'approval', false), w.number
+            ORDER BY w.effect <> 'unsafe',
+                     NOT COALESCE(w.kind = 'wait' AND w.input ? 'approval', minion_asks(w)), w.number
             LIMIT 1) d
     """
 ).bindparams(bindparam("tasks", type_=ARRAY(PgUUID)), bindparam("most", LONGEST_INPUT))

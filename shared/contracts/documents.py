@@ -667,34 +667,92 @@ class ToolDefinition(Definition):
         return self
 
 
+def _checked_address(url: str) -> str:
+    """Return an address that a definition may name."""
+    if "${secret:" in url:
+        raise ValueError("a URL must not contain secrets, which logs would show: put them into headers")
+    try:
+        checked_url(url)
+    except InvalidInput as error:
+        raise ValueError(error.message) from None
+    return url
+
+
+class McpOAuth(Strict):
+    """Client credentials for an MCP server (OAuth 2.1).
+
+    Attributes:
+        issuer: the authorization server, whose metadata have the token endpoint.
+        token_url: the token endpoint, for an authorization server without metadata.
+        client_secret: `${secret:NAME}`.
+        scope: scopes to ask for, separated by spaces.
+        method: how the client shows its secret.
+    """
+
+    issuer: str | None = Field(None, min_length=8, max_length=2000)
+    token_url: str | None = Field(None, min_length=8, max_length=2000)
+    client_id: str = Field(min_length=1, max_length=500, pattern=r"^[\x20-\x7e]+$")
+    client_secret: str = Field(max_length=200, pattern=r"^\$\{secret:[A-Za-z][A-Za-z0-9_.-]{0,99}\}$")
+    scope: str | None = Field(
+        None, max_length=2000, pattern=r"^[\x21\x23-\x5b\x5d-\x7e]+( [\x21\x23-\x5b\x5d-\x7e]+)*$"
+    )
+    method: Literal["client_secret_basic", "client_secret_post"] = "client_secret_basic"
+
+    @field_validator("issuer", "token_url")
+    @classmethod
+    def _can_be_reached(cls, url: str | None) -> str | None:
+        return url and _checked_address(url)
+
+    @field_validator("client_secret")
+    @classmethod
+    def _is_no_key_of_a_model(cls, secret: str) -> str:
+        _without_model_keys({"client_secret": secret})
+        return secret
+
+    @model_validator(mode="after")
+    def _has_one_address(self) -> Self:
+        if (self.issuer is None) == (self.token_url is None):
+            raise ValueError("oauth must have `issuer` or `token_url`, and not both")
+        return self
+
+
 class McpServerDefinition(Definition):
     """An MCP server, whose tools are pulled as tools of `type: mcp`. Times are seconds.
 
     A header may contain `${secret:NAME}`.
 
     Attributes:
+        url: the address of a server that speaks streamable HTTP.
+        stdio: the entry of `MINION_MCP_STDIO`, instead of an address: a program that the operators of workers allow.
+        oauth: client credentials, to obtain a token for the address.
         trusted: effects of tools that are pulled follow from the server's annotations.
         timeout: limit of one call, with everything that it needs.
         max_bytes: limit of one message of the server.
     """
 
     kind: Literal["mcp_server"] = "mcp_server"
-    url: str = Field(min_length=8, max_length=2000)
+    url: str | None = Field(None, min_length=8, max_length=2000)
+    stdio: Name | None = None
     headers: Headers = Field(default_factory=dict)
+    oauth: McpOAuth | None = None
     trusted: bool = False
     timeout: float = Field(30.0, gt=0, le=300)
     max_bytes: int = Field(4 << 20, ge=1024, le=16 << 20)
 
     @field_validator("url")
     @classmethod
-    def _can_be_reached(cls, url: str) -> str:
-        if "${secret:" in url:
-            raise ValueError("a URL must not contain secrets, which logs would show: put them into headers")
-        try:
-            checked_url(url)
-        except InvalidInput as error:
-            raise ValueError(error.message) from None
-        return url
+    def _can_be_reached(cls, url: str | None) -> str | None:
+        return url and _checked_address(url)
+
+    @model_validator(mode="after")
+    def _has_one_way(self) -> Self:
+        if (self.url is None) == (self.stdio is None):
+            raise ValueError("an MCP server must have `url` or `stdio`, and not both")
+        if self.stdio is not None and (self.headers or self.oauth):
+            raise ValueError("an MCP server with `stdio` must not have `headers` or `oauth`: it is a process")
+        if self.oauth is not None and any(name.lower() == "authorization" for name in self.headers):
+            raise ValueError("an MCP server with `oauth` must not have the header Authorization")
+        return self
 
     @field_validator("headers")
     @classmethod

@@ -26,7 +26,9 @@ from shared.errors import InvalidDefinition, NotFound, Unavailable
 from shared.mcp.eras import Era
 from shared.mcp.faults import McpFault
 from shared.mcp.listing import ListedTool, list_tools
+from shared.mcp.resource_metadata import authorization_servers
 from shared.mcp.servers import connect
+from shared.settings import get_settings
 
 State = Literal["new", "changed", "same", "gone", "unusable"]
 
@@ -40,7 +42,8 @@ SERVER = text(
 )
 SERVERS = text(
     """
-    SELECT s.name, v.number AS version, v.definition->>'url' AS url, (v.definition->>'trusted')::boolean AS trusted,
+    SELECT s.name, v.number AS version, (v.definition->>'trusted')::boolean AS trusted,
+           COALESCE(v.definition->>'url', 'stdio:' || (v.definition->>'stdio')) AS url,
            (SELECT count(*) FROM tools t JOIN tool_versions k ON k.id = t.active_version_id
                 JOIN mcp_server_versions u ON u.id = k.mcp_server_version_id WHERE u.mcp_server_id = s.id) AS tools
         FROM mcp_servers s JOIN mcp_server_versions v ON v.id = s.active_version_id
@@ -121,7 +124,16 @@ def ask(server: McpServerDefinition, namespace: str = "default") -> list[ListedT
             finally:
                 client.end_session()
     except McpFault as fault:
-        raise Unavailable(f"The MCP server {server.name!r}: {fault.message.rstrip('.')}.", **fault.detail) from None
+        why = f"The MCP server {server.name!r}: {fault.message.rstrip('.')}."
+        raise Unavailable(why + _advice(server, fault), **fault.detail) from None
+
+
+def _advice(server: McpServerDefinition, fault: McpFault) -> str:
+    """Return what a definition lacks, if a server refused a request for its credentials."""
+    if fault.detail.get("status") != 401 or server.oauth is not None or server.url is None:
+        return ""
+    issuers = authorization_servers(server.url, get_settings())
+    return f" Its authorization server is {' or '.join(issuers)}: set `oauth` in its definition." if issuers else ""
 
 
 def compare(

@@ -141,10 +141,9 @@ class McpClient:
     def _negotiate(self) -> Known:
         """Ask the server for its era: in the modern way first, which a legacy server does not understand."""
         try:
-            about = self._modern_call("server/discover", {})
+            about = self._discover()
         except RpcError as error:
-            supported = error.data.get("supported") if isinstance(error.data, dict) else None
-            if error.number in protocol.ONLY_MODERN and not _has_legacy(supported):
+            if error.number in protocol.ONLY_MODERN and not _has_legacy(_supported(error)):
                 raise
             return self._initialize()
         except McpFault as fault:
@@ -156,11 +155,21 @@ class McpClient:
             return self._initialize()
         return Known(protocol.MODERN, about)
 
+    def _discover(self) -> Message:
+        """Ask the server what it supports, once more if it refuses the version, and lists it as supported."""
+        try:
+            return self._modern_call("server/discover", {})
+        except RpcError as error:
+            if error.number != protocol.UNSUPPORTED_VERSION or protocol.MODERN not in (_supported(error) or ()):
+                raise
+        return self._modern_call("server/discover", {})
+
     def _initialize(self) -> Known:
         """Begin a session of 2025-11-25."""
         params = {
             "protocolVersion": protocol.LEGACY,
-            "capabilities": self.capabilities,
+            # Ours concern 2026-07-28: questions during a call, and tasks of another kind, are not supported.
+            "capabilities": {},
             "clientInfo": protocol.CLIENT,
         }
         about, session = self._exchange("initialize", params, {}, answers=False)
@@ -217,6 +226,12 @@ def _contradicts(known: Known, fault: McpFault) -> bool:
 def _legacy_headers(known: Known) -> dict[str, str]:
     session = {} if known.session is None else {SESSION: known.session}
     return {protocol.VERSION_HEADER: known.version, **session}
+
+
+def _supported(error: RpcError) -> list[Any] | None:
+    """Return the versions that a server supports, if it says so with its refusal of one."""
+    supported = error.data.get("supported") if isinstance(error.data, dict) else None
+    return supported if isinstance(supported, list) else None
 
 
 def _has_legacy(supported: Any) -> bool:

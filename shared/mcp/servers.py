@@ -5,17 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any
+from uuid import UUID
 
-from shared.contracts.documents import HEADER_VALUE, McpServerDefinition
+from sqlalchemy import Connection, text
+
+from shared.contracts.documents import HEADER_VALUE, McpServerDefinition, stored_definition
 from shared.database.connections import get_engine, persist
-from shared.errors import NotConfigured
+from shared.errors import NotConfigured, NotFound
+from shared.mcp.authorization import ClientCredentials
 from shared.mcp.client import McpClient
 from shared.mcp.eras import Era
-from shared.mcp.http import FixedHeaders, HttpTransport
+from shared.mcp.http import Authorization, FixedHeaders, HttpTransport
+from shared.mcp.stdio import PROCESSES, StdioTransport
 from shared.secret_store import SecretStore, fill, references
 from shared.settings import get_settings
 
 HEADER_TEXT = re.compile(HEADER_VALUE)
+VERSION = text("SELECT name, definition, key_order FROM mcp_server_versions WHERE id = :id")
 
 
 def connect(
@@ -26,20 +32,58 @@ def connect(
     Raises:
         NotFound, NotConfigured: a secret is missing, or cannot be decrypted or sent.
     """
-    secrets = _secrets(server, namespace)
-    headers = {name: _header(name, fill(given, secrets)) for name, given in server.headers.items()}
+    if server.stdio is not None:
+        return _process(server, server.stdio, namespace, capabilities or {})
     transport = HttpTransport(
-        server.url,
+        str(server.url),
         get_settings(),
         seconds=server.timeout,
         max_bytes=server.max_bytes,
-        authorization=FixedHeaders(headers, secrets.values()),
+        authorization=_authorization(server, namespace),
     )
     return McpClient(transport, era, capabilities)
 
 
+def secrets_of(server: McpServerDefinition) -> set[str]:
+    """Return the names of the secrets that a definition refers to."""
+    oauth = [server.oauth.client_secret] if server.oauth else []
+    return references([*server.headers.values(), *oauth])
+
+
+def _process(server: McpServerDefinition, name: str, namespace: str, capabilities: Mapping[str, Any]) -> McpClient:
+    """Return a client of a server that is a process of this machine."""
+    process = PROCESSES.get(name, namespace, get_settings())
+    transport = StdioTransport(process, seconds=server.timeout, max_bytes=server.max_bytes)
+    # No other process could ask it about its tasks.
+    offered = {name: value for name, value in capabilities.items() if name != "extensions"}
+    return McpClient(transport, process.era, offered)
+
+
+def _authorization(server: McpServerDefinition, namespace: str) -> Authorization:
+    secrets = _secrets(server, namespace)
+    headers = {name: _header(name, fill(given, secrets)) for name, given in server.headers.items()}
+    if server.oauth is None:
+        return FixedHeaders(headers, secrets.values())
+    secret = fill(server.oauth.client_secret, secrets)
+    return ClientCredentials(server.oauth, str(server.url), secret, get_settings(), headers, secrets.values())
+
+
+def version_of(connection: Connection, id: UUID) -> McpServerDefinition:
+    """Return the stored version of a server's definition.
+
+    Raises:
+        NotFound: there is none.
+        UnreadableDefinition: another release wrote it.
+    """
+    row = connection.execute(VERSION, {"id": id}).one_or_none()
+    if row is None:
+        raise NotFound(f"There is no version {id} of an MCP server.")
+    server: McpServerDefinition = stored_definition("mcp_server", row.name, row.definition, row.key_order)
+    return server
+
+
 def _secrets(server: McpServerDefinition, namespace: str) -> dict[str, str]:
-    names = references(server.headers.values())
+    names = secrets_of(server)
     if not names:
         return {}
     store = SecretStore(get_settings(), namespace)

@@ -19,6 +19,7 @@ from shared.contracts.documents import AgentDefinition, ToolDefinition, stored_d
 from shared.contracts.json_schema import ENDLESS, TOO_LONG, Schema, validate, violations
 from shared.contracts.strict_json import JsonValue
 from shared.errors import InvalidInput
+from shared.tasks import remote_calls
 from shared.tasks.messages import approved_messages
 from shared.tasks.records import Approver
 
@@ -31,9 +32,10 @@ POLICY = text(
     """
     SELECT minion_approval_policy(s) AS policy, t.namespace,
            s.input->'approval' AS proposed, s.approvals->'arguments' AS edited,
-           minion_standing_approvals(s) AS given, t.messages = s.input->'approval' AS of_messages
+           minion_standing_approvals(s) AS given,
+           minion_asks(s) OR t.messages = s.input->'approval' AS has_no_arguments
         FROM steps s JOIN tasks t ON t.id = s.task_id
-        WHERE s.task_id = :task AND s.number = :step AND s.kind = 'wait' AND s.input ? 'approval'
+        WHERE s.task_id = :task AND s.number = :step AND (s.kind = 'wait' AND s.input ? 'approval' OR minion_asks(s))
     """
 )
 REQUIRED = text(
@@ -83,7 +85,14 @@ def is_approval(connection: Connection, task: UUID, step: int) -> bool:
 
 
 def judge(
-    connection: Connection, task: UUID, step: int | None, proposal: str | None, arguments: JsonValue, *, key: Key
+    connection: Connection,
+    task: UUID,
+    step: int | None,
+    proposal: str | None,
+    arguments: JsonValue,
+    *,
+    key: Key,
+    approves: bool = True,
 ) -> Approver | None:
     """Check a decision before the database makes it: the arguments that it sets, and the rules that apply to them.
 
@@ -91,6 +100,7 @@ def judge(
         connection: in autocommit mode: PostgreSQL ends a transaction that is idle for the time of a slow check.
         arguments: None approves the current ones.
         key: the deciding key.
+        approves: whether the verdict is `approve`.
 
     Returns:
         the key with these rules, for `decide`; None if no step waits, which `decide` reports.
@@ -103,6 +113,8 @@ def judge(
         return None
     if arguments is not None:
         check_arguments(connection, task, found.number, arguments)
+    elif approves:
+        _check_proposed_answer(connection, task, found.number)
     return approver_of(connection, task, found.number, arguments, key=key, judged=found.proposal)
 
 
@@ -135,13 +147,13 @@ def awaited(connection: Connection, task: UUID, step: int) -> Awaited | None:
 
 
 def _applying(found: Row[Any], arguments: JsonValue) -> list[int]:
-    """Return the rules whose conditions match any of the arguments; all of them for messages, which match no schema
-    of arguments, and a rule whose condition takes too long to check."""
+    """Return the rules whose conditions match any of the arguments; all of them for messages and for answers to a
+    server's questions, which match no schema of arguments, and a rule whose condition takes too long to check."""
     candidates = [found.proposed, *(each for each in (found.edited, arguments) if each is not None)]
     return [
         position
         for position, rule in enumerate(found.policy.get("rules", []))
-        if found.of_messages or any(_may_match(rule["when"], each) for each in candidates)
+        if found.has_no_arguments or any(_may_match(rule["when"], each) for each in candidates)
     ]
 
 
@@ -155,6 +167,9 @@ def check_arguments(connection: Connection, task: UUID, step: int, arguments: Js
     Raises:
         InvalidInput: with every violation and its path.
     """
+    if (asked := remote_calls.form_of(connection, task, step)) is not None:
+        asked.check(arguments)
+        return
     proposed = connection.execute(PROPOSED, {"task": task, "step": step}).one_or_none()
     if proposed is None:
         return
@@ -167,12 +182,23 @@ def check_arguments(connection: Connection, task: UUID, step: int, arguments: Js
 
 
 def arguments_schema(connection: Connection, task: UUID, step: int) -> Schema | None:
-    """Return the first schema that the arguments of a proposed call must match; None for messages, and without one."""
+    """Return the first schema that the arguments of a proposed call must match; None for messages, and without one. For
+    the questions of a server, the schema of the answer.
+    """
+    if (asked := remote_calls.form_of(connection, task, step)) is not None:
+        return asked.schema
     proposed = connection.execute(PROPOSED, {"task": task, "step": step}).one_or_none()
     if proposed is None or (proposed.of_agent and proposed.of_messages):
         return None
     schemas = _agent_schemas(proposed) if proposed.of_agent else _tool_schemas(proposed)
     return next((schema for schema in schemas if schema is not None), None)
+
+
+def _check_proposed_answer(connection: Connection, task: UUID, step: int) -> None:
+    """Refuse to answer the questions of a server with their defaults if these are no answer."""
+    asked = remote_calls.form_of(connection, task, step)
+    if asked is not None:
+        asked.check(asked.proposed)
 
 
 def result_schema(connection: Connection, task: UUID, step: int) -> Schema | None:

@@ -92,7 +92,9 @@ BROKEN_PROMISES = text(
     SELECT 'the count of waits is wrong', s.task_id, s.open_waits::text FROM task_status s
         WHERE s.state = 'waiting' AND s.open_waits <> (
             SELECT count(*) FROM steps w WHERE w.task_id = s.task_id AND w.kind IN ('subtask', 'wait')
-                AND w.status = 'started')
+                AND w.status = 'started') + (
+            SELECT count(*) FROM remote_calls r
+                WHERE r.task_id = s.task_id AND r.state IN ('working', 'input_required'))
     UNION ALL
     SELECT 'waits for nothing', s.task_id, s.wait_reason FROM task_status s
         WHERE s.state = 'waiting' AND s.open_waits = 0 AND s.due_at IS NULL

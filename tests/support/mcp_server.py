@@ -7,7 +7,7 @@ import base64
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
@@ -15,6 +15,7 @@ from typing import Any, TypedDict
 
 import uvicorn
 from mcp.server import MCPServer
+from mcp.server.extension import Extension
 from mcp.server.mcpserver import Context, Image
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp_types import (
@@ -122,13 +123,14 @@ class Shop:
 
 
 @contextmanager
-def reference_server(era: str = "modern", **options: Any) -> Iterator[Shop]:
+def reference_server(era: str = "modern", *, extensions: Sequence[Extension] = (), **options: Any) -> Iterator[Shop]:
     """Run the server of the `mcp` package. `legacy` refuses messages of 2026-07-28, as servers of 2025-11-25 do.
 
     Args:
+        extensions: of the protocol.
         options: of `streamable_http_app`, such as `json_response`.
     """
-    shop = Shop()
+    shop = Shop(server=MCPServer("shop", instructions="A shop.", extensions=extensions))
     shop.add_tools()
     app: Any = shop.server.streamable_http_app(**options)
     shop.lifetime = shop.server.session_manager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -10,20 +11,25 @@ from shared.contracts.json_schema import validate
 from shared.contracts.strict_json import JsonValue, digest
 from shared.database.connections import persistently
 from shared.errors import InvalidInput, MinionError, ToolError
+from shared.mcp import remote_tasks
 from shared.mcp.eras import Eras
 from shared.mcp.faults import McpFault
 from shared.mcp.parameters import headers_of
 from shared.mcp.protocol import IDEMPOTENCY_KEY, TRACE_KEY
 from shared.mcp.results import output_of
-from shared.mcp.servers import connect
-from shared.secret_store import references, times_of
-from workers.journal import Journal, StepResult
-from workers.outcomes import Interrupted
+from shared.mcp.servers import connect, secrets_of
+from shared.mcp.transport import Message
+from shared.secret_store import times_of
+from workers.deferral import Deferral
+from workers.journal import Journal, Perform, StepResult
+from workers.outcomes import Deferred, Interrupted, Suspended
 from workers.result_cache import ResultCache
 from workers.task import ClaimedTask
 from workers.tools.blocks import keeping_files
 from workers.tools.trace import traceparent_of
 
+DEFERRING = ("task", "input_required")
+"""Types of results of calls that the server finishes later."""
 eras = Eras()
 """What this process knows about servers, by the ids of their versions."""
 
@@ -51,55 +57,90 @@ class McpTool:
         self.input_schema: dict[str, Any] | None = definition.input_schema
         self.strict = definition.strict
         self.deferred = definition.defer_loading
+        self.output_schema: dict[str, Any] | None = definition.output_schema
         self.effect = str(definition.effect)
         self.steps = 1
 
-    def call(self, arguments: JsonValue, task: ClaimedTask, journal: Journal) -> JsonValue:
-        """Make the call as one step."""
+    def call(self, arguments: JsonValue, task: ClaimedTask, journal: Journal) -> JsonValue | Suspended:
+        """Make the call as one step, which the server may finish later."""
         request = {"server": self.server.name, "tool": self.mcp.tool, "arguments": arguments}
+        # Nothing waits in a trial.
+        capabilities = {} if journal.is_trial else remote_tasks.CAPABILITIES
 
-        def perform(step: int) -> StepResult:
-            what = f"The input of tool {self.name!r}"
-            validate(self.input_schema, arguments, what=what, error=InvalidInput)
-            if not isinstance(arguments, dict):
-                raise InvalidInput(f"{what} must be an object.")
+        def send(step: int, more: Mapping[str, Any]) -> Message:
             meta = {IDEMPOTENCY_KEY: digest([str(task.origin_id), step, digest(request)])}
             if parent := traceparent_of(task, step):
                 meta[TRACE_KEY] = parent
-            result = self._request(arguments, meta)
+            return self._request(self._checked(arguments), more, meta, capabilities)
+
+        def read(result: Message) -> StepResult:
             return StepResult(output_of(result, self.definition.output_schema, name=self.name))
 
-        once = self.cache.around(perform, task, arguments) if self.cache else perform
-        return journal.call("tool_call", self.name, request, keeping_files(once, task, self.name), effect=self.effect)
+        def kept(perform: Perform) -> Perform:
+            return keeping_files(self._with_names(perform), task, self.name)
+
+        deferral = Deferral(self.server.name, self.namespace, self.server_version_id, send, read, kept)
+        once = self.cache.around(deferral.begin, task, arguments) if self.cache else deferral.begin
+        try:
+            return journal.call(
+                "tool_call", self.name, request, kept(once), effect=self.effect, deferred=deferral.later()
+            )
+        except Deferred:
+            return Suspended()
+
+    def _checked(self, arguments: JsonValue) -> dict[str, Any]:
+        """Return the arguments.
+
+        Raises:
+            InvalidInput: they do not match the schema, or are no object.
+        """
+        what = f"The input of tool {self.name!r}"
+        validate(self.input_schema, arguments, what=what, error=InvalidInput)
+        if not isinstance(arguments, dict):
+            raise InvalidInput(f"{what} must be an object.")
+        return arguments
+
+    def _with_names(self, perform: Perform) -> Perform:
+        """Return an effect whose faults name the tool and the server."""
+
+        def named(step: int) -> StepResult:
+            try:
+                return perform(step)
+            except McpFault as fault:
+                raise self._failed(fault) from None
+
+        return named
 
     def _stored_secrets(self) -> JsonValue:
         """Return the names of the server's secrets, with the times at which they were set."""
-        names = references(self.server.headers.values())
+        names = secrets_of(self.server)
         return persistently(times_of, names, self.namespace) if names else None
 
-    def _request(self, arguments: dict[str, Any], meta: dict[str, str]) -> dict[str, Any]:
-        """Return the result of the call.
+    def _request(
+        self, arguments: dict[str, Any], more: Mapping[str, Any], meta: dict[str, str], capabilities: Mapping[str, Any]
+    ) -> Message:
+        """Return the result of the call, of one of the types that the capabilities permit.
 
         Raises:
-            Interrupted: it is unknown whether an unsafe call was processed.
-            ToolError: any other failure.
+            McpFault: there is none.
+            ToolError: the server cannot be asked.
         """
         try:
-            with connect(self.server, self.namespace, eras.of(self.server_version_id)) as client:
+            with connect(self.server, self.namespace, eras.of(self.server_version_id), capabilities) as client:
                 result = client.request(
                     "tools/call",
-                    {"name": self.mcp.tool, "arguments": arguments},
+                    {"name": self.mcp.tool, "arguments": arguments, **more},
                     name=self.mcp.tool,
                     meta=meta,
                     headers=headers_of(self.input_schema, arguments),
                 )
-        except McpFault as fault:
-            raise self._failed(fault) from None
+        except McpFault:
+            raise
         except MinionError as error:
             raise self._failure(error.message, retryable=error.retryable) from None
         kind = result.get("resultType", "complete")
-        if kind != "complete":
-            raise self._failure(f"its result is of type {str(kind)[:50]!r}, which is not supported", retryable=False)
+        if kind != "complete" and not (capabilities and kind in DEFERRING):
+            raise McpFault(f"its result is of type {str(kind)[:50]!r}, which is not supported", taken=True)
         return result
 
     def _failed(self, fault: McpFault) -> Exception:

@@ -56,6 +56,7 @@ from shared.database.tables.operations import (
     Webhook,
     WebhookDelivery,
 )
+from shared.database.tables.remote_calls import RemoteCall
 from shared.database.tables.statistics import RetriedStep, Statistic, StatisticsState, TracingState
 from shared.database.tables.tasks import (
     Content,
@@ -114,6 +115,7 @@ __all__ = [
     "Pause",
     "RateHold",
     "Relation",
+    "RemoteCall",
     "Reservation",
     "RetriedStep",
     "SavedView",

@@ -48,6 +48,7 @@ OTHERS = (
     "standing",
     "batches",
     "approvals",
+    "remote_calls",
     "waits",
     "finish",
     "packs",

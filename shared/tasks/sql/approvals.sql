@@ -1,16 +1,17 @@
 -- Approval policies: which keys may decide about a call, and how many must approve it.
 
 -- The policy of a step: that of the agent or tool version which its task has pinned. NULL: it has none. The first step of
--- an agent that requires approval concerns the agent's own input.
+-- an agent that requires approval concerns the agent's own input. The policy of a tool also says who may answer the
+-- questions of its server.
 CREATE OR REPLACE FUNCTION minion_approval_policy(s steps) RETURNS jsonb LANGUAGE sql STABLE AS $$
     SELECT CASE jsonb_typeof(found.policy) WHEN 'object' THEN found.policy END FROM (
-        SELECT CASE WHEN s.number = 1 AND v.definition->'config'->'approval' <> 'false'
+        SELECT CASE WHEN s.number = 1 AND s.kind = 'wait' AND v.definition->'config'->'approval' <> 'false'
                     THEN v.definition->'config'->'approval' ELSE k.definition->'approval' END AS policy
             FROM tasks t JOIN agent_versions v ON v.id = t.agent_version_id
             LEFT JOIN tool_versions k ON k.id = COALESCE(v.tool_version_id, (
                 SELECT o.id FROM agent_version_tools l JOIN tool_versions o ON o.id = l.tool_version_id
                     WHERE l.agent_version_id = v.id AND o.name = s.name))
-            WHERE t.id = s.task_id AND s.kind = 'wait' AND s.input ? 'approval') AS found
+            WHERE t.id = s.task_id AND (s.kind = 'wait' AND s.input ? 'approval' OR minion_asks(s))) AS found
 $$;
 
 -- What an approval needs: {people, not_submitter, approvers: [{roles, keys}]}; a key must be among all `approvers`.
@@ -101,7 +102,8 @@ RETURNS jsonb LANGUAGE sql STABLE AS $$
     SELECT jsonb_build_object(
         'people', people, 'arguments', value, 'order', value_order,
         -- As text: 1 and 1.0 are equal as jsonb.
-        'edited', value::text <> (s.input->'approval')::text,
+        'edited', value::text <> (CASE WHEN s.kind = 'wait' THEN s.input->'approval' ELSE (
+            SELECT r.proposed FROM remote_calls r WHERE r.task_id = s.task_id AND r.step = s.number) END)::text,
         'by', COALESCE(jsonb_agg(e.earlier ORDER BY e.n) FILTER (
             WHERE e.earlier->>'key' <> one->>'key' AND (s.approvals->'arguments')::text = value::text), '[]') || one)
         FROM (SELECT) AS always

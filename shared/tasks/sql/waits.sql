@@ -24,7 +24,7 @@ END $$;
 -- Suspends a running task: creates its sub-tasks and its waits in one transaction.
 -- `children`: [{step, name, request_hash, request}]. `waits`: [{step, name, request_hash, seconds, signal, approval,
 -- approval_order}]: a timer, a named signal, or a call to approve (a list of one), with a time-out if there are
--- seconds. NULL: the fence is lost. Else its current state.
+-- seconds. It also waits for its calls that servers finish later. NULL: the fence is lost. Else its current state.
 CREATE OR REPLACE FUNCTION minion_suspend(t uuid, c integer, result jsonb, children jsonb, waits jsonb)
 RETURNS text LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -37,6 +37,7 @@ BEGIN
     IF state_now IS DISTINCT FROM 'running' THEN
         RETURN state_now;
     END IF;
+    still_open := still_open + minion_open_remote(t);
     WITH asked AS (
         SELECT child, n FROM jsonb_array_elements(children) WITH ORDINALITY AS a (child, n)
     ), made AS (
@@ -120,23 +121,30 @@ END $$;
 
 -- The hash of a decision's subject: equal only for the same step with the same request and, for an interrupted step, in
 -- the same claim. A decision names it, so that it cannot apply to another proposal. The arguments that the first of
--- several people edited are another proposal.
+-- several people edited are another proposal, and so are the next questions of a server (`asks`).
 CREATE OR REPLACE FUNCTION minion_proposal(s steps) RETURNS text LANGUAGE sql IMMUTABLE AS $$
     SELECT left(encode(sha256(convert_to(concat_ws(
-        '/', s.task_id, s.number, s.request_hash, CASE WHEN s.kind <> 'wait' THEN s.claim END,
+        '/', s.task_id, s.number, s.request_hash, CASE WHEN s.kind <> 'wait' THEN s.claim END, s.usage->>'asks',
         CASE WHEN s.approvals->'edited' = 'true' THEN s.approvals->>'arguments' END), 'UTF8')), 'hex'), 12)
+$$;
+
+-- Whether a person must answer questions of the server that a step has called.
+CREATE OR REPLACE FUNCTION minion_asks(s steps) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
+    SELECT COALESCE(s.usage ? 'asks' AND s.kind = 'tool_call' AND s.status = 'started', false)
 $$;
 
 -- The steps of a waiting task that need a person's decision, in order.
 CREATE OR REPLACE FUNCTION minion_undecided(t uuid) RETURNS SETOF steps LANGUAGE sql STABLE AS $$
     SELECT s.* FROM steps s JOIN task_status n ON n.task_id = s.task_id
         WHERE s.task_id = t AND s.status = 'started' AND n.state = 'waiting'
-          AND (s.input ? 'approval' AND s.kind = 'wait' OR n.wait_reason = 'answer' AND s.effect = 'unsafe')
+          AND (s.input ? 'approval' AND s.kind = 'wait' OR minion_asks(s)
+               OR n.wait_reason = 'answer' AND s.effect = 'unsafe')
         ORDER BY s.number
 $$;
 
 -- A person's decision about a step: `approve` or `reject` a proposed call (`content`: arguments that replace the
--- proposed ones), `result`, `again` or `fail` for an interrupted one (`content`: its result). `content_order` is the
+-- proposed ones), or answer (`content`) or decline the questions of a server; `result`, `again` or `fail` for an
+-- interrupted one (`content`: its result). `content_order` is the
 -- order of its keys.
 -- `step_number` and `proposal` (see `minion_proposal`) identify the step; if another one waits, the decision is
 -- refused. `approver`: {key, rules, judged}: see `minion_check_approver`; `judged` is the proposal that the rules were
@@ -156,6 +164,7 @@ DECLARE
     required jsonb;
     given jsonb;
     done boolean := true;
+    proposed boolean;
 BEGIN
     SELECT * INTO now_at FROM task_status WHERE task_id = t FOR NO KEY UPDATE;
     IF NOT FOUND THEN
@@ -173,13 +182,16 @@ BEGIN
         END IF;
         RAISE EXCEPTION 'Task % is not waiting for a decision about %. It is waiting for one about %.', t,
             concat_ws(', ', 'step ' || step_number, 'proposal ' || left(proposal, 64)), waits USING ERRCODE = 'MN009';
-    ELSIF (asked.kind = 'wait') <> (verdict IN ('approve', 'reject')) THEN
+    END IF;
+    proposed := asked.kind = 'wait' OR minion_asks(asked);
+    IF proposed <> (verdict IN ('approve', 'reject')) THEN
         RAISE EXCEPTION 'The verdict on step % must be %.', asked.number,
-            CASE WHEN asked.kind = 'wait' THEN 'approve or reject' ELSE 'result, again or fail' END USING ERRCODE = 'MN007';
+            CASE WHEN proposed THEN 'approve or reject' ELSE 'result, again or fail' END USING ERRCODE = 'MN007';
     END IF;
     PERFORM minion_check_json(content, 'The value');
     IF verdict = 'approve' AND content IS NULL THEN
-        value := COALESCE(asked.approvals->'arguments', asked.input->'approval');
+        value := COALESCE(asked.approvals->'arguments', CASE WHEN asked.kind = 'wait' THEN asked.input->'approval'
+            ELSE (SELECT r.proposed FROM remote_calls r WHERE r.task_id = t AND r.step = asked.number) END);
         value_order := CASE WHEN asked.approvals ? 'arguments' THEN NULLIF(asked.approvals->'order', 'null')
                             ELSE asked.input_order END;
     END IF;
@@ -201,7 +213,12 @@ BEGIN
     END IF;
     IF NOT done THEN
         UPDATE steps SET approvals = given WHERE task_id = t AND number = asked.number;
+    ELSIF minion_asks(asked) THEN
+        UPDATE steps SET approvals = given WHERE task_id = t AND number = asked.number;
+        PERFORM minion_answer_remote(t, asked.number, jsonb_build_object(
+            'verdict', verdict, 'value', value, 'decision', decided));
     ELSE
+        DELETE FROM remote_calls WHERE task_id = t AND step = asked.number;
         UPDATE steps SET finished_at = now(), approvals = given,
                 status = CASE WHEN verdict IN ('approve', 'result') THEN 'finished' ELSE 'failed' END,
                 output = CASE verdict WHEN 'approve' THEN decided || jsonb_build_object('arguments', value)
@@ -318,8 +335,11 @@ END $$;
 
 -- The reason for which a task waits; approvals take precedence, so that the person who must act is shown first.
 CREATE OR REPLACE FUNCTION minion_waits_for(t uuid) RETURNS text LANGUAGE sql STABLE AS $$
-    SELECT CASE WHEN bool_or(s.input ? 'approval') THEN 'approval' WHEN bool_or(s.kind = 'subtask') THEN 'subtask'
-                WHEN bool_or(s.input->>'signal' IS NOT NULL) THEN 'signal' ELSE 'timer' END
+    SELECT CASE WHEN bool_or(s.input ? 'approval') OR EXISTS (
+                    SELECT 1 FROM remote_calls r WHERE r.task_id = t AND r.state = 'input_required') THEN 'approval'
+                WHEN bool_or(s.kind = 'subtask') THEN 'subtask'
+                WHEN bool_or(s.input->>'signal' IS NOT NULL) THEN 'signal'
+                WHEN minion_open_remote(t) > 0 THEN 'remote_task' ELSE 'timer' END
         FROM steps s WHERE s.task_id = t AND s.kind IN ('subtask', 'wait') AND s.status = 'started'
 $$;
 
@@ -374,7 +394,9 @@ BEGIN
             SELECT s.task_id FROM task_status s
                 WHERE s.state = 'waiting' AND s.task_id > first AND s.task_id <= until
                   AND s.updated_at < now() - interval '10 s'
-                  AND (s.wait_reason IN ('subtask', 'signal', 'timer', 'approval')
+                  AND (s.wait_reason IN ('subtask', 'signal', 'timer', 'approval', 'remote_task')
+                       AND NOT EXISTS (SELECT 1 FROM remote_calls r WHERE r.task_id = s.task_id
+                                         AND r.state IN ('working', 'input_required'))
                        AND NOT EXISTS (SELECT 1 FROM steps w WHERE w.task_id = s.task_id AND w.status = 'started'
                                          AND w.kind IN ('subtask', 'wait')
                                          AND w.task_id > first AND w.task_id <= until)

@@ -18,7 +18,7 @@ from orchestrator.preparer import STILL_UNPREPARED, UNPREPARED
 from shared.broker import make_app
 from shared.database.connections import autocommit
 from shared.settings import Settings
-from shared.tasks import batches, budgets, cached_results, lifecycle, queries, standing_budgets, stops
+from shared.tasks import batches, budgets, cached_results, lifecycle, queries, remote_calls, standing_budgets, stops
 from shared.tasks.queries import TaskFilter
 from shared.tasks.states import State
 from tests.support.lifecycle_driver import LifecycleDriver
@@ -58,6 +58,16 @@ CACHE = text(
 CALL_IN_BATCHES = text(
     "INSERT INTO batch_calls (task_id, step, claim, custom_id, model, body, bytes) "
     "SELECT task_id, 1, 1, task_id::text, 'claude-sonnet-4-5', '{}', 2 FROM task_status"
+)
+SERVERS = 10
+REMOTE_CALLS = text(
+    """
+    INSERT INTO remote_calls (task_id, step, namespace, server, server_version_id, remote_id, state, poll_seconds,
+                              due_at)
+        SELECT task_id, 1, namespace, 'server-' || row_number() OVER () % 10, gen_random_uuid(), 'x', 'working', 5,
+               now() + interval '1 h'
+            FROM task_status
+    """
 )
 Call = Callable[[Connection, LifecycleDriver, UUID], Any]
 
@@ -204,6 +214,21 @@ def test_batch_is_gathered_in_a_few_passes_over_its_calls(driver: LifecycleDrive
         gathered = connection.scalar(text("SELECT calls FROM message_batches"))
     assert gathered == (WAITING - WAITING // TENANTS if stopped else WAITING)
     assert sum(rows_read(plan) for plan in plans) < 40 * WAITING
+
+
+def test_remote_poll_reads_only_calls_that_are_due(driver: LifecycleDriver) -> None:
+    fill_pending(driver.engine, WAITING, "A", "work", keys=TENANTS)
+    with driver.engine.begin() as connection:
+        connection.execute(REMOTE_CALLS)
+        connection.execute(text("UPDATE remote_calls SET due_at = now() WHERE step = 1 AND server = 'server-1'"))
+    with autocommit(driver.engine).connect() as connection:
+        connection.execute(text("VACUUM ANALYZE remote_calls"))
+    with driver.engine.connect() as connection:
+        plans = plans_of(connection, lambda: remote_calls.claim(connection, most=16, each=4, busy={}, hold=60.0))
+        left = connection.scalar(text("SELECT count(*) FROM remote_calls WHERE due_at <= now()"))
+    due = WAITING // SERVERS
+    assert left == due - 4
+    assert sum(rows_read(plan) for plan in plans) < 3 * due
 
 
 @pytest.mark.parametrize("statement", [LOOK, BACKLOG, NEXT_HOLD], ids=["look", "backlog", "next hold"])

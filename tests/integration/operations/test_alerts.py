@@ -128,9 +128,22 @@ def test_threats_budgets_webhooks_and_dead_letters(settings: Settings, database:
                  "ON CONFLICT (id) DO UPDATE SET gauges = EXCLUDED.gauges"),
             {"gauges": '{"minions_dead_letters": [[{}, 1200]]}'},
         )  # fmt: skip
+        connection.execute(text("SET LOCAL session_replication_role = replica"))
+        connection.execute(
+            text("INSERT INTO remote_calls (task_id, step, namespace, server, server_version_id, remote_id, state, "
+                 "poll_seconds, failing_since) "
+                 "SELECT gen_random_uuid(), 1, 'ours', 'ci', gen_random_uuid(), 'x', state, 5, "
+                 "now() - interval '20 minutes' "
+                 "FROM unnest(ARRAY['working', 'input_required', 'cancelling']) AS state")
+        )  # fmt: skip
     watch(settings, database).look()
     found = {alert["rule"]: alert for alert in alerts(database)}
-    assert set(found) == {"threat.sandbox_denials", "webhook_fails", "budget_blocks", "dead_letters"}
+    rules = {"threat.sandbox_denials", "webhook_fails", "mcp_server_fails", "budget_blocks", "dead_letters"}
+    assert set(found) == rules
+    assert (
+        "MCP server ci could not be asked about 2 of its tasks, for up to 20 minutes"
+        in (found["mcp_server_fails"]["sentence"])
+    )
     assert "tried 12 times what the sandbox denies in 10 minutes" in found["threat.sandbox_denials"]["sentence"]
     assert found["dead_letters"]["namespace"] is None
     assert found["budget_blocks"]["agent"] == "A"

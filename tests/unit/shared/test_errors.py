@@ -11,6 +11,7 @@ import pytest
 from minions import errors as client
 from shared import errors
 from shared.errors import FunctionError, SubtaskFailed, ToolError, from_record
+from shared.mcp.faults import McpFault
 from tests.support.processes import ROOT
 
 
@@ -98,3 +99,8 @@ def _texts_of_sql() -> Iterator[str]:
         yield from (
             line for line in file.read_text().splitlines() if "'" in line and not line.lstrip().startswith("--")
         )
+
+
+def test_recorded_fault_of_a_server_is_a_tool_error() -> None:
+    again = from_record({**McpFault("Gone.", taken=None, status=404).as_dict(), "retryable": False})
+    assert (type(again), again.message, again.detail) == (ToolError, "Gone.", {"status": 404})

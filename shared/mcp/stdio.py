@@ -1,0 +1,230 @@
+"""MCP servers as processes of this machine, which the operator of a worker allows by name (`MINION_MCP_STDIO`).
+
+A definition names the entry of that list, and nothing else: it chooses neither a program nor an argument. A server runs
+in an environment that has only the variables which the list names. It is started with the first call, stays for further
+ones, and ends with this process, however that ends: see `stdio_supervisor`.
+
+Messages are lines of JSON. Calls of one server run one after the other. A call that gets no answer in time ends the
+process, because a late answer could be taken for that of another call; the next call starts it again.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from shared.contracts.strict_json import parse
+from shared.errors import InvalidInput, NotConfigured, TooLarge
+from shared.mcp.eras import Era
+from shared.mcp.faults import McpFault
+from shared.mcp.http import BOUNDS
+from shared.mcp.transport import Message
+from shared.settings import Settings, StdioProgram
+
+SUPERVISOR = Path(__file__).with_name("stdio_supervisor.py")
+READ_BYTES = 64 << 10
+KILL_SECONDS = 5.0
+
+
+class StdioProcess:
+    """One running server.
+
+    Attributes:
+        era: what is known about it; another process is asked again.
+        lock: held during an exchange.
+    """
+
+    def __init__(self, name: str, program: StdioProgram) -> None:
+        if not Path(program.command[0]).is_file():
+            raise McpFault(f"its program {program.command[0]} (MINION_MCP_STDIO) is not on this machine", taken=False)
+        self.name = name
+        self.era = Era()
+        self.lock = threading.RLock()
+        self._begun = b""
+        # Sockets, because reads and writes of them have time-outs, and let other greenlets run.
+        self._socket, theirs = socket.socketpair()
+        alive, self._alive = os.pipe()
+        environment = {variable: os.environ[variable] for variable in program.env if variable in os.environ}
+        command = [sys.executable, "-I", "-S", str(SUPERVISOR), str(alive), *program.command]
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=subprocess.DEVNULL,
+                env=environment,
+                cwd=program.cwd,
+                pass_fds=(alive,),
+                start_new_session=True,
+            )
+        except OSError as error:
+            os.close(self._alive)
+            self._socket.close()
+            raise McpFault(f"its process cannot be started: {error}", taken=False) from None
+        finally:
+            theirs.close()
+            os.close(alive)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it can be used."""
+        return self._process.poll() is None and self._socket.fileno() >= 0
+
+    def write(self, line: bytes, ends: float) -> None:
+        """Send a line."""
+        try:
+            self._socket.settimeout(max(ends - time.monotonic(), 0.001))
+            self._socket.sendall(line)
+        except OSError as error:
+            self.kill()
+            raise McpFault(f"its process takes no message: {error}", taken=False, temporary=True) from None
+
+    def read(self, ends: float, max_bytes: int) -> bytes:
+        """Return the next line."""
+        while b"\n" not in self._begun:
+            if len(self._begun) > max_bytes:
+                self.kill()
+                raise McpFault(f"its answer has more than {max_bytes} bytes (max_bytes)", taken=True)
+            try:
+                self._socket.settimeout(max(ends - time.monotonic(), 0.001))
+                part = self._socket.recv(READ_BYTES)
+            except TimeoutError:
+                self.kill()
+                raise McpFault("it did not answer in time (timeout)", taken=None, temporary=True) from None
+            except OSError:
+                part = b""
+            if not part:
+                self.kill()
+                raise McpFault("its process has ended", taken=None, temporary=True)
+            self._begun += part
+        line, _, self._begun = self._begun.partition(b"\n")
+        if len(line) > max_bytes:
+            self.kill()
+            raise McpFault(f"its answer has more than {max_bytes} bytes (max_bytes)", taken=True)
+        return line
+
+    def kill(self) -> None:
+        """End the server and all processes of its group. May be repeated."""
+        self._socket.close()
+        if self._alive >= 0:
+            # The supervisor notices.
+            alive, self._alive = self._alive, -1
+            os.close(alive)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(KILL_SECONDS)
+
+
+class StdioProcesses:
+    """The servers of this process, by the entry of the operator's list and the namespace that uses it."""
+
+    def __init__(self) -> None:
+        self._running: dict[tuple[str, str], StdioProcess] = {}
+        self._lock = threading.Lock()
+
+    def get(self, name: str, namespace: str, settings: Settings) -> StdioProcess:
+        """Return a running server. Namespaces share none.
+
+        Raises:
+            NotConfigured: the operator of this process does not allow it.
+            McpFault: it cannot be started.
+        """
+        program = settings.mcp_stdio.get(name)
+        if program is None:
+            raise NotConfigured(
+                f"This process may not start the MCP server {name!r}: its operator must list it in MINION_MCP_STDIO."
+            )
+        with self._lock:
+            known = self._running.get((name, namespace))
+            if known is None or not known.is_running:
+                if known is not None:
+                    known.kill()
+                known = self._running[name, namespace] = StdioProcess(name, program)
+            return known
+
+    def close(self) -> None:
+        """End all servers."""
+        with self._lock:
+            for process in self._running.values():
+                process.kill()
+            self._running.clear()
+
+
+PROCESSES = StdioProcesses()
+atexit.register(PROCESSES.close)
+
+
+class StdioTransport:
+    """The way to a server that is a process.
+
+    Args:
+        seconds: limit for all requests together.
+        max_bytes: limit of a message.
+    """
+
+    def __init__(self, process: StdioProcess, *, seconds: float, max_bytes: int) -> None:
+        self.process = process
+        self.seconds = seconds
+        self.ends = time.monotonic() + seconds
+        self.max_bytes = max_bytes
+
+    @contextmanager
+    def send(self, message: Message, headers: Mapping[str, str]) -> Iterator[StdioExchange]:
+        """Send a message. Headers are those of HTTP."""
+        if not self.process.lock.acquire(timeout=max(self.ends - time.monotonic(), 0.001)):
+            raise McpFault(f"other calls kept it busy for {self.seconds:g} s (timeout)", taken=False, temporary=True)
+        try:
+            self.process.write(json.dumps(message).encode() + b"\n", self.ends)
+            exchange = StdioExchange(self, awaits="id" in message and "method" in message)
+            try:
+                yield exchange
+            finally:
+                if exchange.awaits:
+                    self.process.kill()
+        finally:
+            self.process.lock.release()
+
+    def end_session(self, headers: Mapping[str, str]) -> None:
+        """Do nothing: the session is the process."""
+
+    def close(self) -> None:
+        """Do nothing: the process stays for further calls."""
+
+
+class StdioExchange:
+    """A line and what comes back for it.
+
+    Attributes:
+        awaits: the response has not come yet.
+    """
+
+    session: str | None = None
+
+    def __init__(self, transport: StdioTransport, *, awaits: bool) -> None:
+        self.transport = transport
+        self.awaits = awaits
+
+    def messages(self) -> Iterator[Message]:
+        """Yield the messages up to the response."""
+        while self.awaits:
+            message = self._read()
+            self.awaits = "method" in message
+            yield message
+
+    def _read(self) -> Message:
+        line = self.transport.process.read(self.transport.ends, self.transport.max_bytes)
+        try:
+            message = parse(line, what="Its answer", bounds=BOUNDS)
+        except (InvalidInput, TooLarge) as error:
+            raise McpFault(error.message, taken=True) from None
+        if not isinstance(message, dict):
+            raise McpFault("its answer is not a JSON-RPC message", taken=True)
+        return message

@@ -1,0 +1,180 @@
+"""MCP servers as processes: allowed by name, with an empty environment, and gone with the process that uses them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.contracts.documents import parse_definition
+from shared.errors import InvalidDefinition, NotConfigured
+from shared.mcp.client import McpClient
+from shared.mcp.faults import McpFault
+from shared.mcp.stdio import StdioProcesses, StdioTransport
+from shared.settings import Settings
+from tests.support.processes import wait_until
+
+# Says what it is told to. A child of it would outlive it.
+SERVER = """
+import json, os, subprocess, sys
+child = subprocess.Popen(["sleep", "600"])
+for line in sys.stdin:
+    message = json.loads(line)
+    method, id = message["method"], message.get("id")
+    if method == "server/discover":
+        result = {"supportedVersions": ["2026-07-28"], "resultType": "complete"}
+    elif method == "pids":
+        result = {"pids": [os.getpid(), child.pid], "environment": dict(os.environ), "cwd": os.getcwd()}
+    elif method == "die":
+        os._exit(3)
+    elif method == "hang":
+        continue
+    elif method == "long":
+        print("x" * 100_000, flush=True)
+        continue
+    elif method == "lie":
+        print("not JSON", flush=True)
+        continue
+    elif method == "chat":
+        print(json.dumps({"jsonrpc": "2.0", "method": "notifications/message", "params": {}}), flush=True)
+        print(json.dumps({"jsonrpc": "2.0", "method": "ping", "id": "p"}), flush=True)
+        result = {}
+    else:
+        result = {"echo": message["params"]}
+    print(json.dumps({"jsonrpc": "2.0", "id": id, "result": result}), flush=True)
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    path = tmp_path / "server.py"
+    path.write_text(SERVER)
+    return path
+
+
+@pytest.fixture
+def processes() -> Iterator[StdioProcesses]:
+    made = StdioProcesses()
+    yield made
+    made.close()
+
+
+def settings_for(program: Path, **fields: Any) -> Settings:
+    return Settings(mcp_stdio={"files": {"command": [sys.executable, str(program)], **fields}})
+
+
+def client(
+    processes: StdioProcesses, settings: Settings, *, seconds: float = 20.0, namespace: str = "default"
+) -> McpClient:
+    process = processes.get("files", namespace, settings)
+    return McpClient(StdioTransport(process, seconds=seconds, max_bytes=50_000), process.era)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
+def test_calls_use_one_process(processes: StdioProcesses, program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOWN", "yes")
+    monkeypatch.setenv("HIDDEN", "no")
+    settings = settings_for(program, env=["SHOWN", "ABSENT"])
+    first = client(processes, settings).request("pids", {})
+    assert client(processes, settings).request("pids", {})["pids"] == first["pids"]
+    environment = {name: value for name, value in first["environment"].items() if not name.startswith("LC_")}
+    assert (environment, first["cwd"]) == ({"SHOWN": "yes"}, "/")
+    assert client(processes, settings, namespace="other").request("pids", {})["pids"] != first["pids"]
+
+
+def test_notifications_and_requests_of_the_server_are_read(processes: StdioProcesses, program: Path) -> None:
+    made = client(processes, settings_for(program))
+    assert made.request("chat", {}) == {}
+    assert made.request("echo", {"a": "é"})["echo"]["a"] == "é"
+
+
+def test_close_ends_the_whole_group(processes: StdioProcesses, program: Path) -> None:
+    pids = client(processes, settings_for(program)).request("pids", {})["pids"]
+    processes.close()
+    wait_until(lambda: not any(map(is_alive, pids)), "the server and its child have ended")
+
+
+@pytest.mark.parametrize(
+    ("method", "message", "taken"),
+    [
+        ("die", "its process has ended", None),
+        ("hang", "did not answer in time", None),
+        ("long", "more than 50000 bytes", True),
+        ("lie", "not valid JSON", True),
+    ],
+)
+def test_broken_server_is_started_again(
+    processes: StdioProcesses, program: Path, method: str, message: str, taken: bool | None
+) -> None:
+    settings = settings_for(program)
+    before = client(processes, settings).request("pids", {})["pids"]
+    with pytest.raises(McpFault, match=message) as caught:
+        client(processes, settings, seconds=1.0).request(method, {})
+    assert caught.value.taken is taken
+    assert client(processes, settings).request("pids", {})["pids"] != before
+    wait_until(lambda: not any(map(is_alive, before)), "the first server and its child have ended")
+
+
+def test_server_ends_with_a_killed_process(program: Path) -> None:
+    used = f"Settings(mcp_stdio={{'files': {{'command': {[sys.executable, str(program)]!r}}}}})"
+    script = f"""
+import json, time
+from shared.mcp.client import McpClient
+from shared.mcp.stdio import StdioProcesses, StdioTransport
+from shared.settings import Settings
+process = StdioProcesses().get("files", "default", {used})
+client = McpClient(StdioTransport(process, seconds=20, max_bytes=50_000), process.era)
+print(json.dumps(client.request("pids", {{}})["pids"]), flush=True)
+time.sleep(600)
+"""
+    worker = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert worker.stdout is not None
+    pids = json.loads(worker.stdout.readline())
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.wait()
+    worker.stdout.close()
+    wait_until(lambda: not any(map(is_alive, pids)), "the server and its child have ended")
+
+
+def test_only_listed_programs_are_started(processes: StdioProcesses, program: Path) -> None:
+    with pytest.raises(NotConfigured, match="'other': its operator must list it in MINION_MCP_STDIO"):
+        processes.get("other", "default", settings_for(program))
+    with pytest.raises(McpFault, match="is not on this machine"):
+        processes.get("files", "default", Settings(mcp_stdio={"files": {"command": ["/nowhere/server"]}}))
+    with pytest.raises(McpFault, match="cannot be started"):
+        processes.get("files", "default", settings_for(program, cwd="/nowhere"))
+
+
+@pytest.mark.parametrize("value", ["[]", "x", '{"a": {}}', '{"a": {"command": []}}', '{"a": {"command": ["npx"]}}'])
+def test_list_of_programs_is_checked(value: str) -> None:
+    with pytest.raises(ValueError, match=r"mcp_stdio|MCP_STDIO"):
+        Settings(mcp_stdio=value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "`url` or `stdio`"),
+        ({"url": "https://a.example/mcp", "stdio": "files"}, "`url` or `stdio`"),
+        ({"stdio": "files", "headers": {"X": "1"}}, "must not have `headers`"),
+        ({"stdio": "/bin/sh -c"}, "stdio"),
+        ({"stdio": ["/bin/sh"]}, "stdio"),
+    ],
+)
+def test_definition_names_only_the_entry(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidDefinition, match=message):
+        parse_definition({"kind": "mcp_server", "name": "shop", **fields})
