@@ -30,7 +30,9 @@ from shared.tasks.records import Charge, ChildEnd, Flags, KnownStep, Reserve, St
 from shared.tasks.throttles import ModelRate, rates_in
 from workers.followers import Followers
 from workers.outcomes import (
+    OUTSIDE,
     Batched,
+    Caller,
     ChildOutcome,
     ChildRequest,
     ClaimLost,
@@ -111,6 +113,21 @@ class BatchedCall:
     fault: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class OpenProgram:
+    """A program that has begun and not ended, also while its task waits.
+
+    Attributes:
+        record: of its step, as it began.
+        facts: what the program received beside its code, the same whenever it runs again.
+        calls: the journal of its calls.
+    """
+
+    record: StepRecord
+    facts: dict[str, Any]
+    calls: Journal
+
+
 @dataclass
 class Used:
     """Resources used by the steps of this execution."""
@@ -143,6 +160,8 @@ class Journal:
             model call or of an idempotent step is then committed together with that beginning.
         unwritten: steps to be written together with the next write.
         numbers: iterator of the next steps' numbers.
+        last_number: the number that this journal took last.
+        caller: the place in a program that makes the next call.
         lock: protects everything but the numbers, because the parts of a journal (see `part`) are used in parallel.
         written_at: when the last write began, by the monotonic clock.
         rates: the limits of the model, if the last write began a call of one.
@@ -161,6 +180,8 @@ class Journal:
     unwritten: list[StepRecord] = field(default_factory=list)
     used: Used = field(default_factory=Used)
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    last_number: int = 0
+    caller: Caller = OUTSIDE
     lock: threading.RLock = field(default_factory=threading.RLock)
     abandoned: threading.Event = field(default_factory=threading.Event)
     written_at: float = 0.0
@@ -270,6 +291,8 @@ class Journal:
             "input": request,
             "started_at": _now(),
         }
+        if self.caller.program is not None:
+            started["program"], started["line"] = self.caller.program, self.caller.line
         if batched is not None and (answer := self._batched(started, known, batched)) is not None:
             del started["input"]
             return self._perform(started, lambda _: batched.read(answer), None, paid=True)
@@ -292,7 +315,8 @@ class Journal:
             HistoryDiverged: the journal holds different sub-tasks at this position.
         """
         wanted = [
-            ChildRequest(self._take(), agent, digest(["subtask", agent, value]), value) for agent, value in requests
+            ChildRequest(self._take(), agent, digest(["subtask", agent, value]), value, self.caller)
+            for agent, value in requests
         ]
         known = [
             self._matching(child.step, "subtask", child.agent, child.request_hash, child.input) for child in wanted
@@ -315,7 +339,7 @@ class Journal:
             return known["output"]
         if known is None:
             self._count_steps(number)
-        return Suspended(waits=[WaitRequest(number, signal, seconds, request_hash)])
+        return Suspended(waits=[WaitRequest(number, signal, seconds, request_hash, caller=self.caller)])
 
     def approval(self, name: str, arguments: JsonValue, seconds: float | None = None) -> JsonValue | Suspended:
         """Return the arguments that a person approved for a call, or the suspension that requests the approval.
@@ -333,12 +357,85 @@ class Journal:
         if known is None:
             self._count_steps(number)
         if known is None or known["status"] == "started":
-            return Suspended(waits=[WaitRequest(number, None, seconds, request_hash, name, [arguments])])
+            return Suspended(waits=[WaitRequest(number, None, seconds, request_hash, name, [arguments], self.caller)])
         if known["status"] == "failed":
             raise _recorded_error(known["error"])
         if "arguments" not in known["output"]:
             raise _not_retryable(ToolError(f"Nobody has approved {name!r} in time.", step=number))
         return known["output"]["arguments"]
+
+    def begin_program(self, name: str, arguments: JsonValue, facts: dict[str, Any]) -> OpenProgram | JsonValue:
+        """Begin the step of a program, whose calls are steps too; or return the output of one that has ended.
+
+        The step is open until `end_program`. The program runs again when its task does, and its journal reads its calls
+        back.
+
+        Args:
+            arguments: identify the step.
+            facts: what the program receives beside them; one that runs again receives the recorded ones.
+
+        Raises:
+            BudgetExceeded, HistoryDiverged, Cancelled, Postponed, ClaimLost: as for `call`.
+            MinionError: the error with which the program ended.
+        """
+        number, request_hash = self._take(), digest(["tool_call", name, arguments])
+        known = self._matching(number, "tool_call", name, request_hash, {"arguments": arguments})
+        if known is not None and known["status"] == "finished":
+            return known["output"]
+        if known is not None and known["status"] == "failed":
+            raise _recorded_error(known["error"])
+        if draining.is_set():
+            raise Postponed(0.0, "handed_back")
+        started: StepRecord = {
+            "number": number,
+            "kind": "tool_call",
+            "name": name,
+            "status": "started",
+            "effect": "idempotent",
+            "request_hash": request_hash,
+            "started_at": _now(),
+            "program": number,
+        }
+        if known is None:
+            facts = self._facts_of_program(number, facts)
+            self._begin({**started, "input": {"arguments": arguments, **facts}}, None)
+        else:
+            recorded = persistently(lifecycle.step_input, self.task_id, number)
+            facts = {name: recorded[name] for name in facts}
+        calls = copy.copy(self)
+        # A program may take long between two calls.
+        calls.joins, calls.last_number, calls.caller = False, number, Caller(number)
+        return OpenProgram(started, facts, calls)
+
+    def end_program(self, program: OpenProgram, end: StepResult | MinionError) -> None:
+        """Record the end of a program. It is written with the next step.
+
+        Raises:
+            HistoryDiverged: the journal has further calls of this program.
+        """
+        number = program.record["number"]
+        for later, step in sorted(self.known.items()):
+            if step.get("program") == number and later > program.calls.last_number:
+                raise HistoryDiverged(
+                    f"History diverged at step {later}: the program of step {number} ended, and when it ran before, it "
+                    f"called {step['name']!r} in line {step.get('line')} then. {_SAME_CALLS}",
+                    step=later,
+                )
+        ended: StepRecord = {**program.record, "finished_at": _now()}
+        if isinstance(end, MinionError):
+            self._keep({**ended, "status": "failed", "error": {**end.as_dict(), "retryable": False}})
+        else:
+            self._keep({**ended, "status": "finished", "output": end.output})
+
+    def skip_to(self, number: int) -> None:
+        """Leave the numbers up to this one to the calls of a program that has ended."""
+        while (upcoming := self._take()) <= number:
+            pass
+        self.numbers = itertools.chain([upcoming], self.numbers)
+
+    def _facts_of_program(self, number: int, facts: dict[str, Any]) -> dict[str, Any]:
+        """Return the facts for a program that begins."""
+        return facts
 
     def _effect_of(self, kind: Kind, name: str, request: JsonValue, perform: Perform, outside: Outside) -> Perform:
         """Return what a step does. Every effect of a task passes here before it begins."""
@@ -503,7 +600,8 @@ class Journal:
         return budgets.spend(connection, self.task_id, self.claim, steps, reserve=reserve, used=used)
 
     def _take(self) -> int:
-        return next(self.numbers)
+        self.last_number = next(self.numbers)
+        return self.last_number
 
     def _child_outcome(self, child: ChildRequest, step: KnownStep) -> ChildOutcome:
         ended: ChildEnd = step.get("outcome") or {}
@@ -524,11 +622,22 @@ class Journal:
         if (known["kind"], known["name"]) == (kind, name):
             recorded = persistently(lifecycle.step_input, self.task_id, number)
             how = f" with another input ({first_difference(recorded, request) or 'unknown how'})"
+        before, now = "", ""
+        advice = "Replay the task to run it from its beginning, or from an earlier step."
+        if self.caller.program is not None:
+            before, now = f" of line {known.get('line')} of the program", f" in line {self.caller.line}"
+            advice = _SAME_CALLS
         raise HistoryDiverged(
-            f"History diverged at step {number}: the journal holds {known['kind']} {known['name']!r}, and this run "
-            f"asks for {kind} {name!r}{how}. Replay the task to run it from its beginning, or from an earlier step.",
+            f"History diverged at step {number}: the journal holds {known['kind']} {known['name']!r}{before}, and this "
+            f"run asks for {kind} {name!r}{now}{how}. {advice}",
             step=number,
         )
+
+
+_SAME_CALLS = (
+    "A program must make the same calls whenever it runs again; the order of a set, for example, may differ. Replay "
+    "the task to run it from its beginning, or from an earlier step."
+)
 
 
 def _model_that_begins(step: StepRecord) -> str | None:

@@ -144,6 +144,11 @@ class TrialJournal(Journal):
             raise error
         return decided["arguments"]
 
+    def _facts_of_program(self, number: int, facts: dict[str, Any]) -> dict[str, Any]:
+        step = self.recording.step(number) if self.is_replay else None
+        recorded = step.request if step is not None and isinstance(step.request, dict) else {}
+        return {name: recorded.get(name, value) for name, value in facts.items()}
+
     def _child_outcome(self, child: ChildRequest, step: KnownStep) -> ChildOutcome:
         outcome = super()._child_outcome(child, step)
         if outcome.error is not None and outcome.error.get("type") in ENDS:
@@ -164,8 +169,9 @@ class TrialJournal(Journal):
             self._compare(number, kind, name, request)
         known = super()._matching(number, kind, name, request_hash, request)
         # A step that was interrupted had no effect, so no person decides about it: it is run again.
-        is_interrupted = known is not None and known["status"] == "started" and kind != "subtask"
-        return None if is_interrupted else known
+        if known is not None and known["status"] == "started" and kind != "subtask" and "program" not in known:
+            return None
+        return known
 
     def _effect_of(self, kind: Kind, name: str, request: JsonValue, perform: Perform, outside: Outside) -> Perform:
         if self.is_replay:

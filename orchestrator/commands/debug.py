@@ -17,7 +17,7 @@ from minions.errors import MinionsError
 from orchestrator.commands.attending import replay_and_compare
 from orchestrator.commands.client import ACTOR, connect
 from orchestrator.commands.diff import print_comparison
-from orchestrator.commands.journal_views import History, moment, read_history, view_of
+from orchestrator.commands.journal_views import History, moment, place_of, read_history, view_of
 from orchestrator.commands.output import AS_JSON, console, fail, print_json, print_table, stderr, styled
 from orchestrator.commands.past import why_at
 from orchestrator.commands.prompting import ask, json_from
@@ -216,10 +216,11 @@ def print_part(history: History, number: int, part: str) -> None:
 def _print_title(history: History, view: dict[str, Any]) -> None:
     step = view["step"]
     copied = f", copied from {step['copied_from']}" if step["copied_from"] else ""
+    called = f", called in {place_of(step)}" if place_of(step) else ""
     console.print(
         styled(
             (one_line(f"Step {step['number']} of {len(history.steps)}: {step['kind']} {step['name']}"), "bold"),
-            f", {step['status']} ({step['effect']}, claim {step['claim']}{copied})",
+            f", {step['status']} ({step['effect']}, claim {step['claim']}{copied}{called})",
         )
     )
 

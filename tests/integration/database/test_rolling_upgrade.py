@@ -236,7 +236,7 @@ def test_previous_release_works_beside_the_new_one(site: Site) -> None:
     site.submit("Chain", 20)
     wait_until(lambda: site.ran(old_worker) > 20, "the old worker is at work")
 
-    assert schema.migrate(site.engine) == ("0004", "0021")
+    assert schema.migrate(site.engine) == ("0004", "0024")
     site.submit("Chain", 5)
     wait_until(site.all_done, "the old release alone on the new schema")
     assert site.disturbed() == []
@@ -264,7 +264,7 @@ def test_previous_release_works_beside_the_new_one(site: Site) -> None:
     old_worker.stop()
     new_worker.stop()
 
-    assert schema.migrate(site.engine, after=True) == ("0021", "0021")
+    assert schema.migrate(site.engine, after=True) == ("0024", "0024")
     site.start(ROOT)
     site.submit("Chain", 10, key="tenant")
     wait_until(site.all_done, "the new release alone", 60)
