@@ -1,0 +1,57 @@
+"""Runs one program: its top level on a loop whose events are the host's replies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from types import ModuleType
+from typing import Any
+
+from . import clock, facades
+from .calls import Exchange, Line, ProgramEventLoop, ToolError
+from .capture import Capture
+from .program_source import FILENAME, MAIN
+from .request import Request
+
+RESULT = "result"
+"""The variable whose value counts if the program returns none."""
+
+
+class Program:
+    """One program of a request.
+
+    Args:
+        request: its arguments are `functions` (parameters by name), `max_arguments`, `seed`, and `now`; a rehearsal
+            passes null for `now`, and keeps the real clocks.
+    """
+
+    def __init__(self, request: Request, line: Line, capture: Capture) -> None:
+        settings = json.loads(request.arguments)
+        self._exchange = Exchange(line, capture, FILENAME, settings["max_arguments"])
+        self._functions = settings["functions"]
+        if settings["now"] is not None:
+            clock.install(settings["seed"], settings["now"])
+
+    def furnish(self, module: ModuleType) -> None:
+        """Put the functions into the program's module, and `asyncio`, with which programs call several at once."""
+        names = vars(module)
+        names |= {"ToolError": ToolError, "asyncio": facades.of(asyncio)}
+        for name, parameters in self._functions.items():
+            names[name] = self._exchange.function(name, parameters)
+
+    def run(self, module: ModuleType) -> Any:
+        """Run the loaded program to its end and return its value.
+
+        Raises:
+            NotAwaited: it ended without making one of its calls.
+        """
+        loop = ProgramEventLoop(self._exchange)
+        asyncio.set_event_loop(loop)
+        value = loop.run_until_complete(_value(vars(module)[MAIN]))
+        self._exchange.check_end()
+        return vars(module).get(RESULT) if value is None else value
+
+
+async def _value(main: Any) -> Any:
+    value = await main()
+    return await value if hasattr(value, "__await__") else value
