@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
-import keyword
 from collections.abc import Iterable
 from typing import Annotated, Any
 
@@ -15,10 +13,18 @@ RUN_PROGRAM = "run_program"
 """The tool by which a model runs a program."""
 SEARCH_TOOLS = "search_tools"
 """The function by which a program finds functions that are not described."""
-TAKEN = frozenset(
-    {*keyword.kwlist, *keyword.softkwlist, *dir(builtins), SEARCH_TOOLS, "asyncio", "result", "ToolError"}
-)
-"""Names that already have a meaning in a program."""
+KEYWORDS = """
+    False None True and as assert async await break class continue def del elif else except finally for from global if
+    import in is lambda nonlocal not or pass raise return try while with yield
+"""
+BUILTINS = """
+    abs aiter all anext any ascii bin bool bytearray bytes callable chr classmethod complex delattr dict dir divmod
+    enumerate filter float format frozenset getattr globals hasattr hash hex id int isinstance issubclass iter len list
+    locals map max memoryview min next object oct ord pow print property range repr reversed round set setattr slice
+    sorted staticmethod str sum super tuple type vars zip
+"""
+TAKEN = frozenset([*KEYWORDS.split(), *BUILTINS.split(), SEARCH_TOOLS, "asyncio", "result", "ToolError"])
+"""Names that already have a meaning in a program, whatever the release of Python."""
 
 
 class CodeMode(Settings):

@@ -7,13 +7,12 @@ same way when it runs again, regardless of timing.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 
 from shared.contracts.strict_json import JsonValue, check
 from shared.errors import InvalidInput, MinionError
-from shared.sandbox.program import Call, Calls, ProgramLimits, Reply, ReplyError
+from shared.sandbox.program import Call, Calls, Reply, ReplyError
 from workers.journal import Journal
 from workers.outcomes import IN_PLACE_SECONDS, Caller, Suspended
 from workers.task import ClaimedTask
@@ -36,14 +35,12 @@ class ProgramCalls:
         task: ClaimedTask,
         journal: Journal,
         arranged: Callable[[JsonValue], JsonValue],
-        limits: ProgramLimits,
     ) -> None:
         self.journal = journal
         self.names: list[str] = []
         self._program = journal.caller.program
         self._tool_calls = ToolCalls(functions, task, journal, arranged)
         self._arranged = arranged
-        self._limits = limits
 
     def make(self, event: Calls) -> list[Reply | ReplyError] | Suspended:
         """Return the replies to the calls of a round, without those that the program has cancelled.
@@ -78,11 +75,7 @@ class ProgramCalls:
     def _reply(self, call: Call, outcome: CallResult) -> Reply | ReplyError:
         if isinstance(outcome, MinionError):
             return ReplyError(call.id, outcome.message)
-        value = self._arranged(outcome)
-        size = len(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass"))
-        if size > self._limits.reply:
-            return ReplyError(call.id, f"The result has {size:,} bytes, and {self._limits.reply:,} is the most.")
-        return Reply(call.id, value)
+        return Reply(call.id, self._arranged(outcome))
 
 
 def counted(names: Sequence[str]) -> str:

@@ -64,7 +64,7 @@ class _Types:
 
     def parameters(self) -> str:
         """Return the parameters of a function with this input."""
-        named = [name for name in self._properties if _is_parameter(name)]
+        named = [name for name in self._properties if is_parameter(name)]
         # Those without a default come first, as a reader expects.
         named.sort(key=lambda name: name not in self._required)
         parts = [f"{name}: {self._in_signature(name)}" for name in named]
@@ -77,7 +77,7 @@ class _Types:
         for name, part in self._properties.items():
             note = _note(part)
             shape = self.of(part) if self._is_object(part) else ""
-            if not _is_parameter(name):
+            if not is_parameter(name):
                 called = f'**{{"{_quoted(name)}": …}} ({self.of(part)}{self._optional(name)})'
                 yield f"{called}: {note}" if note else called
             elif note or shape:
@@ -147,7 +147,8 @@ def _part(root: Schema, reference: str) -> Any:
     return found if reference.startswith("#") else None
 
 
-def _is_parameter(name: str) -> bool:
+def is_parameter(name: str) -> bool:
+    """Return whether a function can have a parameter with this name."""
     return name.isidentifier() and not keyword.iskeyword(name)
 
 

@@ -16,11 +16,12 @@ from shared.contracts.code_mode import RUN_PROGRAM, SEARCH_TOOLS, CodeMode, func
 from shared.contracts.strict_json import JsonValue
 from shared.errors import FunctionError, InvalidInput, NotConfigured
 from shared.functions.runner import get_sandbox
+from shared.sandbox import Sandbox
 from shared.sandbox.program import Asleep, Calls, Failed, Finished, Program, ProgramLimits
 from workers.code_mode.calls import ProgramCalls
 from workers.code_mode.result import error_of, value_of
 from workers.code_mode.search import SearchTools
-from workers.code_mode.stubs import stub, summary
+from workers.code_mode.stubs import is_parameter, stub, summary
 from workers.conversation import tokens_in
 from workers.journal import Journal, OpenProgram, StepResult
 from workers.outcomes import Suspended
@@ -114,12 +115,13 @@ class ProgramTool:
     def _run(
         self, code: str, begun: OpenProgram, task: ClaimedTask
     ) -> dict[str, JsonValue] | FunctionError | Suspended:
-        limits = self._limits()
-        calls = ProgramCalls(self.functions, task, begun.calls, self.arranged, limits)
+        calls = ProgramCalls(self.functions, task, begun.calls, self.arranged)
         functions = {name: _parameters(tool) for name, tool in self.functions.items()}
         seed, now = str(begun.facts["seed"]), float(begun.facts["time"])
-        with _confined().program(code, functions, seed=seed, now=now, limits=limits) as program:
+        with _confined().program(code, functions, seed=seed, now=now, limits=self._limits()) as program:
             end = _drive(program, calls)
+            used = StepResult(None, cpu_seconds=program.cpu_time, peak_memory_bytes=program.peak_memory)
+        self.journal.used.add(used)
         if isinstance(end, Suspended):
             return end
         if isinstance(end, Failed):
@@ -127,7 +129,7 @@ class ProgramTool:
         try:
             return value_of(end, self.settings)
         except InvalidInput as error:
-            return FunctionError(f"The program ended, but {error.message[0].lower()}{error.message[1:]}")
+            return FunctionError(f"The program ended. {error.message}")
 
     def _failed(self, end: Failed, calls: ProgramCalls) -> FunctionError:
         if end.cause == "unavailable":
@@ -139,7 +141,12 @@ class ProgramTool:
 
     def _limits(self) -> ProgramLimits:
         settings = self.settings
-        return ProgramLimits(timeout=settings.timeout, memory=settings.memory_limit, calls=settings.max_calls)
+        return ProgramLimits(
+            timeout=settings.timeout,
+            memory=settings.memory_limit,
+            calls=settings.max_calls,
+            outstanding=settings.max_calls,
+        )
 
 
 def _drive(program: Program, calls: ProgramCalls) -> Finished | Failed | Suspended:
@@ -160,7 +167,7 @@ def _drive(program: Program, calls: ProgramCalls) -> Finished | Failed | Suspend
                 return event
 
 
-def _confined() -> Any:
+def _confined() -> Sandbox:
     """Return the sandbox, which must confine a program whose author is a model.
 
     Raises:
@@ -176,7 +183,7 @@ def _confined() -> Any:
 
 
 def _parameters(tool: Tool) -> tuple[str, ...]:
-    return tuple((tool.input_schema or {}).get("properties") or ())
+    return tuple(name for name in (tool.input_schema or {}).get("properties") or () if is_parameter(name))
 
 
 def _shown(ended: dict[str, JsonValue]) -> JsonValue:
