@@ -10,8 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from shared.contracts.strict_json import JsonValue, check
-from shared.errors import InvalidInput, MinionError
+from shared.contracts.strict_json import JsonValue
+from shared.errors import MinionError
 from shared.sandbox.program import Call, Calls, Reply, ReplyError
 from workers.journal import Journal
 from workers.outcomes import IN_PLACE_SECONDS, Caller, Suspended
@@ -66,10 +66,6 @@ class ProgramCalls:
 
     def _prepared(self, call: Call) -> PreparedCall:
         caller = Caller(self._program, call.line)
-        try:
-            check(call.arguments, what="The arguments")
-        except InvalidInput as fault:
-            return PreparedCall(str(call.id), call.arguments, fault=fault)
         return self._tool_calls.prepare(str(call.id), call.name, call.arguments, caller)
 
     def _reply(self, call: Call, outcome: CallResult) -> Reply | ReplyError:

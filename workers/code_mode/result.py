@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from shared.contracts.code_mode import CodeMode
-from shared.contracts.strict_json import JsonValue, check
+from shared.contracts.strict_json import JsonValue
 from shared.errors import FunctionError
 from shared.sandbox.outcome import SandboxFault
 from shared.sandbox.program import Failed, Finished
@@ -16,12 +16,7 @@ from workers.code_mode.calls import counted
 
 
 def value_of(event: Finished, settings: CodeMode) -> dict[str, JsonValue]:
-    """Return the result of a program: `result`, and `printed` if it printed something.
-
-    Raises:
-        InvalidInput: the result is no JSON that can be stored.
-    """
-    check(event.value, what="The result")
+    """Return the result of a program: `result`, and `printed` if it printed something."""
     text = json.dumps(event.value, ensure_ascii=False)
     result = event.value if len(text) <= settings.max_output else _cut(text, settings.max_output)
     printed = _printed(event.stdout, settings)

@@ -35,11 +35,15 @@ _INDENT = "    "
 Schema = Mapping[str, Any]
 
 
-def stub(tool: Tool) -> str:
-    """Return the function of a tool: its signature, and its documentation with the types of objects."""
+def stub(tool: Tool, name: str | None = None) -> str:
+    """Return the function of a tool: its signature, and its documentation with the types of objects.
+
+    Args:
+        name: of the function, if it does not follow from that of the tool.
+    """
     schema = tool.input_schema or {}
     types = _Types(schema)
-    signature = f"async def {function_name(tool.name)}({types.parameters()}) -> {_returned(tool)}:"
+    signature = f"async def {name or function_name(tool.name)}({types.parameters()}) -> {_returned(tool)}:"
     documentation = [_text(tool.description or "", LONGEST_DESCRIPTION)]
     if isinstance(tool, ApprovedTool):
         documentation.append(APPROVED)

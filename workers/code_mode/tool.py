@@ -14,7 +14,7 @@ from typing import Any
 
 from shared.contracts.code_mode import RUN_PROGRAM, SEARCH_TOOLS, CodeMode, function_name
 from shared.contracts.strict_json import JsonValue
-from shared.errors import FunctionError, InvalidInput, NotConfigured
+from shared.errors import FunctionError, NotConfigured
 from shared.functions.runner import get_sandbox
 from shared.sandbox import Sandbox
 from shared.sandbox.program import Asleep, Calls, Failed, Finished, Program, ProgramLimits
@@ -67,9 +67,10 @@ class ProgramTool:
         self.journal = journal
         self.arranged = arranged
         described, others = _described(tools, settings)
-        search: list[Tool] = [SearchTools(tools)] if others else []
-        self.functions = {function_name(tool.name): tool for tool in tools} | {tool.name: tool for tool in search}
-        self.description = _description(described, others, search)
+        self.functions = {function_name(tool.name): tool for tool in tools}
+        if others:
+            self.functions[SEARCH_TOOLS] = SearchTools(tools)
+        self.description = _description(described, others)
         self.input_schema: dict[str, Any] | None = {
             "type": "object",
             "properties": {"code": {"type": "string", "description": CODE}},
@@ -124,12 +125,7 @@ class ProgramTool:
         self.journal.used.add(used)
         if isinstance(end, Suspended):
             return end
-        if isinstance(end, Failed):
-            return self._failed(end, calls)
-        try:
-            return value_of(end, self.settings)
-        except InvalidInput as error:
-            return FunctionError(f"The program ended. {error.message}")
+        return self._failed(end, calls) if isinstance(end, Failed) else value_of(end, self.settings)
 
     def _failed(self, end: Failed, calls: ProgramCalls) -> FunctionError:
         if end.cause == "unavailable":
@@ -199,8 +195,8 @@ def _described(tools: Sequence[Tool], settings: CodeMode) -> tuple[list[Tool], l
     return described, others
 
 
-def _description(described: Sequence[Tool], others: Sequence[Tool], search: Sequence[Tool]) -> str:
-    parts = [INTRODUCTION, *(stub(tool) for tool in (*described, *search))]
+def _description(described: Sequence[Tool], others: Sequence[Tool]) -> str:
+    parts = [INTRODUCTION, *map(stub, described)]
     if others:
-        parts.append(MORE + "\n".join(map(summary, others)))
+        parts += [stub(SearchTools(others), SEARCH_TOOLS), MORE + "\n".join(map(summary, others))]
     return "\n\n".join(part.strip() for part in parts)

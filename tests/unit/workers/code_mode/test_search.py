@@ -7,12 +7,14 @@ import pytest
 from tests.unit.workers.code_mode.test_stubs import Made
 from workers.code_mode.search import MOST_FOUND, SearchTools
 
-TOOLS = SearchTools([
-    Made("lookup_order", {"properties": {"order": {"type": "string"}}}, "Return an order with its lines."),
-    Made("refund", {"properties": {"amount": {"type": "number"}}}, "Pay money back to a customer."),
-    Made("list_invoices", None, "Return the invoices of a customer."),
-    *(Made(f"noise_{number}", None, "Makes noise.") for number in range(20)),
-])
+TOOLS = SearchTools(
+    [
+        Made("lookup_order", {"properties": {"order": {"type": "string"}}}, "Return an order with its lines."),
+        Made("refund", {"properties": {"amount": {"type": "number"}}}, "Pay money back to a customer."),
+        Made("list_invoices", None, "Return the invoices of a customer."),
+        *(Made(f"noise_{number}", None, "Makes noise.") for number in range(20)),
+    ]
+)
 
 
 @pytest.mark.parametrize(
