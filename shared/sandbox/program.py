@@ -55,8 +55,8 @@ class ProgramLimits:
         cpu: seconds of CPU time; None leaves it to `timeout`.
         memory: megabytes that the program may add to the interpreter.
         calls: calls in all, those that it cancels included; a sleep counts as one.
-        outstanding: calls that wait for their reply at the same time.
-        arguments: bytes of JSON in the arguments of all calls of one event.
+        outstanding: calls that wait for their reply at the same time. Others come with a later event.
+        arguments: bytes of JSON in one call, with its name. The calls of one event have no more together, either.
         reply: bytes of JSON in the value of one reply.
         output: bytes of JSON in the program's value.
         stdout: bytes of printed text.
@@ -161,11 +161,11 @@ class ReplyError:
 _CAUSES: Mapping[str, Cause] = {
     "exception": "exception",
     "invalid_output": "exception",
+    "crashed": "exception",
     "syntax_error": "syntax",
     "import_denied": "policy",
     "forbidden_name": "policy",
     "security": "policy",
-    "crashed": "policy",
     "unavailable": "unavailable",
 }
 
@@ -365,7 +365,10 @@ def settings_of(functions: Mapping[str, Sequence[str]], limits: ProgramLimits, s
     if not math.isfinite(now):
         raise ValueError("now must be a finite number of seconds")
     parameters = {name: list(names) for name, names in functions.items()}
-    settings = {"functions": parameters, "max_arguments": limits.arguments, "seed": seed, "now": now}
+    settings = {
+        "functions": parameters, "max_arguments": limits.arguments, "max_waiting": limits.outstanding, "seed": seed,
+        "now": now,
+    }  # fmt: skip
     return json.dumps(settings).encode()
 
 

@@ -148,7 +148,9 @@ def _rehearsal(operation: str, source: str, code: bytes, arguments: bytes = b'{"
 
 _PLAIN_REQUEST = _rehearsal("call", _PLAIN, marshal.dumps(validator.compile_source(_PLAIN)))
 _ASYNC_REQUEST = _rehearsal("call", _ASYNC, marshal.dumps(validator.compile_source(_ASYNC)))
-_SETTINGS = b'{"functions": {"double": ["number"]}, "max_arguments": 1024, "seed": "", "now": null}'
+_SETTINGS = b"""
+{"functions": {"double": ["number"]}, "max_arguments": 1024, "max_waiting": 1, "seed": "", "now": null}
+"""
 _PROGRAM_REQUEST = _rehearsal("program", _PROGRAM, b"", _SETTINGS)
 _REPLY = b"[0, [[1, true, {}]]]"
 _PROGRAM_REPLY = wire.RESUME.pack(len(_REPLY)) + _REPLY
