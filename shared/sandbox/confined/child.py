@@ -42,7 +42,7 @@ async def main(numbers):
     return await asyncio.gather(*[part(number) for number in numbers])
 """
 _PROGRAM = """
-parts = await double(number=1)
+parts = await asyncio.gather(double(number=1))
 return parts
 """
 
@@ -116,7 +116,7 @@ def _warm_up() -> None:
     if not _channel.poll(_SHORT_IDLE):
         _serve(_script(_PLAIN_REQUEST))
         if not _channel.poll(_LONG_IDLE):
-            _serve(_script(_ASYNC_REQUEST))
+            _serve(_script(_PROGRAM_REQUEST, _PROGRAM_REPLY))
 
 
 _channel = select.poll()
