@@ -176,9 +176,9 @@ class Program:
     Made by `Sandbox.program`.
 
     Attributes:
-        duration: seconds of wall time in which the program ran.
-        cpu_time: seconds of CPU time, counted by the kernel; known at the end.
-        peak_memory: bytes that the program added to the interpreter; known at the end.
+        duration: seconds of wall time in which the program has run.
+        cpu_time: seconds of CPU time at the last event, counted by the kernel.
+        peak_memory: bytes that the program added to the interpreter; known when it has ended.
     """
 
     def __init__(
@@ -254,9 +254,12 @@ class Program:
         """
         if self._conversation is None:
             raise ValueError("the program is not running")
-        self._take_off_list(replies)
-        self._now = max(self._now, now if now is not None else self._now + (self._asleep or 0.0))
-        message = _encode(self._now, replies, self._limits.reply)
+        self._check(replies)
+        now = max(self._now, now if now is not None else self._now + (self._asleep or 0.0))
+        message = _encode(now, replies, self._limits.reply)
+        self._now = now
+        for reply in replies:
+            del self._waiting[reply.id]
         if self._conversation.is_interrupted():
             return self._end(None, interrupted(has_ended=self._child.has_ended(0)))
         try:
@@ -271,14 +274,12 @@ class Program:
         if child is not None:
             self._server.end(child)
 
-    def _take_off_list(self, replies: Sequence[Reply | ReplyError]) -> None:
+    def _check(self, replies: Sequence[Reply | ReplyError]) -> None:
         ids = [reply.id for reply in replies]
-        if unknown := [each for each in ids if each not in self._waiting] or len(set(ids)) < len(ids):
-            raise ValueError(f"no call waits for these replies: {unknown if unknown is not True else ids}")
-        if self._waiting and not replies and self._asleep is None:
+        if len(set(ids)) < len(ids) or not self._waiting.keys() >= set(ids):
+            raise ValueError(f"not every reply is for a call that waits: {ids}, and {[*self._waiting]} wait")
+        if not ids and self._asleep is None:
             raise ValueError("the program waits for at least one reply")
-        for each in ids:
-            del self._waiting[each]
 
     def _exchange(self, message: bytes) -> Event:
         """Send a message and return what the program does next."""
@@ -286,7 +287,7 @@ class Program:
         assert conversation is not None
         inbox = Inbox(self._sizes(), of_program=True)
         limit = conversation.exchange(message, self._server, inbox)
-        self.duration = conversation.duration
+        self.duration, self.cpu_time = conversation.duration, self._child.cpu_time()
         if limit is not None:
             return self._end(limit, None)
         report = inbox.reply()
