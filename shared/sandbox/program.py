@@ -55,8 +55,8 @@ class ProgramLimits:
         cpu: seconds of CPU time; None leaves it to `timeout`.
         memory: megabytes that the program may add to the interpreter.
         calls: calls in all, those that it cancels included; a sleep counts as one.
-        outstanding: calls that wait for their reply at the same time.
-        arguments: bytes of JSON in the arguments of all calls of one event.
+        outstanding: calls that wait for their reply at the same time. Others come with a later event.
+        arguments: bytes of JSON in one call, with its name. The calls of one event have no more together, either.
         reply: bytes of JSON in the value of one reply.
         output: bytes of JSON in the program's value.
         stdout: bytes of printed text.
@@ -161,11 +161,11 @@ class ReplyError:
 _CAUSES: Mapping[str, Cause] = {
     "exception": "exception",
     "invalid_output": "exception",
+    "crashed": "exception",
     "syntax_error": "syntax",
     "import_denied": "policy",
     "forbidden_name": "policy",
     "security": "policy",
-    "crashed": "policy",
     "unavailable": "unavailable",
 }
 
@@ -176,9 +176,9 @@ class Program:
     Made by `Sandbox.program`.
 
     Attributes:
-        duration: seconds of wall time in which the program ran.
-        cpu_time: seconds of CPU time, counted by the kernel; known at the end.
-        peak_memory: bytes that the program added to the interpreter; known at the end.
+        duration: seconds of wall time in which the program has run.
+        cpu_time: seconds of CPU time at the last event, counted by the kernel.
+        peak_memory: bytes that the program added to the interpreter; known when it has ended.
     """
 
     def __init__(
@@ -254,9 +254,12 @@ class Program:
         """
         if self._conversation is None:
             raise ValueError("the program is not running")
-        self._take_off_list(replies)
-        self._now = max(self._now, now if now is not None else self._now + (self._asleep or 0.0))
-        message = _encode(self._now, replies, self._limits.reply)
+        self._check(replies)
+        now = max(self._now, now if now is not None else self._now + (self._asleep or 0.0))
+        message = _encode(now, replies, self._limits.reply)
+        self._now = now
+        for reply in replies:
+            del self._waiting[reply.id]
         if self._conversation.is_interrupted():
             return self._end(None, interrupted(has_ended=self._child.has_ended(0)))
         try:
@@ -271,14 +274,12 @@ class Program:
         if child is not None:
             self._server.end(child)
 
-    def _take_off_list(self, replies: Sequence[Reply | ReplyError]) -> None:
+    def _check(self, replies: Sequence[Reply | ReplyError]) -> None:
         ids = [reply.id for reply in replies]
-        if unknown := [each for each in ids if each not in self._waiting] or len(set(ids)) < len(ids):
-            raise ValueError(f"no call waits for these replies: {unknown if unknown is not True else ids}")
-        if self._waiting and not replies and self._asleep is None:
+        if len(set(ids)) < len(ids) or not self._waiting.keys() >= set(ids):
+            raise ValueError(f"not every reply is for a call that waits: {ids}, and {[*self._waiting]} wait")
+        if not ids and self._asleep is None:
             raise ValueError("the program waits for at least one reply")
-        for each in ids:
-            del self._waiting[each]
 
     def _exchange(self, message: bytes) -> Event:
         """Send a message and return what the program does next."""
@@ -286,7 +287,7 @@ class Program:
         assert conversation is not None
         inbox = Inbox(self._sizes(), of_program=True)
         limit = conversation.exchange(message, self._server, inbox)
-        self.duration = conversation.duration
+        self.duration, self.cpu_time = conversation.duration, self._child.cpu_time()
         if limit is not None:
             return self._end(limit, None)
         report = inbox.reply()
@@ -365,7 +366,10 @@ def settings_of(functions: Mapping[str, Sequence[str]], limits: ProgramLimits, s
     if not math.isfinite(now):
         raise ValueError("now must be a finite number of seconds")
     parameters = {name: list(names) for name, names in functions.items()}
-    settings = {"functions": parameters, "max_arguments": limits.arguments, "seed": seed, "now": now}
+    settings = {
+        "functions": parameters, "max_arguments": limits.arguments, "max_waiting": limits.outstanding, "seed": seed,
+        "now": now,
+    }  # fmt: skip
     return json.dumps(settings).encode()
 
 

@@ -159,7 +159,7 @@ def _read_code(body: bytes, stdout: str) -> Reply:
 
 def _read_wishes(body: bytes, stdout: str) -> Reply:
     try:
-        rows = parse(body, what="the calls", bounds=RETURNED)
+        rows = parse(body, what="The list of calls", bounds=RETURNED)
         return Reply(wishes=tuple(_wish(*row) for row in rows), stdout=stdout)
     except (InvalidInput, TooLarge) as error:
         kind = "arguments_too_large" if isinstance(error, TooLarge) else "invalid_output"

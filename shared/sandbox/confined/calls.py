@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from . import clock, wire
@@ -51,7 +52,7 @@ class Line:
 class _Call:
     name: str
     line: int | None
-    arguments: str
+    row: bytes
     future: asyncio.Future[Any] | None = None
 
     @property
@@ -70,14 +71,16 @@ class Exchange:
         line: the channel.
         capture: the printed text, which is sent with each message.
         filename: the name of the program's code, to find the line of a call.
-        max_arguments: bytes of JSON in the arguments of one call.
+        max_arguments: bytes of one message.
+        max_waiting: calls without a reply. Others are sent when there is room.
     """
 
-    def __init__(self, line: Line, capture: Capture, filename: str, max_arguments: int) -> None:
+    def __init__(self, line: Line, capture: Capture, filename: str, max_arguments: int, max_waiting: int) -> None:
         self._line = line
         self._capture = capture
         self._filename = filename
         self._max_arguments = max_arguments
+        self._room = max_waiting
         self._unawaited: dict[_Call, Coroutine[Any, Any, Any]] = {}
         self._unsent: list[_Call] = []
         self._sent: list[_Call] = []
@@ -93,18 +96,18 @@ class Exchange:
 
     def _make(self, name: str, arguments: dict[str, Any]) -> Coroutine[Any, Any, Any]:
         line = self._current_line()
-        encoded = _encode(name, arguments)
-        if len(encoded) > self._max_arguments:
-            raise TooLarge(name, self._max_arguments, len(encoded), line)
-        call = _Call(name, line, encoded)
+        row = _encode(name, line, arguments)
+        if _size([row]) > self._max_arguments:
+            raise TooLarge(name, self._max_arguments, _size([row]), line)
+        call = _Call(name, line, row)
         coroutine = self._wait(call)
         self._unawaited[call] = coroutine
         return coroutine
 
     def _current_line(self) -> int | None:
-        frame = sys._getframe(1)
+        frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame.f_code.co_filename != self._filename:
-            frame = frame.f_back  # type: ignore[assignment]
+            frame = frame.f_back
         return frame.f_lineno if frame else None
 
     async def _wait(self, call: _Call) -> Any:
@@ -131,21 +134,32 @@ class Exchange:
         """
         if timeout is not None and timeout <= 0:
             return []
-        fresh = list(filter(_is_wanted, self._unsent))
-        self._unsent.clear()
-        if fresh or any(map(_is_wanted, self._sent)):
-            return self._exchange(wire.CALLS, "[" + ",".join(map(_as_json, fresh)) + "]", fresh)
+        self._unsent = list(filter(_is_wanted, self._unsent))
+        if self._unsent or any(map(_is_wanted, self._sent)):
+            return self._exchange(wire.CALLS, self._next_calls())
         if timeout is None:
             raise Deadlock
-        return self._exchange(wire.ASLEEP, json.dumps(timeout), [])
+        return self._exchange(wire.ASLEEP, json.dumps(timeout).encode())
 
-    def _exchange(self, kind: bytes, body: str, fresh: list[_Call]) -> list[_Answer]:
-        encoded, printed = body.encode(), self._capture.take()
-        self._line.send(b"".join((wire.REPLY.pack(kind, len(encoded), len(printed)), encoded, printed)))
-        self._sent += fresh
+    def _next_calls(self) -> bytes:
+        """Return the calls that the host may get now: the first ones, as far as there is room."""
+        rows: list[bytes] = []
+        for call in self._unsent[: self._room]:
+            if _size([*rows, call.row]) > self._max_arguments:
+                break
+            rows.append(call.row)
+        self._sent += self._unsent[: len(rows)]
+        del self._unsent[: len(rows)]
+        self._room -= len(rows)
+        return b"[" + b",".join(rows) + b"]"
+
+    def _exchange(self, kind: bytes, body: bytes) -> list[_Answer]:
+        printed = self._capture.take()
+        self._line.send(b"".join((wire.REPLY.pack(kind, len(body), len(printed)), body, printed)))
         now, replies = json.loads(self._receive())
         clock.advance(now)
-        return [(self._sent[number - 1].future, ok, value) for number, ok, value in replies]  # type: ignore[misc]
+        self._room += len(replies)
+        return [(self._sent[number - 1].future, ok, value) for number, ok, value in replies]
 
     def _receive(self) -> bytes:
         data = bytearray()
@@ -162,7 +176,7 @@ class ProgramEventLoop(SleepingEventLoop):
 
     def __init__(self, exchange: Exchange) -> None:
         super().__init__()
-        self._selector = exchange
+        self._selector = exchange  # type: ignore[assignment]
         # The host's time is rounded.
         self._clock_resolution = 0.001
 
@@ -179,7 +193,7 @@ class ProgramEventLoop(SleepingEventLoop):
                 future.set_exception(ToolError(value))
 
 
-_ENCODER = json.JSONEncoder(allow_nan=False)
+_ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False)
 
 
 def _is_wanted(call: _Call) -> bool:
@@ -191,15 +205,17 @@ def _is_unstarted(coroutine: Coroutine[Any, Any, Any]) -> bool:
     return inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED
 
 
-def _as_json(call: _Call) -> str:
-    return f"[{json.dumps(call.name)},{json.dumps(call.line)},{call.arguments}]"
+def _size(rows: list[bytes]) -> int:
+    return sum(map(len, rows)) + len(rows) + 1
 
 
-def _encode(name: str, arguments: dict[str, Any]) -> str:
+def _encode(name: str, line: int | None, arguments: dict[str, Any]) -> bytes:
     try:
-        return _ENCODER.encode(arguments)
+        return _ENCODER.encode([name, line, arguments]).encode()
     except RecursionError:
         raise ValueError(f"{name}: the arguments are nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError(f"{name}: an argument holds half of a surrogate pair") from None
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: the arguments must be JSON values: {error}") from None
 

@@ -42,7 +42,7 @@ async def main(numbers):
     return await asyncio.gather(*[part(number) for number in numbers])
 """
 _PROGRAM = """
-parts = await double(number=1)
+parts = await asyncio.gather(double(number=1))
 return parts
 """
 
@@ -116,7 +116,7 @@ def _warm_up() -> None:
     if not _channel.poll(_SHORT_IDLE):
         _serve(_script(_PLAIN_REQUEST))
         if not _channel.poll(_LONG_IDLE):
-            _serve(_script(_ASYNC_REQUEST))
+            _serve(_script(_PROGRAM_REQUEST, _PROGRAM_REPLY))
 
 
 _channel = select.poll()
@@ -148,7 +148,9 @@ def _rehearsal(operation: str, source: str, code: bytes, arguments: bytes = b'{"
 
 _PLAIN_REQUEST = _rehearsal("call", _PLAIN, marshal.dumps(validator.compile_source(_PLAIN)))
 _ASYNC_REQUEST = _rehearsal("call", _ASYNC, marshal.dumps(validator.compile_source(_ASYNC)))
-_SETTINGS = b'{"functions": {"double": ["number"]}, "max_arguments": 1024, "seed": "", "now": null}'
+_SETTINGS = b"""
+{"functions": {"double": ["number"]}, "max_arguments": 1024, "max_waiting": 1, "seed": "", "now": null}
+"""
 _PROGRAM_REQUEST = _rehearsal("program", _PROGRAM, b"", _SETTINGS)
 _REPLY = b"[0, [[1, true, {}]]]"
 _PROGRAM_REPLY = wire.RESUME.pack(len(_REPLY)) + _REPLY

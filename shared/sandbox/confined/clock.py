@@ -120,12 +120,18 @@ class _SameInstances(type):
 
 
 class _Date(real_datetime.date, metaclass=_SameInstances):
+    def __repr__(self) -> str:
+        return f"datetime.{super().__repr__()}"
+
     @classmethod
     def today(cls) -> Any:
         return cls.fromtimestamp(_time())
 
 
 class _Datetime(real_datetime.datetime, metaclass=_SameInstances):
+    def __repr__(self) -> str:
+        return f"datetime.{super().__repr__()}"
+
     @classmethod
     def now(cls, tz: real_datetime.tzinfo | None = None) -> Any:
         return cls.fromtimestamp(_time(), tz)

@@ -21,13 +21,14 @@ class Program:
     """One program of a request.
 
     Args:
-        request: its arguments are `functions` (parameters by name), `max_arguments`, `seed`, and `now`; a rehearsal
-            passes null for `now`, and keeps the real clocks.
+        request: its arguments are `functions` (parameters by name), `max_arguments`, `max_waiting`, `seed`, and
+            `now`; a rehearsal passes null for `now`, and keeps the real clocks.
     """
 
     def __init__(self, request: Request, line: Line, capture: Capture) -> None:
         settings = json.loads(request.arguments)
-        self._exchange = Exchange(line, capture, FILENAME, settings["max_arguments"])
+        sizes = settings["max_arguments"], settings["max_waiting"]
+        self._exchange = Exchange(line, capture, FILENAME, *sizes)
         self._functions = settings["functions"]
         if settings["now"] is not None:
             clock.install(settings["seed"], settings["now"])

@@ -7,8 +7,6 @@ from __future__ import annotations
 import __future__
 
 import ast
-import inspect
-from types import CodeType
 from typing import Any
 
 from .validator import bound_names
@@ -33,9 +31,7 @@ def compile_program(source: str) -> Any:
     main = ast.AsyncFunctionDef(MAIN, arguments, [*head, *body, ast.Pass()], [], lineno=1, col_offset=0)
     module = ast.fix_missing_locations(ast.Module([*imports, main], []))
     flags = __future__.annotations.compiler_flag
-    code = compile(module, FILENAME, "exec", flags=flags, dont_inherit=True, optimize=0)
-    _check_kind(code)
-    return code
+    return compile(module, FILENAME, "exec", flags=flags, dont_inherit=True, optimize=0)
 
 
 def _split(body: list[ast.stmt]) -> tuple[list[ast.stmt], list[ast.stmt]]:
@@ -57,6 +53,20 @@ def _return_last(body: list[ast.stmt]) -> None:
 class _Adapter(ast.NodeTransformer):
     """Rewrites what is right in a module, and would be wrong in the body of a running async function."""
 
+    _in_function = False
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
+        outside, self._in_function = self._in_function, True
+        self.generic_visit(node)
+        self._in_function = outside
+        return node
+
+    def visit_Yield(self, node: ast.Yield) -> ast.AST:
+        """Refuse a generator: the body would become one."""
+        if not self._in_function:
+            raise SyntaxError("'yield' outside function", (FILENAME, node.lineno, node.col_offset + 1, None))
+        return node
+
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
         """Write `name = value` for `name: type = value`: a global name must not have an annotation."""
         self.generic_visit(node)
@@ -77,9 +87,3 @@ class _Adapter(ast.NodeTransformer):
         return node
 
     visit_FunctionDef = visit_Lambda = visit_ClassDef = visit_GeneratorExp = _leave
-
-
-def _check_kind(code: CodeType) -> None:
-    functions = (each for each in code.co_consts if isinstance(each, CodeType) and each.co_name == MAIN)
-    if any(each.co_flags & inspect.CO_ASYNC_GENERATOR for each in functions):
-        raise SyntaxError("'yield' outside function", (FILENAME, None, None, None))

@@ -5,6 +5,7 @@ The host trusts nothing here. The code is written so that a well-behaved functio
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import linecache
@@ -208,7 +209,7 @@ def _describe(error: BaseException, request: Request, capture: Capture) -> dict[
     if isinstance(error, NotAwaited):
         return {"type": "exception", "message": str(error), "line": error.line}
     if isinstance(error, TooLarge):
-        what = f"the arguments of {error.name}"
+        what = f"the call of {error.name}"
         return {**_too_large("arguments_too_large", what, error.limit, error.observed).facts, "line": error.line}
     if isinstance(error, MemoryError):
         # The function's data is freed with its frames: there is room again for the report.
@@ -236,20 +237,32 @@ def _out_of_memory(request: Request) -> dict[str, Any]:
 
 def _describe_exception(error: BaseException) -> dict[str, Any]:
     kind = next((kind for test, kind in _KINDS if test(error)), "exception")
-    message = f"{type(error).__name__}: {error}"[:MAX_MESSAGE]
-    frames = list(traceback.extract_tb(error.__traceback__))
+    frames = traceback.extract_tb(_first(error).__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename in _FILENAMES]
-    if lines:
-        # A program's first frames are asyncio's.
-        frames = frames[next(at for at, frame in enumerate(frames) if frame.filename in _FILENAMES) :]
-    own = [frame for frame in frames if not frame.filename.startswith(_OWN_FOLDER)]
-    text = "".join(traceback.format_list(own))[-MAX_TRACEBACK:]
-    facts: dict[str, Any] = {"type": kind, "message": message, "traceback": text}
+    text = "".join(traceback.format_list([frame for frame in frames if _is_shown(frame)]))[-MAX_TRACEBACK:]
+    facts: dict[str, Any] = {"type": kind, "message": _message(error)[:MAX_MESSAGE], "traceback": text}
     if lines:
         facts["line"] = lines[-1]
     if kind == "recursion":
         facts["limit"] = facts["observed"] = sys.getrecursionlimit()
     return facts
+
+
+def _is_shown(frame: traceback.FrameSummary) -> bool:
+    """Return whether a frame is part of the traceback: not those of asyncio, above the function, and of the sandbox."""
+    return not frame.filename.startswith((_OWN_FOLDER, _ASYNCIO_FOLDER))
+
+
+def _first(error: BaseException) -> BaseException:
+    """Return the exception itself, or the first one in a group."""
+    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+
+
+def _message(error: BaseException) -> str:
+    """Return the type and text of an exception; those of its parts if it is a group."""
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(dict.fromkeys(map(_message, error.exceptions)))
+    return f"{type(error).__name__}: {error}"
 
 
 def _is_refused_call(error: BaseException) -> bool:
@@ -261,6 +274,7 @@ def _is_missing_builtin(error: BaseException) -> bool:
 
 
 _OWN_FOLDER = __file__.rpartition("/")[0]
+_ASYNCIO_FOLDER = asyncio.__file__.rpartition("/")[0]
 _FILENAMES = (validator.FILENAME, program_source.FILENAME)
 _KINDS: tuple[tuple[Callable[[BaseException], bool], str], ...] = (
     (lambda error: isinstance(error, policy.ImportDenied), "import_denied"),
