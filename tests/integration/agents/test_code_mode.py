@@ -15,7 +15,10 @@ from sqlalchemy import text
 from minions import testing
 from minions.testing import MessagesApi, tool_use
 from orchestrator.explain import explain
+from orchestrator.replay_from import Edit, replay_from
+from shared.contracts.requests import Budget
 from shared.database.connections import transaction
+from shared.errors import InvalidInput
 from shared.tasks import lifecycle
 from shared.tasks.states import FINAL
 from tests.conftest import Define
@@ -23,6 +26,7 @@ from tests.integration.agents.conftest import TOOLS as TOOLS_OF_TESTS
 from tests.integration.agents.conftest import DefineAgent
 from tests.integration.agents.test_determinism import RELEASE, Died, dying
 from tests.integration.conftest import InlineWorker, Tasks
+from tests.support.processes import Process, killed_on_exit, start_worker, wait_until
 from workers import minion
 
 LOOP = """
@@ -402,3 +406,141 @@ def test_two_programs_in_one_turn(run: Run, coder: Any) -> None:
 def _content(block: dict[str, Any]) -> str:
     content = block["content"]
     return content if isinstance(content, str) else content[0]["text"]
+
+
+def test_tools_of_other_kinds_are_functions(run: Run, coder: Any, define: Define) -> None:
+    double = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    define(
+        {"kind": "function", "name": "double", "code": "def double(n):\n    return 2 * n", "input_schema": double},
+        {"kind": "tool", "name": "double", "type": "function", "function": "double", "description": "Doubles."},
+        {"kind": "tool", "name": "notes", "type": "memory", "memory": {"per": "agent"}},
+        {"kind": "tool", "name": "search", "type": "web_search"},
+    )
+    coder(tools=["double", "notes", "search"])
+    run(program("return [await double(n=n) for n in await asyncio.gather(double(n=1), double(n=2))]"))
+    # The API defines these, and models know how to call them.
+    assert {tool["name"] for tool in run.api.requests[0]["tools"]} == {"run_program", "memory", "web_search"}
+    assert run.told() == {"result": [4, 8]}
+    assert [step["kind"] for step in run.steps() if step["program"] == 2] == ["tool_call", *["function_call"] * 4]
+
+
+def test_directives_of_tools_are_obeyed(run: Run, coder: Any, tmp_path: Path) -> None:
+    coder()
+    code = """
+paid = await act(do="later", control={"$wait": {"signal": "paid", "seconds": 60}}, log=LOG)
+sent = await echo(paid=paid)
+return sent
+"""
+    run.submit(program(code, LOG=str(tmp_path / "log")))
+    run.round()
+    assert run.tasks.get(run.task)["wait_reason"] == "signal"
+    with transaction() as connection:
+        lifecycle.signal(connection, run.task, "paid", {"amount": 5})
+    run.finish()
+    assert run.told()["result"]["paid"]["payload"] == {"amount": 5}
+
+
+def test_budget_counts_each_call(run: Run, coder: Any) -> None:
+    coder()
+    task = run(program("for n in range(9): await echo(n=n)"), budget=Budget(steps=5, on_breach="fail"))
+    assert (task["state"], task["error"]["type"]) == ("failed", "budget_exceeded")
+    assert [step["name"] for step in run.steps()] == ["claude-sonnet-5-5", "run_program", *["echo"] * 3]
+
+
+def test_cancelled_task_makes_no_further_call(run: Run, coder: Any) -> None:
+    coder()
+    run.submit(program("await act()\nawait careful(do='answer')\nawait send()"))
+    run.round()
+    with transaction() as connection:
+        lifecycle.cancel(connection, run.task, reason="no longer wanted")
+    run.round()
+    assert run.tasks.get(run.task)["state"] == "cancelled"
+    assert [step["name"] for step in run.steps()[2:]] == ["act", "careful"]
+
+
+def test_interrupted_unsafe_call_asks_a_person(run: Run, coder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    coder()
+    run.submit(program("sent = await send(do='answer', answer=1)\nreturn sent"))
+    with pytest.raises(Died), dying(monkeypatch, 4, before=True):
+        run.round()
+    run.lose()
+    run.round()
+    with run.inline_worker.engine.connect() as connection:
+        why = explain(connection, run.task, lease=10)
+    assert (why.reason, why.facts["step"]) == ("answer", 3)
+    assert "Step 3 (send, called in line 1 of the program of step 2) was interrupted" in why.sentence
+    run.decide("result", value="it was sent")
+    run.finish()
+    assert run.told() == {"result": "it was sent"}
+
+
+def test_retryable_failure_repeats_only_its_call(run: Run, coder: Any, tmp_path: Path) -> None:
+    coder(config={"max_attempts": 5})
+    code = """
+before = await act(do="answer", answer=1, log=LOGS + "/before")
+tried = await act(do="fail", times=2, log=LOGS + "/tried")
+return [before, tried]
+"""
+    run(program(code, LOGS=str(tmp_path)))
+    assert run.told() == {"result": [1, {"attempt": 3}]}
+    assert [(tmp_path / name).read_text().count("\n") for name in ("before", "tried")] == [1, 3]
+
+
+def test_replay_from_any_step_makes_the_same_calls(run: Run, coder: Any, tmp_path: Path) -> None:
+    coder()
+    run(program(LOOP, LOGS=str(tmp_path)), program("raise ValueError(await echo(n=1))"))
+    first, journal = run.task, run.steps()
+    told = run.told()
+    for number in range(1, len(journal) + 2):
+        run.task = replay_from(run.inline_worker.engine, first, number, submitted_by="test")
+        run.finish()
+        steps = run.steps()
+        assert [s["copied_from"] for s in steps] == [first if s["number"] < number else None for s in steps]
+        assert [(s["number"], s["name"], s["status"], s["line"]) for s in steps] == [
+            (s["number"], s["name"], s["status"], s["line"]) for s in journal
+        ]
+        if number < len(journal):
+            assert run.told() == told, number
+
+
+def test_edited_result_replaces_a_program(run: Run, coder: Any) -> None:
+    coder()
+    run(program("return await act(do='answer', answer=1)"))
+    edit = Edit({"result": "edited", "last_step": 99})
+    run.task = replay_from(run.inline_worker.engine, run.task, 2, edit=edit, submitted_by="test")
+    run.finish()
+    assert run.told() == {"result": "edited"}
+    assert [step["number"] for step in run.steps()] == [1, 2, 3]
+    with pytest.raises(InvalidInput, match="is a program: its output must be an object with result"):
+        replay_from(run.inline_worker.engine, run.task, 2, edit=Edit([]), submitted_by="test")
+
+
+def test_killed_worker_loses_no_call(
+    tasks: Tasks, coder: Any, messages_api: MessagesApi, loops: None, worker: Process, tmp_path: Path, define: Define
+) -> None:
+    define({"kind": "function", "name": "add", "code": "def add(a, b):\n    return a + b"})
+    define({"kind": "tool", "name": "add", "type": "function", "function": "add"})
+    coder(tools=["act", "add", "send", "help"], config={"capabilities": ["killed"], "max_attempts": 5})
+    code = """
+one = await act(do="answer", answer=1, log=LOGS + "/act")
+two = await add(a=one, b=one)
+await send(do="answer", log=LOGS + "/send")
+helped = await help(do="answer", answer="helped")
+await act(do="take_down", log=LOGS + "/down")
+return [one, two, helped, await add(a=two, b=two)]
+"""
+    messages_api.script = [{"if": "tool_result", **testing.text("Done.")}, program(code, LOGS=str(tmp_path))]
+    task = tasks.submit("Agent", "Hello")
+    for _ in range(2):
+        other = start_worker(tmp_path, "killed")
+        with killed_on_exit(other):
+            wait_until(lambda other=other: not other.running or tasks.get(task)["state"] in FINAL, "its end", 60)
+    assert tasks.get(task)["output"] == {"content": "Done."}
+    assert json.loads(_content(messages_api.requests[-1]["messages"][-1]["content"][0])) == {
+        "result": [1, 2, "helped", 4]
+    }
+    assert {log.name: log.read_text().count("\n") for log in tmp_path.iterdir() if log.suffix == ""} == {
+        "act": 1,
+        "send": 1,
+        "down": 2,
+    }
