@@ -20,7 +20,7 @@ from tests.crash_matrix.world import AGENTS, ANSWER, CLAIMS, EFFECTS, IMAGES, RE
 
 # Another part each day: in a month, most cells have had their turn.
 SEED = date.today().toordinal()
-SHARE = 0.03
+SHARE = 0.024
 LANES = 3
 # The next strike comes while the loss is being reported, before the first one has been noted.
 STRUCK_REPORT = "child at lead · mail · effect made, then worker at lead · give back (lost) · before commit"
