@@ -214,6 +214,9 @@ def test_printed_text_survives_the_kill(sandbox: Sandbox) -> None:
     source = "print('one')\nawait double(1)\nprint('two')\nawait double(2)\nprint('lost')\nwhile True: pass"
     assert failure_of(sandbox, source, limits=ProgramLimits(timeout=0.3)).stdout == "one\ntwo\n"
     assert play(sandbox, "print('a')\nawait double(1)\nprint('ü')")[-1] == Finished(None, "a\nü\n")
+    assert play(sandbox, "print('\\0' * 40)\nawait double(1)\nprint('\\0' * 40)", limits=ProgramLimits(stdout=90))[
+        -1
+    ] == (Finished(None, ("\ufffd" * 40 + "\n") * 2))
     flood = "for _ in range(5):\n    print('x' * 29)\n    await double(1)"
     failed = failure_of(sandbox, flood, limits=ProgramLimits(stdout=100))
     assert failed.fault.type == "stdout_too_large"
@@ -363,6 +366,13 @@ def test_deeply_nested_result_harms_only_the_call(sandbox: Sandbox) -> None:
         event = program.resume([Reply(1, value)])
     assert isinstance(event, Failed)
     assert "nested too deeply" in event.fault.message
+
+
+def test_program_starts_once(sandbox: Sandbox) -> None:
+    with sandbox.program("return 1", FUNCTIONS, seed="s", now=NOW) as program:
+        assert program.start() == Finished(1, "")
+        with pytest.raises(ValueError, match="once"):
+            program.start()
 
 
 @pytest.mark.parametrize("replies", [[Reply(2, 0)], [Reply(0, 0)], [Reply(-1, 0)], [Reply(1, 0), Reply(1, 0)], []])

@@ -123,8 +123,8 @@ class Exchange:
             NotAwaited: it has not.
         """
         forgotten = [call for call, coroutine in self._unawaited.items() if _is_unstarted(coroutine)]
-        for call in (*forgotten, *filter(_is_wanted, self._unsent)):
-            raise NotAwaited(call.name, call.line)
+        if missing := [*forgotten, *filter(_is_wanted, self._unsent)]:
+            raise NotAwaited(missing[0].name, missing[0].line)
 
     def select(self, timeout: float | None) -> list[_Answer]:
         """Return the host's replies; nothing if the program can continue without.
