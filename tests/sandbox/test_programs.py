@@ -284,6 +284,22 @@ def test_same_seed_gives_the_same_program(sandbox: Sandbox) -> None:
     assert BEGINNING < moment < BEGINNING + datetime.timedelta(seconds=0.001)
 
 
+def test_order_of_tasks_does_not_depend_on_their_addresses(sandbox: Sandbox) -> None:
+    source = """
+tasks = {asyncio.create_task(double(n)) for n in range(9)}
+done, _ = await asyncio.wait(tasks)
+numbers = [await double(await task) for task in done]
+for first in asyncio.as_completed([double(n) for n in range(9)]):
+    numbers.append(await double(await first))
+return [numbers, [task.get_name() for task in done], asyncio.current_task().get_name()]
+"""
+    events = play(sandbox, source)
+    assert isinstance(events[-1], Finished)
+    for _ in range(3):
+        with Sandbox() as another:
+            assert play(another, source) == events
+
+
 def test_functions_keep_real_clocks_and_random_numbers(sandbox: Sandbox) -> None:
     value_of(sandbox, UNCERTAIN)
     source = "import random, time\ndef f(): return [random.random(), time.time()]"

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from . import clock, facades
-from .calls import Exchange, Line, ProgramEventLoop, ToolError
+from .calls import Exchange, Line, ProgramEventLoop, ToolError, as_completed
 from .capture import Capture
 from .program_source import FILENAME, MAIN
 from .request import Request
@@ -33,7 +33,7 @@ class Program:
         if settings["now"] is not None:
             clock.install(settings["seed"], settings["now"])
             for module in (asyncio, facades.of(asyncio)):
-                vars(module)["run"] = self._run_inside
+                vars(module).update(run=self._run_inside, as_completed=as_completed)
 
     def furnish(self, module: ModuleType) -> None:
         """Put the functions into the program's module, and `asyncio`, with which programs call several at once."""
