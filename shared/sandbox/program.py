@@ -68,7 +68,7 @@ class ProgramLimits:
     memory: int = 128
     calls: int = 100
     outstanding: int = 20
-    arguments: int = 1 << 20
+    arguments: int = 256 << 10
     reply: int = 4 << 20
     output: int = 1 << 20
     stdout: int = 64 << 10

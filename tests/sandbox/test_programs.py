@@ -208,7 +208,7 @@ def test_failed_call_raises_tool_error(sandbox: Sandbox) -> None:
         ("n = []\nn.append(n)\nawait double(n)", "exception", 3, "Circular"),
         ("n = []\nfor _ in range(9000): n = [n]\nawait double(n)", "exception", 3, "nested too deeply"),
         ("n = []\nfor _ in range(200): n = [n]\nawait double(n)", "invalid_output", None, "deeper than 100"),
-        ("await double('x' * 2_000_000)", "arguments_too_large", 1, "the limit is 1048576"),
+        ("await double('x' * 2_000_000)", "arguments_too_large", 1, "the limit is 262144"),
         ("return {1, 2}", "invalid_output", None, "type set"),
         ("return 'x' * 2_000_000", "output_too_large", None, "the limit is 1048576"),
         ("print('x' * 70_000)", "stdout_too_large", None, "the limit is 65536"),
