@@ -21,8 +21,8 @@ its variable `result`. A coroutine as the last expression is awaited, and `async
 
 The program runs until it can continue no further without a reply; then the host gets all calls that it has made since
 the last event, in the order in which it made them. The program's clocks and random numbers come from the host, so that
-the same source, seed, times and replies give the same calls. What still differs (the order of a set of objects, a
-clock read by a preloaded package) shows as another call, and each call has its line.
+the same source, seed, times and replies, delivered in the same groups, give the same calls. What still differs (the
+order of a set of objects, a clock read by a preloaded package) shows as another call, and each call has its line.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ProgramLimits:
     memory: int = 128
     calls: int = 100
     outstanding: int = 20
-    arguments: int = 1 << 20
+    arguments: int = 256 << 10
     reply: int = 4 << 20
     output: int = 1 << 20
     stdout: int = 64 << 10
@@ -198,6 +198,7 @@ class Program:
         self._limits = limits
         self._now = now
         self._refusal = refusal
+        self._started = False
         cpu = limits.timeout if limits.cpu is None else limits.cpu
         self._bounds = verdict.Bounds(limits.memory, limits.timeout, cpu, "program")
         self._server: Any = None
@@ -223,7 +224,11 @@ class Program:
 
         Raises:
             SandboxRefused: this machine cannot confine programs.
+            ValueError: it was started before.
         """
+        if self._started:
+            raise ValueError("the program was started before: a run starts once")
+        self._started = True
         if self._refusal is not None:
             return Failed(self._refusal, "")
         reason = "no process was free in time"
@@ -261,11 +266,11 @@ class Program:
         for reply in replies:
             del self._waiting[reply.id]
         if self._conversation.is_interrupted():
-            return self._end(None, interrupted(has_ended=self._child.has_ended(0)))
+            return self._end(None, _interrupted(has_ended=self._child.has_ended(0)))
         try:
             return self._exchange(message)
         except ChildGone:
-            return self._end(None, interrupted(has_ended=True))
+            return self._end(None, _interrupted(has_ended=True))
 
     def close(self) -> None:
         """Kill the process. May be repeated."""
@@ -292,7 +297,7 @@ class Program:
             return self._end(limit, None)
         report = inbox.reply()
         self._stdout += report.stdout
-        self._printed += len(report.stdout.encode())
+        self._printed += inbox.printed
         if report.wishes is None and report.asleep is None:
             return self._end(None, report)
         fault = self._violation(report.wishes)
@@ -373,7 +378,7 @@ def settings_of(functions: Mapping[str, Sequence[str]], limits: ProgramLimits, s
     return json.dumps(settings).encode()
 
 
-def interrupted(*, has_ended: bool) -> Report:
+def _interrupted(*, has_ended: bool) -> Report:
     """Return the report of a program that did not wait for its replies."""
     if has_ended:
         return Report(fault=SandboxFault("crashed", "the program's process ended"))

@@ -50,6 +50,9 @@ class Inbox:
     Args:
         limits: maximum lengths of the body and the printed text.
         of_program: whether the reply comes from a program.
+
+    Attributes:
+        printed: bytes of printed text that the reply has, or announces.
     """
 
     def __init__(self, limits: Limits, *, of_program: bool = False) -> None:
@@ -57,16 +60,17 @@ class Inbox:
         self._readers = _PROGRAM_READERS if of_program else _READERS
         self._bytes = bytearray()
         self._wanted: int | None = None
+        self.printed = 0
 
     def add(self, data: bytes) -> bool:
         """Add bytes; return whether the reply is complete or invalid, so that there is nothing more to wait for."""
         self._bytes += data
         if self._wanted is None and len(self._bytes) >= wire.REPLY.size:
-            kind, body, printed = wire.REPLY.unpack_from(self._bytes)
-            if body > self._limit(kind) or printed > self._limits.stdout:
+            kind, body, self.printed = wire.REPLY.unpack_from(self._bytes)
+            if body > self._limit(kind) or self.printed > self._limits.stdout:
                 self._wanted = 0
             else:
-                self._wanted = wire.REPLY.size + body + printed
+                self._wanted = wire.REPLY.size + body + self.printed
         return self._wanted is not None and len(self._bytes) >= self._wanted
 
     def _limit(self, kind: bytes) -> int:

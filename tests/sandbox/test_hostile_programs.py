@@ -139,7 +139,7 @@ def test_dense_call_is_refused(bare_sandbox: Sandbox, dense: bytes) -> None:
     source = f"import os\ndata = {message(b'T', b'', length=len(body))!r} + {head!r} + {dense!r} * "
     source += f"{(1_000_000 - len(head) - len(tail)) // len(dense)} + {tail!r}\n"
     source += "while data: data = data[os.write(0, data):]\nos.read(0, 1)"
-    event = run(bare_sandbox, source)
+    event = run(bare_sandbox, source, arguments=1 << 20)
     assert failure_of(event) in ("arguments_too_large", "security"), event
 
 

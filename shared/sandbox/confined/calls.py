@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import json
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -73,6 +74,9 @@ class Exchange:
         filename: the name of the program's code, to find the line of a call.
         max_arguments: bytes of one message.
         max_waiting: calls without a reply. Others are sent when there is room.
+
+    Attributes:
+        numbers: of the program's tasks.
     """
 
     def __init__(self, line: Line, capture: Capture, filename: str, max_arguments: int, max_waiting: int) -> None:
@@ -84,6 +88,7 @@ class Exchange:
         self._unawaited: dict[_Call, Coroutine[Any, Any, Any]] = {}
         self._unsent: list[_Call] = []
         self._sent: list[_Call] = []
+        self.numbers = itertools.count(1)
 
     def function(self, name: str, parameters: Sequence[str]) -> Callable[..., Coroutine[Any, Any, Any]]:
         """Return the function of that name for the program."""
@@ -123,8 +128,8 @@ class Exchange:
             NotAwaited: it has not.
         """
         forgotten = [call for call, coroutine in self._unawaited.items() if _is_unstarted(coroutine)]
-        for call in (*forgotten, *filter(_is_wanted, self._unsent)):
-            raise NotAwaited(call.name, call.line)
+        if missing := [*forgotten, *filter(_is_wanted, self._unsent)]:
+            raise NotAwaited(missing[0].name, missing[0].line)
 
     def select(self, timeout: float | None) -> list[_Answer]:
         """Return the host's replies; nothing if the program can continue without.
@@ -171,6 +176,25 @@ class Exchange:
         return bytes(data[wire.RESUME.size :])
 
 
+class _NumberedTask(asyncio.Task[Any]):
+    """Task whose place in a set, as `asyncio.wait` returns them, does not depend on its address."""
+
+    def __init__(self, number: int, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> None:
+        self._number = number
+        super().__init__(coroutine, loop=loop, **{"name": f"Task-{number}", **options})
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+def as_completed(awaitables: Iterable[Any], *, timeout: float | None = None) -> Any:
+    """Replace `asyncio.as_completed`, which starts coroutines in the order of their addresses."""
+    return _AS_COMPLETED([asyncio.ensure_future(each) for each in awaitables], timeout=timeout)
+
+
+_AS_COMPLETED = asyncio.as_completed
+
+
 class ProgramEventLoop(SleepingEventLoop):
     """asyncio whose only events are the host's replies, and whose time is the host's."""
 
@@ -179,6 +203,11 @@ class ProgramEventLoop(SleepingEventLoop):
         self._selector = exchange  # type: ignore[assignment]
         # The host's time is rounded.
         self._clock_resolution = 0.001
+        self.set_task_factory(self._make_task)
+        self._numbers = exchange.numbers
+
+    def _make_task(self, loop: Any, coroutine: Any, **options: Any) -> _NumberedTask:
+        return _NumberedTask(next(self._numbers), loop, coroutine, **options)
 
     def time(self) -> float:
         return clock.elapsed()

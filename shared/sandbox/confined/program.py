@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from . import clock, facades
-from .calls import Exchange, Line, ProgramEventLoop, ToolError
+from .calls import Exchange, Line, ProgramEventLoop, ToolError, as_completed
 from .capture import Capture
 from .program_source import FILENAME, MAIN
 from .request import Request
@@ -32,6 +32,8 @@ class Program:
         self._functions = settings["functions"]
         if settings["now"] is not None:
             clock.install(settings["seed"], settings["now"])
+            for module in (asyncio, facades.of(asyncio)):
+                vars(module).update(run=self._run_inside, as_completed=as_completed)
 
     def furnish(self, module: ModuleType) -> None:
         """Put the functions into the program's module, and `asyncio`, with which programs call several at once."""
@@ -51,6 +53,15 @@ class Program:
         value = loop.run_until_complete(_value(vars(module)[MAIN]))
         self._exchange.check_end()
         return vars(module).get(RESULT) if value is None else value
+
+    def _run_inside(self, main: Any, *, debug: bool | None = None) -> Any:
+        """Replace `asyncio.run`, which programs write from habit: the loop runs already, so another one runs in it."""
+        outer = asyncio._get_running_loop()
+        asyncio._set_running_loop(None)
+        try:
+            return ProgramEventLoop(self._exchange).run_until_complete(main)
+        finally:
+            asyncio._set_running_loop(outer)
 
 
 async def _value(main: Any) -> Any:

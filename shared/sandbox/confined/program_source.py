@@ -51,7 +51,7 @@ def _return_last(body: list[ast.stmt]) -> None:
 
 
 class _Adapter(ast.NodeTransformer):
-    """Rewrites what is right in a module, and would be wrong in the body of a running async function."""
+    """Rewrites what is right in a module, and would be wrong in the body of an async function."""
 
     _in_function = False
 
@@ -74,14 +74,6 @@ class _Adapter(ast.NodeTransformer):
             return node
         plain = ast.Assign([node.target], node.value) if node.value else ast.Pass()
         return ast.copy_location(plain, node)
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        """Write `await main()` for `asyncio.run(main())`: the loop runs already."""
-        self.generic_visit(node)
-        match node:
-            case ast.Call(func=ast.Attribute(value=ast.Name("asyncio"), attr="run"), args=[awaitable]):
-                return ast.copy_location(ast.Await(awaitable), node)
-        return node
 
     def _leave(self, node: ast.AST) -> ast.AST:
         return node

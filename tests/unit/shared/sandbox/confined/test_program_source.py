@@ -53,20 +53,6 @@ def test_lines_are_those_of_the_program() -> None:
     assert lines == [6, 4]
 
 
-def test_asyncio_run_is_awaited_only_where_it_can_be() -> None:
-    source = "async def main(): return 3\ndef outer(): return asyncio.run\nasyncio.run(main())"
-    assert run(source)["value"] == 3
-    assert run(source.replace("asyncio.run(main())", "[asyncio.run(main()), outer() is asyncio.run]"))["value"] == [
-        3,
-        True,
-    ]
-    with pytest.raises(RuntimeError, match="running event loop"):
-        run(
-            "async def main(): return 3\ncoroutine = main()\ndef f():\n    try:\n        asyncio.run(coroutine)\n    "
-            "finally:\n        coroutine.close()\nf()"
-        )
-
-
 @pytest.mark.parametrize(
     "source",
     [
