@@ -231,6 +231,17 @@ class Journal:
             if any(step["status"] == "finished" and step["effect"] != "pure" for step in self.unwritten):
                 self._write([])
 
+    def write_kept(self) -> None:
+        """Commit all steps that wait for the next write, pure ones too.
+
+        Raises:
+            Cancelled: the task was cancelled in the meantime.
+            Postponed, ClaimLost: as for `call`.
+        """
+        with self.lock:
+            if self.unwritten:
+                self._write([])
+
     def abandon(self) -> None:
         """Stop all writes through this journal: calls that still run in other threads no longer own it."""
         self.abandoned.set()

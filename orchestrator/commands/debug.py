@@ -17,7 +17,7 @@ from minions.errors import MinionsError
 from orchestrator.commands.attending import replay_and_compare
 from orchestrator.commands.client import ACTOR, connect
 from orchestrator.commands.diff import print_comparison
-from orchestrator.commands.journal_views import History, moment, place_of, read_history, view_of
+from orchestrator.commands.journal_views import History, moment, name_of, place_of, read_history, view_of
 from orchestrator.commands.output import AS_JSON, console, fail, print_json, print_table, stderr, styled
 from orchestrator.commands.past import why_at
 from orchestrator.commands.prompting import ask, json_from
@@ -190,7 +190,7 @@ def print_steps(history: History, current: int | None = None) -> None:
                 ">" if step["number"] == current else "",
                 step["number"],
                 step["kind"],
-                step["name"],
+                name_of(step),
                 step["status"],
                 _brief(step["error"] or step["output"], 60),
             )

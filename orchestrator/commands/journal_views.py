@@ -146,6 +146,13 @@ def place_of(step: dict[str, Any]) -> str:
     return f"the program of step {program}" if line is None else f"line {line} of the program of step {program}"
 
 
+def name_of(step: dict[str, Any]) -> str:
+    """Return the name of a step for a table; that of a call in a program is indented, with its line."""
+    if not place_of(step):
+        return str(step["name"])
+    return f"  {step['name']}" if step.get("line") is None else f"  {step['name']} (line {step['line']})"
+
+
 def moment(text: str | None) -> datetime | None:
     """Return a time of the API."""
     return datetime.fromisoformat(text) if text else None

@@ -19,6 +19,10 @@ from workers.task import ClaimedTask
 from workers.tool_calls import CallResult, PreparedCall, ToolCalls
 from workers.tools.base import Tool
 
+MOST_KEPT = 50
+LONGEST_KEPT = 1.0
+"""Pure steps, and seconds, after which they are written: a program may call pure tools only, a thousand times."""
+
 
 class ProgramCalls:
     """Makes the calls of one program.
@@ -41,6 +45,7 @@ class ProgramCalls:
         self._program = journal.caller.program
         self._tool_calls = ToolCalls(functions, task, journal, arranged)
         self._arranged = arranged
+        self._written_at = time.monotonic()
 
     def make(self, event: Calls) -> list[Reply | ReplyError] | Suspended:
         """Return the replies to the calls of a round, without those that the program has cancelled.
@@ -53,6 +58,7 @@ class ProgramCalls:
         outcomes = self._tool_calls.run([self._prepared(call) for call in wanted])
         if isinstance(outcomes, Suspended):
             return outcomes
+        self._write_kept()
         return [self._reply(call, outcome) for call, outcome in zip(wanted, outcomes, strict=True)]
 
     def sleep(self, seconds: float) -> Suspended | None:
@@ -67,6 +73,11 @@ class ProgramCalls:
     def _prepared(self, call: Call) -> PreparedCall:
         caller = Caller(self._program, call.line)
         return self._tool_calls.prepare(str(call.id), call.name, call.arguments, caller)
+
+    def _write_kept(self) -> None:
+        if len(self.journal.unwritten) > MOST_KEPT or time.monotonic() - self._written_at > LONGEST_KEPT:
+            self.journal.write_kept()
+            self._written_at = time.monotonic()
 
     def _reply(self, call: Call, outcome: CallResult) -> Reply | ReplyError:
         if isinstance(outcome, MinionError):

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import structlog
+
 from shared.contracts.code_mode import RUN_PROGRAM, SEARCH_TOOLS, CodeMode, function_name
 from shared.contracts.strict_json import JsonValue
 from shared.errors import FunctionError, NotConfigured
@@ -27,6 +29,8 @@ from workers.journal import Journal, OpenProgram, StepResult
 from workers.outcomes import Suspended
 from workers.task import ClaimedTask
 from workers.tools.base import Tool
+
+log = structlog.get_logger(__name__)
 
 INTRODUCTION = """\
 Run a Python program that calls the functions below, and receive its result. Use it for all calls of these functions: \
@@ -133,6 +137,8 @@ class ProgramTool:
             error = FunctionError(f"The program cannot run now: {end.fault.message}", reason=end.fault.type)
             error.retryable = True
             raise error
+        if end.fault.type == "security":
+            log.warning("program_broke_the_rules", why=end.fault.message)
         return error_of(end, calls.names, self.settings)
 
     def _limits(self) -> ProgramLimits:

@@ -19,6 +19,7 @@ from orchestrator.replay_from import Edit, replay_from
 from shared.contracts.requests import Budget
 from shared.database.connections import transaction
 from shared.errors import InvalidInput
+from shared.sandbox import Sandbox
 from shared.tasks import lifecycle
 from shared.tasks.states import FINAL
 from tests.conftest import Define
@@ -513,6 +514,30 @@ def test_edited_result_replaces_a_program(run: Run, coder: Any) -> None:
     assert [step["number"] for step in run.steps()] == [1, 2, 3]
     with pytest.raises(InvalidInput, match="is a program: its output must be an object with result"):
         replay_from(run.inline_worker.engine, run.task, 2, edit=Edit([]), submitted_by="test")
+
+
+def test_pure_calls_of_a_long_program_do_not_pile_up(run: Run, coder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    coder({"max_calls": 200})
+    sizes, write = [], lifecycle.write_steps
+
+    def noting(connection: Any, task: UUID, claim: int, steps: list[Any], *more: Any) -> Any:
+        sizes.append(len(steps))
+        return write(connection, task, claim, steps, *more)
+
+    monkeypatch.setattr(lifecycle, "write_steps", noting)
+    run(program("for n in range(120): await echo(n=n)\nreturn n"))
+    assert run.told() == {"result": 119}
+    assert (len(run.steps("tool_call")), max(sizes) <= 51) == (121, True)
+
+
+def test_program_is_not_run_unconfined(run: Run, coder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    coder()
+    monkeypatch.setattr(Sandbox, "level", "insecure")
+    task = run(program("return 1"))
+    assert (task["state"], task["error"]["type"]) == ("failed", "not_configured")
+
+
+# From here on, the module's worker takes the tasks.
 
 
 def test_killed_worker_loses_no_call(
