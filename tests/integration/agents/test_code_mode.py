@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
+import yaml
 from sqlalchemy import text
 
 from minions import testing
@@ -27,7 +29,7 @@ from tests.integration.agents.conftest import TOOLS as TOOLS_OF_TESTS
 from tests.integration.agents.conftest import DefineAgent
 from tests.integration.agents.test_determinism import RELEASE, Died, dying
 from tests.integration.conftest import InlineWorker, Tasks
-from tests.support.processes import Process, killed_on_exit, start_worker, wait_until
+from tests.support.processes import ROOT, Process, killed_on_exit, start_worker, wait_until
 from workers import minion
 
 LOOP = """
@@ -535,6 +537,24 @@ def test_program_is_not_run_unconfined(run: Run, coder: Any, monkeypatch: pytest
     monkeypatch.setattr(Sandbox, "level", "insecure")
     task = run(program("return 1"))
     assert (task["state"], task["error"]["type"]) == ("failed", "not_configured")
+
+
+def test_example_gives_the_same_answer_in_fewer_turns(
+    tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi, define: Define
+) -> None:
+    folder = ROOT / "examples" / "code_mode"
+    define(*yaml.safe_load_all((folder / "desk.yaml").read_text()))
+    example = runpy.run_path(str(folder / "test_tokens.py"))
+    turns, sent = {}, {}
+    for agent, replies in (("desk", example["one_by_one"]()), ("desk-code", example["by_program"]())):
+        messages_api.script[:], messages_api.requests = replies, []
+        task = tasks.submit(agent, example["QUESTION"])
+        inline_worker.run_all()
+        assert tasks.get(task)["output"] == example["ANSWER"]
+        turns[agent], sent[agent] = len(messages_api.requests), sum(map(example["tokens"], messages_api.requests))
+    told = json.loads(_content(messages_api.requests[-1]["messages"][-1]["content"][0]))
+    assert told == {"result": example["ANSWER"]}
+    assert (turns, sent["desk-code"] < sent["desk"] / 2) == ({"desk": 5, "desk-code": 2}, True)
 
 
 # From here on, the module's worker takes the tasks.
