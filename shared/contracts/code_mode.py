@@ -31,7 +31,7 @@ class CodeMode(Settings):
     """Limits of one program, and of the text about it.
 
     Attributes:
-        max_calls: of tools.
+        max_calls: calls of tools, and sleeps.
         timeout: seconds in which the program itself runs. The time that its calls take does not count.
         memory_limit: megabytes that the program may add to the interpreter.
         max_output: characters of its result, and of its printed text, that the model receives.

@@ -18,7 +18,11 @@ from workers.tools.base import Tool
 
 DEEPEST = 4
 """Levels of objects in an object, below which a type is `Any`."""
+MOST_TYPES = 300
+"""Types in one schema. Parts that refer to each other could otherwise be written without end."""
 MOST_VALUES = 20
+MOST_NOTES = 60
+LONGEST_SUMMARY = 200
 LONGEST_NOTE = 500
 LONGEST_DESCRIPTION = 4_000
 APPROVED = "A person must approve each call."
@@ -54,7 +58,7 @@ def stub(tool: Tool, name: str | None = None) -> str:
 
 def summary(tool: Tool) -> str:
     """Return the function's name and the first line of its description."""
-    first = _text(tool.description or "", LONGEST_DESCRIPTION).partition("\n")[0]
+    first = _text((tool.description or "").strip().partition("\n")[0], LONGEST_SUMMARY)
     return f"{function_name(tool.name)}: {first}" if first else function_name(tool.name)
 
 
@@ -63,8 +67,10 @@ class _Types:
 
     def __init__(self, schema: Schema) -> None:
         self._root = schema
-        self._properties: Schema = schema.get("properties") or {}
+        self._left = MOST_TYPES
         self._required = frozenset(schema.get("required") or ())
+        self._properties: Schema = schema.get("properties") or {}
+        self._types = {name: self.of(part) for name, part in self._properties.items()}
 
     def parameters(self) -> str:
         """Return the parameters of a function with this input."""
@@ -76,21 +82,16 @@ class _Types:
             parts.append("**more: Any")
         return ", ".join(["*", *parts] if named else parts)
 
-    def notes(self) -> Iterator[str]:
-        """Yield a line for each argument that has more to say than its type in the signature."""
-        for name, part in self._properties.items():
-            note = _note(part)
-            shape = self.of(part) if self._is_object(part) else ""
-            if not is_parameter(name):
-                called = f'**{{"{_quoted(name)}": …}} ({self.of(part)}{self._optional(name)})'
-                yield f"{called}: {note}" if note else called
-            elif note or shape:
-                yield f"{name}: {'. '.join(each for each in (note.rstrip('.'), shape) if each)}"
+    def notes(self) -> list[str]:
+        """Return a line for each argument that has more to say than its type in the signature."""
+        notes = (self._note(name, part) for name, part in self._properties.items())
+        return [note for note in notes if note][:MOST_NOTES]
 
     def of(self, schema: Any, depth: int = 0) -> str:
         """Return the type of a schema. Objects are written as dictionaries of types; `?` is an optional member."""
         schema = self._resolved(schema)
-        if depth > DEEPEST or not isinstance(schema, Mapping) or not schema:
+        self._left -= 1
+        if self._left < 0 or depth > DEEPEST or not isinstance(schema, Mapping) or not schema:
             return "Any"
         if "const" in schema or "enum" in schema:
             return _literal(schema["enum"] if "enum" in schema else [schema["const"]])
@@ -112,23 +113,27 @@ class _Types:
     def _closed(self) -> bool:
         return bool(self._properties) or self._root.get("additionalProperties") is False
 
-    def _optional(self, name: str) -> str:
-        return "" if name in self._required else ", optional"
+    def _note(self, name: str, part: Any) -> str:
+        note, written = _description_of(part), self._types[name]
+        if not is_parameter(name):
+            optional = "" if name in self._required else ", optional"
+            called = f'**{{"{_quoted(name)}": …}} ({written}{optional})'
+            return f"{called}: {note}" if note else called
+        shape = written if "{" in written else ""
+        told = ". ".join(each for each in (note.rstrip("."), shape) if each)
+        return f"{name}: {told}" if told else ""
 
     def _in_signature(self, name: str) -> str:
-        part = self._properties[name]
-        written = "dict" if self._is_object(part) else self.of(part)
+        written = "dict" if "{" in self._types[name] else self._types[name]
         return written if name in self._required else f"{written} = ..."
 
-    def _is_object(self, part: Any) -> bool:
-        return "{" in self.of(part)
-
     def _object(self, schema: Schema, depth: int) -> str:
-        required = schema.get("required") or ()
-        members = (
-            f'"{_quoted(name)}"{"" if name in required else "?"}: {self.of(part, depth + 1)}'
-            for name, part in schema["properties"].items()
-        )
+        required, members = schema.get("required") or (), list[str]()
+        for name, part in schema["properties"].items():
+            if self._left < 0:
+                members.append("…")
+                break
+            members.append(f'"{_quoted(name)}"{"" if name in required else "?"}: {self.of(part, depth + 1)}')
         return f"{{{', '.join(members)}}}"
 
     def _resolved(self, schema: Any) -> Any:
@@ -172,7 +177,7 @@ def _value(value: Any) -> str:
     return _plain(json.dumps(value, ensure_ascii=False))[:LONGEST_NOTE]
 
 
-def _note(schema: Any) -> str:
+def _description_of(schema: Any) -> str:
     if not isinstance(schema, Mapping) or not isinstance(schema.get("description"), str):
         return ""
     return _text(schema["description"], LONGEST_NOTE).replace("\n", " ")

@@ -85,6 +85,12 @@ def test_recursive_schema_ends() -> None:
     assert len(made) < 500
 
 
+def test_schema_that_refers_to_itself_everywhere_stays_short() -> None:
+    wide = {"type": "object", "properties": {f"p{number}": {"$ref": "#/$defs/wide"} for number in range(200)}}
+    made = stub(Made("f", {"properties": {"a": wide, "b": {"type": "string"}}, "$defs": {"wide": wide}}))
+    assert len(made) < 10_000
+
+
 def test_objects_are_described_below_the_signature() -> None:
     address = {"type": "object", "properties": {"city": {"type": "string"}, "zip": {"type": "string"}}}
     made = stub(Made("move", {"properties": {"to": {**address, "required": ["city"], "description": "Where."}}}))
