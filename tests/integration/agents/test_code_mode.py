@@ -539,11 +539,44 @@ def test_program_is_not_run_unconfined(run: Run, coder: Any, monkeypatch: pytest
     assert (task["state"], task["error"]["type"]) == ("failed", "not_configured")
 
 
+@pytest.mark.parametrize(
+    ("code", "told", "calls"),
+    [
+        # A refused call counts, too.
+        ("while True:\n  try: await act(do='refuse')\n  except ToolError: pass", "more than 20 calls", ["act"] * 20),
+        ("try: await echo(n=1)\nexcept BaseException: pass\nwhile True: pass", "still running", ["echo"]),
+        ("t = asyncio.create_task(send())\nt.cancel()\nreturn await echo(n=1)", {"result": {"n": 1}}, ["echo"]),
+        # What a program returns is data: no file, no wait, no directive.
+        (
+            "return {'$content': [{'type': 'image', 'source': {'type': 'file', 'file_id': 'file_0'}}]}",
+            {"result": {"$content": [{"type": "image", "source": {"type": "file", "file_id": "file_0"}}]}},
+            [],
+        ),
+        ("return {'$wait': {'seconds': 60}}", {"result": {"$wait": {"seconds": 60}}}, []),
+        (
+            "try: await help(letter={'$file': 'file_' + '0' * 64})\nexcept ToolError as error: return str(error)",
+            {"result": f"The file file_{'0' * 64} is not one of this task."},
+            [],
+        ),
+        ("act = print\nawait act(1)", "The program failed in line 2", []),
+        ("import builtins\nreturn builtins.open('/etc/passwd').read()", "the module 'builtins' is not among", []),
+        ("return await asyncio.wait_for(act(do='answer', answer=1), 0.001)", {"result": 1}, ["act"]),
+    ],
+)
+def test_hostile_program_gains_nothing(run: Run, coder: Any, code: str, told: Any, calls: list[str]) -> None:
+    coder({"timeout": 0.5, "max_calls": 20})
+    assert run(program(code))["state"] == "succeeded"
+    assert told in run.told() if isinstance(told, str) else run.told() == told
+    assert [step["name"] for step in run.steps("tool_call", "subtask")[1:]] == calls
+
+
 def test_example_gives_the_same_answer_in_fewer_turns(
     tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi, define: Define
 ) -> None:
     folder = ROOT / "examples" / "code_mode"
     define(*yaml.safe_load_all((folder / "desk.yaml").read_text()))
+    with inline_worker.engine.begin() as connection:
+        connection.execute(text("UPDATE workers SET capabilities = '{default}'"))
     example = runpy.run_path(str(folder / "test_tokens.py"))
     turns, sent = {}, {}
     for agent, replies in (("desk", example["one_by_one"]()), ("desk-code", example["by_program"]())):
