@@ -383,11 +383,11 @@ def test_time_of_the_host_counts_to_no_limit(sandbox: Sandbox) -> None:
 
 
 def test_zygote_ends_no_program_that_waits(sandbox: Sandbox) -> None:
-    source = "sum(range(3_000_000))\nawait double(1)\nreturn 1"
-    with sandbox.program(source, FUNCTIONS, seed="s", now=NOW, limits=ProgramLimits(timeout=0.6)) as program:
+    source = "sum(range(2_000_000))\nawait double(1)\nreturn 1"
+    with sandbox.program(source, FUNCTIONS, seed="s", now=NOW, limits=ProgramLimits(timeout=1.0)) as program:
         assert isinstance(program.start(), Calls)
         assert program.duration > SHORT_CALL  # long enough for the zygote to watch, too
-        threading.Event().wait(0.6 + OVERTIME + 0.2)
+        threading.Event().wait(1.0 + OVERTIME + 0.2)
         assert program.resume([Reply(1, 2)]) == Finished(1, "")
 
 
