@@ -171,7 +171,16 @@ def test_program_that_steals_its_replies_gains_nothing(bare_sandbox: Sandbox) ->
     with begin(bare_sandbox, source) as program:
         assert isinstance(program.start(), Calls)
         event = program.resume([Reply(1, "mine")])
-    assert event == Finished(f'[{NOW}, [[1, true, "mine"]]]'.replace(", [[", ",[["), "")
+    assert event == Finished('[null,[[1, true, "mine"]]]', "")
+
+
+@pytest.mark.parametrize("then", ["while True: pass", "while True: os.write(0, bytes(65536))"])
+def test_program_that_does_not_read_its_replies_is_killed(bare_sandbox: Sandbox, then: str) -> None:
+    source = f"import os\nos.write(0, {message(b'T', ONE)!r})\n{then}"
+    with begin(bare_sandbox, source, timeout=0.5) as program:
+        assert isinstance(program.start(), Calls) or "write" in then
+        if program._child is not None:
+            assert failure_of(program.resume([Reply(1, "x" * 3_000_000)])) in ("timeout", "security")
 
 
 def test_counters_of_the_child_mean_nothing(bare_sandbox: Sandbox) -> None:

@@ -143,10 +143,10 @@ class Exchange:
             return []
         self._unsent = list(filter(_is_wanted, self._unsent))
         if self._unsent or any(map(_is_wanted, self._waiting.values())):
-            return self._exchange(wire.CALLS, self._next_calls())
+            return self._exchange(wire.CALLS, self._next_calls(), 0.0)
         if timeout is None:
             raise Deadlock
-        return self._exchange(wire.ASLEEP, json.dumps(timeout).encode())
+        return self._exchange(wire.ASLEEP, json.dumps(timeout).encode(), timeout)
 
     def _next_calls(self) -> bytes:
         """Return the calls that the host may get now: the first ones, as far as there is room."""
@@ -163,11 +163,14 @@ class Exchange:
         del self._unsent[: len(rows)]
         return b"[" + b",".join(rows) + b"]"
 
-    def _exchange(self, kind: bytes, body: bytes) -> list[_Answer]:
+    def _exchange(self, kind: bytes, body: bytes, sleep: float) -> list[_Answer]:
         printed = self._capture.take()
         self._line.send(b"".join((wire.REPLY.pack(kind, len(body), len(printed)), body, printed)))
         now, replies = json.loads(self._receive())
-        clock.advance(now)
+        if now is None:
+            clock.skip(sleep)
+        else:
+            clock.advance(now)
         self._room += len(replies)
         return [(self._waiting.pop(number).future, ok, value) for number, ok, value in replies]
 

@@ -50,6 +50,12 @@ def advance(now: float) -> None:
     _elapsed = max(_elapsed, now - _start)
 
 
+def skip(seconds: float) -> None:
+    """Let time pass."""
+    global _elapsed
+    _elapsed += seconds
+
+
 def elapsed() -> float:
     """Return the seconds since the program started."""
     return _elapsed
