@@ -93,10 +93,6 @@ def _of_now(convert: Any) -> Any:
     return lambda seconds=None, /: convert(_time() if seconds is None else seconds)
 
 
-def _formatted(form: Any) -> Any:
-    return lambda *arguments: form(*arguments, _GMTIME(_time()))
-
-
 _GMTIME, _STRFTIME, _ASCTIME = real_time.gmtime, real_time.strftime, real_time.asctime
 
 _TIME = {
