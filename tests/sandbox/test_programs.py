@@ -313,6 +313,9 @@ def test_replaced_classes_behave_like_the_real_ones(sandbox: Sandbox) -> None:
 import copy, email.utils
 from datetime import date, datetime, timedelta
 foreign = email.utils.parsedate_to_datetime("Mon, 20 Nov 1995 19:12:08 -0500")
+class Mine(datetime): pass
+assert isinstance(Mine.now(), Mine) and issubclass(Mine, date) and not isinstance(foreign, Mine)
+assert email.utils.localtime().date() == date.today()
 now = datetime.now()
 match now:
     case date():
