@@ -263,6 +263,8 @@ class Sandbox:
         """
         limits = limits or ProgramLimits()
         _check_numbers(limits.memory, limits.timeout, limits.cpu)
+        if limits.outstanding < 1:
+            raise ValueError(f"limits.outstanding must be at least 1, not {limits.outstanding!r}")
         check_functions(functions)
         request = self._request("program", "", allowed_imports, check)
         request.max_output, request.max_stdout = limits.output, limits.stdout
@@ -273,7 +275,7 @@ class Sandbox:
         except _Refused as refused:
             refusal = refused.fault
         # A zygote that died leaves up to `pool` dead children behind.
-        return Program(self._take, ATTEMPTS + self._pool, request, dict(functions), limits, now, refusal)
+        return Program(self._take, ATTEMPTS + self._pool, request, dict(functions), limits, refusal)
 
     # --- one call -----------------------------------------------------------------------------------------
 

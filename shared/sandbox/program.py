@@ -188,7 +188,6 @@ class Program:
         request: Request,
         functions: Mapping[str, Sequence[str]],
         limits: ProgramLimits,
-        now: float,
         refusal: SandboxFault | None,
     ) -> None:
         self._take = take
@@ -196,7 +195,6 @@ class Program:
         self._request = request
         self._functions = functions
         self._limits = limits
-        self._now = now
         self._refusal = refusal
         self._started = False
         cpu = limits.timeout if limits.cpu is None else limits.cpu
@@ -207,7 +205,7 @@ class Program:
         self._made = 0
         self._pauses = 0
         self._waiting: dict[int, None] = {}
-        self._asleep: float | None = None
+        self._is_asleep = False
         self._stdout = ""
         self._printed = 0
         self.duration = self.cpu_time = 0.0
@@ -254,15 +252,14 @@ class Program:
                 `Asleep` lets the sleep pass.
 
         Raises:
-            ValueError: there is no such call, or it has a reply already; or the program does not wait.
+            ValueError: there is no such call, or it has a reply already; the program does not wait; or the time is not
+                a number of seconds.
             TypeError: a value is not made of JSON's types.
         """
         if self._conversation is None:
             raise ValueError("the program is not running")
         self._check(replies)
-        now = max(self._now, now if now is not None else self._now + (self._asleep or 0.0))
-        message = _encode(now, replies, self._limits.reply)
-        self._now = now
+        message = _encode(None if now is None else _check_time(now), replies, self._limits.reply)
         for reply in replies:
             del self._waiting[reply.id]
         if self._conversation.is_interrupted():
@@ -283,7 +280,7 @@ class Program:
         ids = [reply.id for reply in replies]
         if len(set(ids)) < len(ids) or not self._waiting.keys() >= set(ids):
             raise ValueError(f"not every reply is for a call that waits: {ids}, and {[*self._waiting]} wait")
-        if not ids and self._asleep is None:
+        if not ids and not self._is_asleep:
             raise ValueError("the program waits for at least one reply")
 
     def _exchange(self, message: bytes) -> Event:
@@ -330,12 +327,13 @@ class Program:
         return None
 
     def _pause(self, report: Report) -> Event:
-        self._asleep = report.asleep
-        if report.wishes is None:
-            assert report.asleep is not None
+        self._is_asleep = report.asleep is not None
+        if report.asleep is not None:
             return Asleep(report.asleep)
         first = self._made + 1
-        calls = tuple(Call(id, wish.name, wish.arguments, wish.line) for id, wish in enumerate(report.wishes, first))
+        calls = tuple(
+            Call(id, wish.name, wish.arguments, wish.line) for id, wish in enumerate(report.wishes or (), first)
+        )
         self._made += len(calls)
         self._waiting.update(dict.fromkeys(call.id for call in calls))
         return Calls(calls, tuple(self._waiting))
@@ -366,14 +364,23 @@ def check_functions(functions: Mapping[str, Sequence[str]]) -> None:
             raise ValueError(f"{name!r} is not a name in Python")
 
 
-def settings_of(functions: Mapping[str, Sequence[str]], limits: ProgramLimits, seed: str, now: float) -> bytes:
-    """Return the part of a request that is for programs only."""
+def _check_time(now: float) -> float:
+    """Return the time.
+
+    Raises:
+        ValueError: it is not a number of seconds.
+    """
     if not math.isfinite(now):
         raise ValueError("now must be a finite number of seconds")
+    return now
+
+
+def settings_of(functions: Mapping[str, Sequence[str]], limits: ProgramLimits, seed: str, now: float) -> bytes:
+    """Return the part of a request that is for programs only."""
     parameters = {name: list(names) for name, names in functions.items()}
     settings = {
         "functions": parameters, "max_arguments": limits.arguments, "max_waiting": limits.outstanding, "seed": seed,
-        "now": now,
+        "now": _check_time(now),
     }  # fmt: skip
     return json.dumps(settings).encode()
 
@@ -388,7 +395,7 @@ def _interrupted(*, has_ended: bool) -> Report:
 _ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False)
 
 
-def _encode(now: float, replies: Sequence[Reply | ReplyError], limit: int) -> bytes:
+def _encode(now: float | None, replies: Sequence[Reply | ReplyError], limit: int) -> bytes:
     """Return the message that lets a program continue."""
     rows = b",".join(_row(reply, limit) for reply in replies)
     body = b"[%s,[%s]]" % (json.dumps(now).encode(), rows)

@@ -171,7 +171,16 @@ def test_program_that_steals_its_replies_gains_nothing(bare_sandbox: Sandbox) ->
     with begin(bare_sandbox, source) as program:
         assert isinstance(program.start(), Calls)
         event = program.resume([Reply(1, "mine")])
-    assert event == Finished(f'[{NOW}, [[1, true, "mine"]]]'.replace(", [[", ",[["), "")
+    assert event == Finished('[null,[[1, true, "mine"]]]', "")
+
+
+@pytest.mark.parametrize("then", ["while True: pass", "while True: os.write(0, bytes(65536))"])
+def test_program_that_does_not_read_its_replies_is_killed(bare_sandbox: Sandbox, then: str) -> None:
+    source = f"import os\nos.write(0, {message(b'T', ONE)!r})\n{then}"
+    with begin(bare_sandbox, source, timeout=0.5) as program:
+        assert isinstance(program.start(), Calls) or "write" in then
+        if program._child is not None:
+            assert failure_of(program.resume([Reply(1, "x" * 3_000_000)])) in ("timeout", "security")
 
 
 def test_counters_of_the_child_mean_nothing(bare_sandbox: Sandbox) -> None:
@@ -180,7 +189,7 @@ def test_counters_of_the_child_mean_nothing(bare_sandbox: Sandbox) -> None:
     assert failure_of(many) == "too_many_calls"
     large = run(bare_sandbox, f"{head}await double('x' * 2_000_000)")
     assert failure_of(large) == "arguments_too_large"
-    again = f"{head}await double(1)\nexchange._sent.clear()\nawait double(2)\nreturn await double(3)"
+    again = f"{head}await double(1)\nexchange._made = 5\nawait double(2)\nreturn await double(3)"
     assert failure_of(run(bare_sandbox, again)) == "exception"
 
 
@@ -190,7 +199,7 @@ def test_counters_of_the_child_mean_nothing(bare_sandbox: Sandbox) -> None:
         ("while True: os.write(0, bytes(65536))", "security"),
         ("while True:\n    os.write(0, b'T')", "arguments_too_large"),
         ("await double(1)\nwhile True: os.write(0, bytes(65536))", "security"),
-        (f"for byte in {message(b'T', b'[' + b' ' * 9999)!r}:\n    os.write(0, bytes([byte]))", "security"),
+        (f"for byte in {message(b'T', b'[' + b' ' * 9999)!r}:\n    os.write(0, bytes([byte]))", "any"),
         ("os.close(0)\nwhile True: pass", "timeout"),
         ("await double(1)\nos.close(0)\nwhile True: pass", "timeout"),
         ("os._exit(0)", "crashed"),
@@ -236,7 +245,7 @@ def test_odd_program_ends_cleanly(bare_sandbox: Sandbox, source: str, type_: str
 
 def test_flood_costs_the_host_little(bare_sandbox: Sandbox) -> None:
     begun = time.process_time()
-    source = "import os\nos.write(0, b'T' + (1 << 19).to_bytes(4) + bytes(4))\nfor _ in range(9999): os.write(0, b'x')"
+    source = "import os\nos.write(0, b'T' + (1 << 17).to_bytes(4) + bytes(4))\nfor _ in range(9999): os.write(0, b'x')"
     with begin(bare_sandbox, source, timeout=1.0) as program:
         assert failure_of(program.start()) == "timeout"
     assert time.process_time() - begun < 0.5
@@ -257,7 +266,7 @@ def test_kernel_ends_a_program_that_the_host_keeps_waiting(bare_sandbox: Sandbox
     source = f"import os\nos.write(0, {message(b'T', ONE)!r})\nwhile True: pass"
     with begin(bare_sandbox, source, timeout=0.5) as program:
         assert isinstance(program.start(), Calls)
-        assert program._child.has_ended(10)
+        assert program._child.has_ended(60)
         assert isinstance(program.resume([Reply(1, 2)]), Failed)
 
 

@@ -62,7 +62,8 @@ class _Call:
         return self.future is not None and not self.future.done()
 
 
-_Answer = tuple[asyncio.Future[Any], bool, Any]
+_Answer = tuple[Any, bool, Any]
+"""A future, whether the call succeeded, and its value or the text of its error."""
 
 
 class Exchange:
@@ -87,7 +88,8 @@ class Exchange:
         self._room = max_waiting
         self._unawaited: dict[_Call, Coroutine[Any, Any, Any]] = {}
         self._unsent: list[_Call] = []
-        self._sent: list[_Call] = []
+        self._waiting: dict[int, _Call] = {}
+        self._made = 0
         self.numbers = itertools.count(1)
 
     def function(self, name: str, parameters: Sequence[str]) -> Callable[..., Coroutine[Any, Any, Any]]:
@@ -102,8 +104,8 @@ class Exchange:
     def _make(self, name: str, arguments: dict[str, Any]) -> Coroutine[Any, Any, Any]:
         line = self._current_line()
         row = _encode(name, line, arguments)
-        if _size([row]) > self._max_arguments:
-            raise TooLarge(name, self._max_arguments, _size([row]), line)
+        if (size := _FRAME + len(row) + 1) > self._max_arguments:
+            raise TooLarge(name, self._max_arguments, size, line)
         call = _Call(name, line, row)
         coroutine = self._wait(call)
         self._unawaited[call] = coroutine
@@ -140,31 +142,37 @@ class Exchange:
         if timeout is not None and timeout <= 0:
             return []
         self._unsent = list(filter(_is_wanted, self._unsent))
-        if self._unsent or any(map(_is_wanted, self._sent)):
-            return self._exchange(wire.CALLS, self._next_calls())
+        if self._unsent or any(map(_is_wanted, self._waiting.values())):
+            return self._exchange(wire.CALLS, self._next_calls(), 0.0)
         if timeout is None:
             raise Deadlock
-        return self._exchange(wire.ASLEEP, json.dumps(timeout).encode())
+        return self._exchange(wire.ASLEEP, json.dumps(timeout).encode(), timeout)
 
     def _next_calls(self) -> bytes:
         """Return the calls that the host may get now: the first ones, as far as there is room."""
         rows: list[bytes] = []
+        size = _FRAME
         for call in self._unsent[: self._room]:
-            if _size([*rows, call.row]) > self._max_arguments:
+            size += len(call.row) + 1
+            if size > self._max_arguments:
                 break
             rows.append(call.row)
-        self._sent += self._unsent[: len(rows)]
-        del self._unsent[: len(rows)]
+        self._waiting.update(enumerate(self._unsent[: len(rows)], self._made + 1))
+        self._made += len(rows)
         self._room -= len(rows)
+        del self._unsent[: len(rows)]
         return b"[" + b",".join(rows) + b"]"
 
-    def _exchange(self, kind: bytes, body: bytes) -> list[_Answer]:
+    def _exchange(self, kind: bytes, body: bytes, sleep: float) -> list[_Answer]:
         printed = self._capture.take()
         self._line.send(b"".join((wire.REPLY.pack(kind, len(body), len(printed)), body, printed)))
         now, replies = json.loads(self._receive())
-        clock.advance(now)
+        if now is None:
+            clock.skip(sleep)
+        else:
+            clock.advance(now)
         self._room += len(replies)
-        return [(self._sent[number - 1].future, ok, value) for number, ok, value in replies]
+        return [(self._waiting.pop(number).future, ok, value) for number, ok, value in replies]
 
     def _receive(self) -> bytes:
         data = bytearray()
@@ -222,6 +230,8 @@ class ProgramEventLoop(SleepingEventLoop):
                 future.set_exception(ToolError(value))
 
 
+_FRAME = 1
+"""Bytes of a list in which each entry takes one more."""
 _ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False)
 
 
@@ -232,10 +242,6 @@ def _is_wanted(call: _Call) -> bool:
 def _is_unstarted(coroutine: Coroutine[Any, Any, Any]) -> bool:
     # A task that is cancelled before its first step closes its coroutine.
     return inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED
-
-
-def _size(rows: list[bytes]) -> int:
-    return sum(map(len, rows)) + len(rows) + 1
 
 
 def _encode(name: str, line: int | None, arguments: dict[str, Any]) -> bytes:

@@ -35,11 +35,11 @@ def install(seed: str, now: float) -> None:
     _entropy.seed(f"entropy of {seed}")
     real_random._inst.seed(f"random numbers of {seed}")
     real_random._urandom = os.urandom = urandom  # type: ignore[attr-defined]
-    vars(real_time).update(_TIME)
     real_uuid._generate_time_safe = None  # type: ignore[attr-defined]
     real_uuid._node = _entropy.getrandbits(48) | 1 << 40  # type: ignore[attr-defined]
     for module, replacements in ((real_time, _TIME), (real_datetime, _DATETIME), (real_random, _RANDOM)):
         vars(facades.of(module)).update(replacements)
+        vars(module).update(replacements)
     if numpy_random := sys.modules.get("numpy.random"):
         numpy_random.seed(_entropy.getrandbits(32))
 
@@ -48,6 +48,12 @@ def advance(now: float) -> None:
     """Set the time, in POSIX seconds. It never goes back."""
     global _elapsed
     _elapsed = max(_elapsed, now - _start)
+
+
+def skip(seconds: float) -> None:
+    """Let time pass."""
+    global _elapsed
+    _elapsed += seconds
 
 
 def elapsed() -> float:
@@ -87,10 +93,6 @@ def _of_now(convert: Any) -> Any:
     return lambda seconds=None, /: convert(_time() if seconds is None else seconds)
 
 
-def _formatted(form: Any) -> Any:
-    return lambda *arguments: form(*arguments, _GMTIME(_time()))
-
-
 _GMTIME, _STRFTIME, _ASCTIME = real_time.gmtime, real_time.strftime, real_time.asctime
 
 _TIME = {
@@ -113,10 +115,10 @@ class _SameInstances(type):
     """Lets a replaced class accept all instances of the original one: other modules make those."""
 
     def __instancecheck__(cls, instance: object) -> bool:
-        return isinstance(instance, cls.__mro__[1])
+        return isinstance(instance, _ORIGINALS[cls]) if cls in _ORIGINALS else super().__instancecheck__(instance)
 
     def __subclasscheck__(cls, subclass: type) -> bool:
-        return issubclass(subclass, cls.__mro__[1])
+        return issubclass(subclass, _ORIGINALS[cls]) if cls in _ORIGINALS else super().__subclasscheck__(subclass)
 
 
 class _Date(real_datetime.date, metaclass=_SameInstances):
@@ -154,11 +156,12 @@ def _seed(a: Any = None, version: int = 2) -> None:
     real_random._inst.seed(_entropy.getrandbits(128) if a is None else a, version)
 
 
-for _class, _original in (
-    (_Date, real_datetime.date),
-    (_Datetime, real_datetime.datetime),
-    (_Random, real_random.Random),
-):
+_ORIGINALS: dict[type, type] = {
+    _Date: real_datetime.date,
+    _Datetime: real_datetime.datetime,
+    _Random: real_random.Random,
+}
+for _class, _original in _ORIGINALS.items():
     _class.__name__ = _class.__qualname__ = _original.__name__
     _class.__module__ = _original.__module__
 

@@ -34,8 +34,8 @@ ASLEEP = b"S"
 """The body is a JSON number: the seconds after which a program that waits for nothing else continues."""
 
 RESUME = struct.Struct("!I")
-"""Host to a program that waits: the length of a JSON list, `[now, [[number, ok, value or text], …]]`. Numbers count the
-program's calls from 1."""
+"""Host to a program that waits: the length of a JSON list, `[now, [[number, ok, value or text], …]]`. Where `now` is
+null, no time passes but that of a sleep. Numbers count the program's calls from 1."""
 
 MAX_REPORT = 64 << 10
 """A fault or a list of problems is never longer than this many bytes."""
