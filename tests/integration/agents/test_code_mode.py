@@ -609,16 +609,32 @@ return [one, two, helped, await add(a=two, b=two)]
 """
     messages_api.script = [{"if": "tool_result", **testing.text("Done.")}, program(code, LOGS=str(tmp_path))]
     task = tasks.submit("Agent", "Hello")
-    for _ in range(2):
-        other = start_worker(tmp_path, "killed")
-        with killed_on_exit(other):
-            wait_until(lambda other=other: not other.running or tasks.get(task)["state"] in FINAL, "its end", 60)
+    killed = start_worker(tmp_path, "killed")
+    with killed_on_exit(killed):
+        wait_until(lambda: not killed.running, "its end", 60)
+    with killed_on_exit(start_worker(tmp_path, "killed")):
+        tasks.wait(task, 60)
+        told = messages_api.requests[-1]["messages"][-1]["content"][0]
+        check_that_a_long_program_keeps_no_other_task_waiting(tasks, coder, messages_api)
     assert tasks.get(task)["output"] == {"content": "Done."}
-    assert json.loads(_content(messages_api.requests[-1]["messages"][-1]["content"][0])) == {
-        "result": [1, 2, "helped", 4]
-    }
+    assert json.loads(_content(told)) == {"result": [1, 2, "helped", 4]}
     assert {log.name: log.read_text().count("\n") for log in tmp_path.iterdir() if log.suffix == ""} == {
         "act": 1,
         "send": 1,
         "down": 2,
     }
+
+
+def check_that_a_long_program_keeps_no_other_task_waiting(tasks: Tasks, coder: Any, messages_api: MessagesApi) -> None:
+    """One process runs all agents with a model."""
+    coder({"timeout": 3}, config={"capabilities": ["killed"]})
+    messages_api.script = [
+        {"if": "tool_result", **testing.text("Done.")},
+        {"if": "slowly", **program("while True: pass")},
+        program("return await act()"),
+    ]
+    slow = tasks.submit("Agent", "slowly")
+    wait_until(lambda: any(step["name"] == "run_program" for step in tasks.steps(slow)), "the program runs")
+    quick = tasks.run("Agent", "quickly")
+    assert [quick["state"], tasks.wait(slow)["state"]] == ["succeeded"] * 2
+    assert quick["finished_at"] < tasks.get(slow)["finished_at"]
