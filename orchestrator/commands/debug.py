@@ -229,7 +229,7 @@ def _print_summary(view: dict[str, Any]) -> None:
     _print_time(view)
     _print_usage(view)
     request = view["request"]
-    asked = request["messages"][-1:] if "messages" in request else request["input"]
+    asked = request["messages"][-1:] if "messages" in request else request.get("input", request.get("program"))
     _print_fields((("request", _brief(asked)), *((name, _brief(value)) for name, value in view["reply"].items())))
     for note in view["notes"]:
         console.print(f"  note: {one_line(note)}")

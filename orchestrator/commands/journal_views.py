@@ -89,6 +89,8 @@ def request_of(history: History, number: int) -> dict[str, Any]:
     """
     step = history.step(number)
     asked = step["input"]
+    if step.get("program") == number and isinstance(asked, dict) and "arguments" in asked:
+        return {"program": asked["arguments"].get("code"), "time": asked.get("time"), "seed": asked.get("seed")}
     if step["kind"] != "model_call" or not isinstance(asked, dict):
         return {"input": asked}
     if "messages" not in asked:

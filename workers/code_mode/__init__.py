@@ -4,5 +4,5 @@ tool       `run_program`: runs a program, and makes its calls as steps of the ta
 calls      the calls of one program, round by round
 stubs      the functions as typed Python, from the schemas of their tools
 search     `search_tools`: finds functions that are not described from the beginning
-result     what the model receives of a program that has ended
+result     the result or the error for the model
 """

@@ -1,4 +1,4 @@
-"""What a model receives of a program that has ended. It is as untrusted as any other tool's output, and bounded."""
+"""The result or the error of a program for its model: as untrusted as the output of any other tool, and bounded."""
 
 from __future__ import annotations
 

@@ -120,8 +120,8 @@ class _Types:
             called = f'**{{"{_quoted(name)}": …}} ({written}{optional})'
             return f"{called}: {note}" if note else called
         shape = written if "{" in written else ""
-        told = ". ".join(each for each in (note.rstrip("."), shape) if each)
-        return f"{name}: {told}" if told else ""
+        said = ". ".join(each for each in (note.rstrip("."), shape) if each)
+        return f"{name}: {said}" if said else ""
 
     def _in_signature(self, name: str) -> str:
         written = "dict" if "{" in self._types[name] else self._types[name]
