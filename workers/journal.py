@@ -424,19 +424,24 @@ class Journal:
         Raises:
             HistoryDiverged: the journal has further calls of this program.
         """
-        number = program.record["number"]
-        for later, step in sorted(self.known.items()):
-            if step.get("program") == number and later > program.calls.last_number:
-                raise HistoryDiverged(
-                    f"History diverged at step {later}: the program of step {number} ended, and when it ran before, it "
-                    f"called {step['name']!r} in line {step.get('line')} then. {_SAME_CALLS}",
-                    step=later,
-                )
+        if later := self.later_call(program):
+            number, line = program.record["number"], later.get("line")
+            raise HistoryDiverged(
+                f"History diverged at step {later['number']}: the program of step {number} ended, and when it ran "
+                f"before, it called {later['name']!r} in line {line} then. {_SAME_CALLS}",
+                step=later["number"],
+            )
         ended: StepRecord = {**program.record, "finished_at": _now()}
         if isinstance(end, MinionError):
             self._keep({**ended, "status": "failed", "error": {**end.as_dict(), "retryable": False}})
         else:
             self._keep({**ended, "status": "finished", "output": end.output})
+
+    def later_call(self, program: OpenProgram) -> KnownStep | None:
+        """Return the next call of a program when it ran before; None if it has made as many this time."""
+        own, last = program.record["number"], program.calls.last_number
+        later = (step for _, step in sorted(self.known.items()) if step.get("program") == own and step["number"] > last)
+        return next(later, None)
 
     def skip_to(self, number: int) -> None:
         """Leave the numbers up to this one to the calls of a program that has ended."""

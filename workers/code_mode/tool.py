@@ -45,6 +45,8 @@ MORE = f"""\
 More functions, which can be called in the same way. `{SEARCH_TOOLS}` returns their signatures:
 """
 CODE = "The program, in Python."
+DEPEND_ON_MACHINE = frozenset({"timeout", "cpu_limit", "memory_limit"})
+"""Limits that a program may reach when it runs again, although it came further before."""
 
 
 class ProgramTool:
@@ -129,10 +131,11 @@ class ProgramTool:
         self.journal.used.add(used)
         if isinstance(end, Suspended):
             return end
-        return self._failed(end, calls) if isinstance(end, Failed) else value_of(end, self.settings)
+        return self._failed(end, calls, begun) if isinstance(end, Failed) else value_of(end, self.settings)
 
-    def _failed(self, end: Failed, calls: ProgramCalls) -> FunctionError:
-        if end.cause == "unavailable":
+    def _failed(self, end: Failed, calls: ProgramCalls, begun: OpenProgram) -> FunctionError:
+        is_slower = end.fault.type in DEPEND_ON_MACHINE and self.journal.later_call(begun) is not None
+        if end.cause == "unavailable" or is_slower:
             # It is not the program's fault, and its step stays open.
             error = FunctionError(f"The program cannot run now: {end.fault.message}", reason=end.fault.type)
             error.retryable = True

@@ -21,7 +21,8 @@ from orchestrator.replay_from import Edit, replay_from
 from shared.contracts.requests import Budget
 from shared.database.connections import transaction
 from shared.errors import InvalidInput
-from shared.sandbox import Sandbox
+from shared.sandbox import Sandbox, SandboxFault
+from shared.sandbox.program import Failed
 from shared.tasks import lifecycle
 from shared.tasks.states import FINAL
 from tests.conftest import Define
@@ -31,6 +32,7 @@ from tests.integration.agents.test_determinism import RELEASE, Died, dying
 from tests.integration.conftest import InlineWorker, Tasks
 from tests.support.processes import ROOT, Process, killed_on_exit, start_worker, wait_until
 from workers import minion
+from workers.code_mode import tool as code_mode_tool
 
 LOOP = """
 total = 0
@@ -347,6 +349,22 @@ def test_program_that_ends_early_ends_the_task(run: Run, coder: Any) -> None:
     error = run.tasks.get(run.task)["error"]
     assert (error["type"], error["step"]) == ("history_diverged", 9)
     assert "the program of step 2 ended" in error["message"]
+
+
+def test_program_that_is_slower_when_it_runs_again_is_retried(
+    run: Run, coder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coder(config={"max_attempts": 3})
+    run.submit(program("await act(do='answer')\nreturn await careful(do='answer', answer=2)"))
+    run.round()
+    with monkeypatch.context() as patch:
+        slow = Failed(SandboxFault("timeout", "the program is still running after 10 s"), "")
+        patch.setattr(code_mode_tool, "_drive", lambda *_: slow)
+        run.decide("approve")
+        run.round()
+    assert [each["outcome"] for each in run.tasks.executions(run.task)] == ["suspended", "retried"]
+    run.finish()
+    assert run.told() == {"result": 2}
 
 
 def test_clock_and_random_numbers_are_the_same_when_it_runs_again(run: Run, coder: Any) -> None:
