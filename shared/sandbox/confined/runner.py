@@ -39,7 +39,7 @@ OPERATIONS = ("call", "compile", "program", "validate")
 
 
 def serve(request: Request, line: Line) -> bytes:
-    """Perform a request and return the reply's bytes. A program uses the line before."""
+    """Perform a request and return the reply's bytes. A program exchanges messages on the line until then."""
     if request.operation == "validate":
         return _reply(wire.PROBLEMS, _validate(request))
     if request.operation == "compile":
