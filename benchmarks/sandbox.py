@@ -17,11 +17,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.samples import percentile, seconds
-from shared.sandbox import Sandbox
+from shared.sandbox import Calls, Finished, Reply, Sandbox
 from shared.sandbox.confined.modules import SAFE_IMPORTS
 from shared.sandbox.fork_server import ForkServer
 
@@ -31,6 +32,12 @@ import asyncio
 async def f(x):
     return await asyncio.gather(*[asyncio.sleep(0, i) for i in range(x)])
 """
+FURTHER = 20
+PROGRAMS = {
+    "program without a call": "return {'x': 6}",
+    "program with one call": "return {'x': await double(3)}",
+    f"program with {1 + FURTHER} calls": f"for x in range({1 + FURTHER}): y = await double(x)\nreturn {{'x': y}}",
+}
 IDLE = 0.025
 """Seconds between two calls, after which the next call finds a rested child."""
 
@@ -73,6 +80,45 @@ def latencies(sandbox: Sandbox, rounds: int) -> dict[str, list[float]]:
         samples["policy off"].append(timed(lambda: sandbox.call(PLAIN, "f", {"x": 3}, check=False)))
         samples["back-to-back call"] += [timed(call(PLAIN)) for _ in range(20)]
     return samples
+
+
+def run_program(sandbox: Sandbox, source: str) -> None:
+    """Run a program whose calls are answered at once."""
+    with sandbox.program(source, {"double": ("number",)}, seed="", now=0.0) as program:
+        event = program.start()
+        while isinstance(event, Calls):
+            event = program.resume([Reply(call.id, 2 * call.arguments["number"]) for call in event.calls])
+        assert isinstance(event, Finished), event
+
+
+def programs(sandbox: Sandbox, rounds: int) -> dict[str, float]:
+    """Return the cost of programs beside that of a plain call, each compared with the call of its own round."""
+
+    def program(source: str) -> Callable[[], object]:
+        return lambda: run_program(sandbox, source)
+
+    plain = {"parked call": lambda: sandbox.call(PLAIN, "f", {"x": 3})}
+    ways: dict[str, Callable[[], object]] = plain | {name: program(source) for name, source in PROGRAMS.items()}
+    samples: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(4 * rounds):
+        # In another order each time: children are prepared two at a time, and the newest one is used.
+        names = deque(ways)
+        names.rotate(number)
+        for name in names:
+            time.sleep(2 * IDLE)
+            samples[name].append(timed(ways[name]))
+    calls, _, one, many = samples.values()
+    more = {f"{name}, ms more": _difference(samples[name], calls) for name in PROGRAMS}
+    return {
+        **more,
+        "each further call, ms": _difference(many, one) / FURTHER,
+        "program with one call, ms more (lowest)": min(one) - min(calls),
+        "program with one call, divided by it": statistics.median(one) / statistics.median(calls),
+    }
+
+
+def _difference(values: list[float], others: list[float]) -> float:
+    return statistics.median(value - other for value, other in zip(values, others, strict=True))
 
 
 def throughput(sandbox: Sandbox, callers: int, seconds: float) -> float:
@@ -193,6 +239,7 @@ def measure(quick: bool) -> dict[str, dict[str, float]]:
         time.sleep(1)  # until the canaries are gone and the waiting children have warmed up
         sizes = memory(sandbox)
         samples = latencies(sandbox, rounds)
+        compared = programs(sandbox, rounds)
         rates = {f"{callers} callers": throughput(sandbox, callers, seconds) for callers in (1, 2, 4)}
         missed = precision(sandbox, 3 if quick else 10)
     base = statistics.median(samples["python -I -S -c pass"])
@@ -204,6 +251,7 @@ def measure(quick: bool) -> dict[str, dict[str, float]]:
             **{name: base / statistics.median(values) for name, values in samples.items()},
             "parked call, 99th percentile": base / percentile(samples["parked call"], 0.99),
         },
+        "programs beside a parked call": compared,
         "isolated calls a second": rates,
         "processor time a call, ms": processor_time(100 if quick else 500),
         "memory (PSS), MB": sizes,

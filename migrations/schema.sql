@@ -1152,6 +1152,8 @@ CREATE TABLE steps (
     output_order jsonb,
     approvals jsonb,
     ended_in bigint,
+    program integer,
+    line integer,
     CONSTRAINT steps_kind_check CHECK ((kind = ANY (ARRAY['model_call'::text, 'tool_call'::text, 'function_call'::text, 'subtask'::text, 'wait'::text]))),
     CONSTRAINT steps_number_check CHECK ((number > 0)),
     CONSTRAINT steps_only_subtasks_have_children_check CHECK (((child_id IS NULL) OR (kind = 'subtask'::text))),
@@ -3230,7 +3232,7 @@ CREATE FUNCTION minion_journal(t uuid) RETURNS jsonb
     AS $$
     SELECT COALESCE(jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
                'number', s.number, 'kind', s.kind, 'name', s.name, 'status', s.status, 'effect', s.effect,
-               'request_hash', s.request_hash, 'error', s.error,
+               'request_hash', s.request_hash, 'error', s.error, 'program', s.program, 'line', s.line,
                'child_id', CASE WHEN s.kind = 'subtask' THEN COALESCE(s.output->>'task_id', s.child_id::text) END))
            || jsonb_build_object('output', s.output, 'output_order', s.output_order)
            || CASE WHEN s.kind = 'subtask' AND s.copied_from IS NOT NULL THEN
@@ -3590,14 +3592,15 @@ CREATE FUNCTION minion_put_steps(t uuid, c integer, journal jsonb) RETURNS void
     AS $$
     INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, input, input_order, output,
                        output_order, error, stdout, usage, cost_microdollars, function_version_id, started_at,
-                       finished_at)
+                       finished_at, program, line)
     SELECT t, s.number, s.kind, s.name, s.status, COALESCE(s.effect, 'pure'), s.request_hash, c, s.input, s.input_order,
            s.output, s.output_order, s.error, s.stdout, s.usage, COALESCE(s.cost_microdollars, 0),
-           s.function_version_id, COALESCE(s.started_at, now()), s.finished_at
+           s.function_version_id, COALESCE(s.started_at, now()), s.finished_at, s.program, s.line
         FROM jsonb_to_recordset(journal) AS s (
             number integer, kind text, name text, status text, effect text, request_hash text, input jsonb,
             input_order jsonb, output jsonb, output_order jsonb, error jsonb, stdout text, usage jsonb,
-            cost_microdollars bigint, function_version_id uuid, started_at timestamptz, finished_at timestamptz)
+            cost_microdollars bigint, function_version_id uuid, started_at timestamptz, finished_at timestamptz,
+            program integer, line integer)
     ON CONFLICT (task_id, number) DO UPDATE SET
         status = EXCLUDED.status, output = EXCLUDED.output, output_order = EXCLUDED.output_order,
         error = EXCLUDED.error, stdout = EXCLUDED.stdout,
@@ -3968,7 +3971,7 @@ BEGIN
     END IF;
     INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, input, input_order, output,
                        output_order, error, stdout, usage, child_id, function_version_id, due_at, started_at,
-                       finished_at, copied_from, approvals)
+                       finished_at, copied_from, approvals, program, line)
         SELECT new, s.number, s.kind, s.name, s.status, s.effect, s.request_hash, 0, s.input, s.input_order,
                -- The sub-task may be deleted before its outcome is read.
                CASE WHEN s.kind = 'subtask' AND s.copied_from IS NULL THEN jsonb_build_object(
@@ -3978,9 +3981,14 @@ BEGIN
                s.error, s.stdout,
                CASE WHEN s.usage ? 'decision' THEN jsonb_build_object('decision', s.usage->'decision') END,
                s.child_id, s.function_version_id, s.due_at, s.started_at, s.finished_at,
-               COALESCE(s.copied_from, source), s.approvals
+               COALESCE(s.copied_from, source), s.approvals, s.program, s.line
         FROM steps s LEFT JOIN task_outcomes o ON o.task_id = s.child_id LEFT JOIN contents c ON c.sha256 = o.output_sha256
         WHERE s.task_id = source AND s.number < first + (edited IS NOT NULL)::integer;
+    UPDATE steps p SET status = 'started', output = NULL, output_order = NULL, error = NULL, stdout = NULL,
+                       finished_at = NULL
+        WHERE p.task_id = new AND p.program = p.number AND p.number < first AND EXISTS (
+            SELECT 1 FROM steps later WHERE later.task_id = source AND later.program = p.number
+                AND later.number >= first + (edited IS NOT NULL)::integer);
     -- What tools returned in these steps may be files.
     INSERT INTO task_files (task_id, namespace, file_id)
         SELECT new, f.namespace, f.file_id FROM task_files f WHERE f.task_id = source ON CONFLICT DO NOTHING;
@@ -4732,22 +4740,23 @@ BEGIN
                        'namespace', ns, 'parent_id', t, 'parent_step', child->'step') ORDER BY n), '[]')
                 FROM asked)) WITH ORDINALITY AS a (task_id, created, n)
     )
-    INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, child_id)
+    INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, child_id, program, line)
         SELECT t, (child->>'step')::integer, 'subtask', child->>'name', 'started', 'pure', child->>'request_hash', c,
-               made.task_id
+               made.task_id, (child->>'program')::integer, (child->>'line')::integer
             FROM asked JOIN made USING (n) ORDER BY n;
     IF FOUND THEN
         PERFORM minion_notify_pending();
     END IF;
     FOR wait IN SELECT * FROM jsonb_to_recordset(waits)
             AS x (step integer, name text, request_hash text, seconds double precision, signal boolean,
-                  approval jsonb, approval_order jsonb) LOOP
-        INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, input, input_order, due_at)
+                  approval jsonb, approval_order jsonb, program integer, line integer) LOOP
+        INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, input, input_order, due_at,
+                           program, line)
         VALUES (t, wait.step, 'wait', wait.name, 'started', 'pure', wait.request_hash, c,
                 jsonb_build_object('signal', CASE WHEN wait.signal THEN wait.name END, 'seconds', wait.seconds)
                     || CASE WHEN wait.approval IS NULL THEN '{}'::jsonb
                             ELSE jsonb_build_object('approval', wait.approval->0) END,
-                wait.approval_order, now() + wait.seconds * interval '1 s')
+                wait.approval_order, now() + wait.seconds * interval '1 s', wait.program, wait.line)
         -- A task that was woken by something else requests the same waits again.
         ON CONFLICT (task_id, number) DO NOTHING;
         IF wait.signal AND minion_take_signal(t, wait.step, wait.name) THEN

@@ -130,6 +130,9 @@ def _plain(step: dict[str, Any], outcomes: Mapping[str, dict[str, Any]]) -> dict
     elif step["kind"] == "function_call" and isinstance(plain["input"], dict):
         # The journal stores the function's version next to its arguments.
         plain["input"] = plain["input"].get("arguments")
+    elif step.get("program") == step["number"] and isinstance(plain["input"], dict):
+        # Beside its code, a program receives the time and a seed.
+        plain["input"] = plain["input"].get("arguments")
     elif step["kind"] == "wait" and isinstance(plain["output"], dict):
         plain["output"] = {name: value for name, value in plain["output"].items() if name not in NOTED}
     if plain["error"]:

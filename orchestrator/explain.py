@@ -76,15 +76,16 @@ CLAIMED_TOGETHER = text(
     "SELECT count(*) FROM task_status "
     "WHERE worker_id = :worker AND state = 'running' AND updated_at = :claimed AND task_id <> :task"
 )
-# Decisions for people come first, however many other steps are open.
+# Decisions for people come first, however many other steps are open, and a program after its calls.
 OPEN_STEPS = text(
     """
     SELECT w.number, w.kind, w.name, w.effect, w.input, w.input_order, w.due_at, w.error, w.child_id,
-           s.state AS child_state, minion_proposal(w) AS proposal, w.approvals, minion_asks(w) AS asks
+           s.state AS child_state, minion_proposal(w) AS proposal, w.approvals, w.program, w.line,
+           minion_asks(w) AS asks
         FROM steps w LEFT JOIN task_status s ON s.task_id = w.child_id
         WHERE w.task_id = :task AND w.status = 'started'
-        ORDER BY w.effect <> 'unsafe', NOT COALESCE(w.kind = 'wait' AND w.input ? 'approval', minion_asks(w)), w.number
-        LIMIT 20
+        ORDER BY w.effect <> 'unsafe', NOT COALESCE(w.kind = 'wait' AND w.input ? 'approval', minion_asks(w)),
+                 w.program = w.number IS TRUE, w.number LIMIT 20
     """
 )
 LAST_ERROR = text(
@@ -359,7 +360,7 @@ def _running(case: _Case) -> Explanation:
     worker = case.one(WORKER, id=task["worker_id"])
     silent = (case.now - worker["last_seen"]).total_seconds()
     step = case.one(OPEN_STEPS, task=task["id"])
-    doing = f", in step {step['number']} ({step['kind']} {step['name']})" if step else ""
+    doing = f", in step {step['number']} ({step['kind']} {step['name']}{_caller(step)})" if step else ""
     facts = {"worker": worker["name"], "last_seen": worker["last_seen"], "claim": task["claim"]}
     if task["cancel_requested"]:
         return case.answer("stopping", f"It was cancelled; {worker['name']} has been asked to stop.", None, **facts)
@@ -385,7 +386,7 @@ def _running(case: _Case) -> Explanation:
 def _waiting(case: _Case) -> Explanation:
     task = case.task
     rows = case.connection.execute(OPEN_STEPS, {"task": task["id"]}).mappings()
-    waits = [in_order(row, "input") for row in rows]
+    waits = [in_order(row, "input") for row in rows if row["program"] != row["number"]]
     if task["wait_reason"] in ("approval", "answer"):
         return _waiting_for_a_person(case, waits)
     if task["wait_reason"] in ("subtask", "signal", "timer"):
@@ -519,8 +520,8 @@ def _waiting_for_a_person(case: _Case, waits: list[dict[str, Any]]) -> Explanati
         how = f" ({case.quoted(step['error']['message']).rstrip('.')})" if step["error"] else ""
         return case.answer(
             "answer",
-            f"Step {step['number']} ({step['name']}) was interrupted{how} and is unsafe to repeat: a person must say "
-            "whether it happened.",
+            f"Step {step['number']} ({step['name']}{_caller(step)}) was interrupted{how} and is unsafe to repeat: a "
+            "person must say whether it happened.",
             f"`minion answer {task['id']}` with --result JSON, --again or --fail.",
             **facts,
             request=case.quoted(step["input"]),
@@ -541,7 +542,7 @@ def _waiting_for_approval(case: _Case, step: dict[str, Any], facts: dict[str, An
     return case.answer(
         "approval",
         f"{who} must approve step {step['number']}, {step['name']} with {proposed[:500]}{limit} (proposal "
-        f"{step['proposal']}{', edited by an approver' if edited else ''}).{more}",
+        f"{step['proposal']}{', edited by an approver' if edited else ''}{_caller(step)}).{more}",
         f"`minion approve {task}` or `minion reject {task} --reason TEXT`.",
         **facts,
         proposed=approval,
@@ -605,6 +606,14 @@ def _given(case: _Case, awaited: Awaited) -> list[dict[str, Any]]:
     return [{"by": each["by"], "at": each["at"], "reason": case.quoted(each.get("reason"))} for each in awaited.given]
 
 
+def _caller(step: dict[str, Any]) -> str:
+    """Return the place in a program that made a call, to follow other facts; empty if no program did."""
+    if step["program"] is None or step["program"] == step["number"]:
+        return ""
+    line = f"line {step['line']} of " if step["line"] is not None else ""
+    return f", called in {line}the program of step {step['program']}"
+
+
 def _is_interrupted(step: dict[str, Any]) -> bool:
     return bool(step["effect"] == "unsafe")
 
@@ -649,14 +658,16 @@ def _waiting_for_steps(case: _Case, waits: list[dict[str, Any]]) -> Explanation:
     children = [wait for wait in waits if wait["kind"] == "subtask"]
     signals = [wait for wait in waits if wait["kind"] == "wait" and (wait["input"] or {}).get("signal")]
     timers = [wait for wait in waits if wait["kind"] == "wait" and wait["due_at"] and wait not in signals]
-    parts = [f"sub-task {each['child_id']} of {each['name']} ({each['child_state']})" for each in children[:3]]
+    parts = [
+        f"sub-task {each['child_id']} of {each['name']} ({each['child_state']}{_caller(each)})" for each in children[:3]
+    ]
     if len(children) > 3:
         parts.append(f"{case.task['open_waits'] - 3} more")
     parts += [
-        f"the signal {each['name']!r}" + (f" {case.until(each['due_at'])}" if each["due_at"] else "")
+        f"the signal {each['name']!r}" + (f" {case.until(each['due_at'])}" if each["due_at"] else "") + _caller(each)
         for each in signals
     ]
-    parts += [f"a timer {case.until(each['due_at'])}" for each in timers]
+    parts += [f"a timer {case.until(each['due_at'])}{_caller(each)}" for each in timers]
     todo = None
     if signals:
         todo = f"`minion signal {case.task['id']} {signals[0]['name']}` sends it."
@@ -669,6 +680,8 @@ def _waiting_for_steps(case: _Case, waits: list[dict[str, Any]]) -> Explanation:
 def _plain(wait: dict[str, Any]) -> dict[str, Any]:
     signal = (wait["input"] or {}).get("signal") if wait["kind"] == "wait" else None
     shown = {name: wait[name] for name in ("number", "kind", "name", "due_at", "child_id", "child_state")}
+    if wait["program"] is not None:
+        shown |= {"program": wait["program"], "line": wait["line"]}
     return {**shown, "signal": signal}
 
 

@@ -30,7 +30,7 @@ STEPS = text(
     SELECT number, kind, name, status, (error->>'retryable')::boolean IS TRUE AS again, input ? 'approval' AS approval,
            CASE WHEN kind = 'model_call' AND jsonb_typeof(output) = 'object'
                 THEN ARRAY(SELECT jsonb_object_keys(output)) END AS members,
-           CASE WHEN kind = 'model_call' THEN output->'form' END AS form
+           CASE WHEN kind = 'model_call' THEN output->'form' END AS form, program = number IS TRUE AS program
         FROM steps WHERE task_id = :task ORDER BY number
     """
 )
@@ -172,7 +172,8 @@ def _check_latest(connection: Connection, task_id: UUID, first: int, steps: Sequ
 def _why_not(step: Row[Any] | None) -> str | None:
     if step is None:
         return "was interrupted before it was recorded"
-    if step.status == "started":
+    # A program that did not end runs again, and reads its calls back.
+    if step.status == "started" and not step.program:
         return "was interrupted, and its outcome is not known"
     if step.status == "failed" and step.again:
         return "failed and was due to be retried"
@@ -186,11 +187,13 @@ def _check_edit(step: Row[Any], output: JsonValue) -> None:
         wanted = tuple(step.members) if "summary" in (step.members or ()) else REPLY
     elif step.approval:
         wanted = ("arguments",)
+    elif step.program:
+        wanted = ("result",)
     else:
         return
     missing = [name for name in wanted if not isinstance(output, dict) or name not in output]
     if missing:
-        kind = "a model call" if step.kind == "model_call" else "an approval"
+        kind = "a model call" if step.kind == "model_call" else "a program" if step.program else "an approval"
         raise InvalidInput(
             f"Step {step.number} ({step.name}) is {kind}: its output must be an object with {', '.join(wanted)}; "
             f"the edited one lacks {', '.join(missing)}. "
@@ -210,6 +213,9 @@ def _as_recorded(step: Row[Any], output: JsonValue) -> JsonValue:
     """
     if step.approval:
         return {"arguments": output["arguments"]}
+    if step.program:
+        # The calls that it made are not in the new task.
+        return {name: output[name] for name in ("result", "printed") if name in output}
     if step.kind != "model_call" or not isinstance(output, dict):
         return output
     form = {} if step.form is None else {"form": step.form}

@@ -31,7 +31,9 @@ from shared.tasks.remote_calls import RemoteCall
 from shared.tasks.throttles import ModelRate, rates_in
 from workers.followers import Followers
 from workers.outcomes import (
+    OUTSIDE,
     Batched,
+    Caller,
     ChildOutcome,
     ChildRequest,
     ClaimLost,
@@ -126,6 +128,21 @@ class DeferredCall:
     repeat: Callable[[int, RemoteCall], StepResult]
 
 
+@dataclass(frozen=True, slots=True)
+class OpenProgram:
+    """A program that has begun and not ended, also while its task waits.
+
+    Attributes:
+        record: of its step, as it began.
+        facts: what the program received beside its code, the same whenever it runs again.
+        calls: the journal of its calls.
+    """
+
+    record: StepRecord
+    facts: dict[str, Any]
+    calls: Journal
+
+
 @dataclass
 class Used:
     """Resources used by the steps of this execution."""
@@ -158,6 +175,8 @@ class Journal:
             model call or of an idempotent step is then committed together with that beginning.
         unwritten: steps to be written together with the next write.
         numbers: iterator of the next steps' numbers.
+        last_number: the number that this journal took last.
+        caller: the place in a program that makes the next call.
         lock: protects everything but the numbers, because the parts of a journal (see `part`) are used in parallel.
         written_at: when the last write began, by the monotonic clock.
         rates: the limits of the model, if the last write began a call of one.
@@ -176,6 +195,8 @@ class Journal:
     unwritten: list[StepRecord] = field(default_factory=list)
     used: Used = field(default_factory=Used)
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    last_number: int = 0
+    caller: Caller = OUTSIDE
     lock: threading.RLock = field(default_factory=threading.RLock)
     abandoned: threading.Event = field(default_factory=threading.Event)
     written_at: float = 0.0
@@ -223,6 +244,17 @@ class Journal:
         """Commit finished steps that wait for the next write, before something slow begins."""
         with self.lock:
             if any(step["status"] == "finished" and step["effect"] != "pure" for step in self.unwritten):
+                self._write([])
+
+    def write_kept(self) -> None:
+        """Commit all steps that wait for the next write, pure ones too.
+
+        Raises:
+            Cancelled: the task was cancelled in the meantime.
+            Postponed, ClaimLost: as for `call`.
+        """
+        with self.lock:
+            if self.unwritten:
                 self._write([])
 
     def abandon(self) -> None:
@@ -289,6 +321,8 @@ class Journal:
             "input": request,
             "started_at": _now(),
         }
+        if self.caller.program is not None:
+            started["program"], started["line"] = self.caller.program, self.caller.line
         if batched is not None and (answer := self._batched(started, known, batched)) is not None:
             del started["input"]
             return self._perform(started, lambda _: batched.read(answer), None, paid=True)
@@ -316,7 +350,8 @@ class Journal:
             HistoryDiverged: the journal holds different sub-tasks at this position.
         """
         wanted = [
-            ChildRequest(self._take(), agent, digest(["subtask", agent, value]), value) for agent, value in requests
+            ChildRequest(self._take(), agent, digest(["subtask", agent, value]), value, self.caller)
+            for agent, value in requests
         ]
         known = [
             self._matching(child.step, "subtask", child.agent, child.request_hash, child.input) for child in wanted
@@ -339,7 +374,7 @@ class Journal:
             return known["output"]
         if known is None:
             self._count_steps(number)
-        return Suspended(waits=[WaitRequest(number, signal, seconds, request_hash)])
+        return Suspended(waits=[WaitRequest(number, signal, seconds, request_hash, caller=self.caller)])
 
     def approval(self, name: str, arguments: JsonValue, seconds: float | None = None) -> JsonValue | Suspended:
         """Return the arguments that a person approved for a call, or the suspension that requests the approval.
@@ -357,12 +392,90 @@ class Journal:
         if known is None:
             self._count_steps(number)
         if known is None or known["status"] == "started":
-            return Suspended(waits=[WaitRequest(number, None, seconds, request_hash, name, [arguments])])
+            return Suspended(waits=[WaitRequest(number, None, seconds, request_hash, name, [arguments], self.caller)])
         if known["status"] == "failed":
             raise _recorded_error(known["error"])
         if "arguments" not in known["output"]:
             raise _not_retryable(ToolError(f"Nobody has approved {name!r} in time.", step=number))
         return known["output"]["arguments"]
+
+    def begin_program(self, name: str, arguments: JsonValue, facts: dict[str, Any]) -> OpenProgram | JsonValue:
+        """Begin the step of a program, whose calls are steps too; or return the output of one that has ended.
+
+        The step is open until `end_program`. The program runs again when its task does, and its journal reads its calls
+        back.
+
+        Args:
+            arguments: identify the step.
+            facts: what the program receives beside them; one that runs again receives the recorded ones.
+
+        Raises:
+            BudgetExceeded, HistoryDiverged, Cancelled, Postponed, ClaimLost: as for `call`.
+            MinionError: the error with which the program ended.
+        """
+        number, request_hash = self._take(), digest(["tool_call", name, arguments])
+        known = self._matching(number, "tool_call", name, request_hash, {"arguments": arguments})
+        if known is not None and known["status"] == "finished":
+            return known["output"]
+        if known is not None and known["status"] == "failed":
+            raise _recorded_error(known["error"])
+        if draining.is_set():
+            raise Postponed(0.0, "handed_back")
+        started: StepRecord = {
+            "number": number,
+            "kind": "tool_call",
+            "name": name,
+            "status": "started",
+            "effect": "idempotent",
+            "request_hash": request_hash,
+            "started_at": _now(),
+            "program": number,
+        }
+        if known is None:
+            facts = self._facts_of_program(number, facts)
+            self._begin({**started, "input": {"arguments": arguments, **facts}}, None)
+        else:
+            recorded = persistently(lifecycle.step_input, self.task_id, number)
+            facts = {name: recorded[name] for name in facts}
+        calls = copy.copy(self)
+        # A program may take long between two calls.
+        calls.joins, calls.last_number, calls.caller = False, number, Caller(number)
+        return OpenProgram(started, facts, calls)
+
+    def end_program(self, program: OpenProgram, end: StepResult | MinionError) -> None:
+        """Record the end of a program. It is written with the next step.
+
+        Raises:
+            HistoryDiverged: the journal has further calls of this program.
+        """
+        if later := self.later_call(program):
+            number, line = program.record["number"], later.get("line")
+            raise HistoryDiverged(
+                f"History diverged at step {later['number']}: the program of step {number} ended, and when it ran "
+                f"before, it called {later['name']!r} in line {line} then. {_SAME_CALLS}",
+                step=later["number"],
+            )
+        ended: StepRecord = {**program.record, "finished_at": _now()}
+        if isinstance(end, MinionError):
+            self._keep({**ended, "status": "failed", "error": {**end.as_dict(), "retryable": False}})
+        else:
+            self._keep({**ended, "status": "finished", "output": end.output})
+
+    def later_call(self, program: OpenProgram) -> KnownStep | None:
+        """Return the next call of a program when it ran before; None if it has made as many this time."""
+        own, last = program.record["number"], program.calls.last_number
+        later = (step for _, step in sorted(self.known.items()) if step.get("program") == own and step["number"] > last)
+        return next(later, None)
+
+    def skip_to(self, number: int) -> None:
+        """Leave the numbers up to this one to the calls of a program that has ended."""
+        while (upcoming := self._take()) <= number:
+            pass
+        self.numbers = itertools.chain([upcoming], self.numbers)
+
+    def _facts_of_program(self, number: int, facts: dict[str, Any]) -> dict[str, Any]:
+        """Return the facts for a program that begins."""
+        return facts
 
     def _effect_of(self, kind: Kind, name: str, request: JsonValue, perform: Perform, outside: Outside) -> Perform:
         """Return what a step does. Every effect of a task passes here before it begins."""
@@ -572,7 +685,8 @@ class Journal:
         return budgets.spend(connection, self.task_id, self.claim, steps, reserve=reserve, used=used)
 
     def _take(self) -> int:
-        return next(self.numbers)
+        self.last_number = next(self.numbers)
+        return self.last_number
 
     def _child_outcome(self, child: ChildRequest, step: KnownStep) -> ChildOutcome:
         ended: ChildEnd = step.get("outcome") or {}
@@ -593,9 +707,14 @@ class Journal:
         if (known["kind"], known["name"]) == (kind, name):
             recorded = persistently(lifecycle.step_input, self.task_id, number)
             how = f" with another input ({first_difference(recorded, request) or 'unknown how'})"
+        before, now = "", ""
+        advice = "Replay the task to run it from its beginning, or from an earlier step."
+        if self.caller.program is not None:
+            before, now = f" of line {known.get('line')} of the program", f" in line {self.caller.line}"
+            advice = _SAME_CALLS
         raise HistoryDiverged(
-            f"History diverged at step {number}: the journal holds {known['kind']} {known['name']!r}, and this run "
-            f"asks for {kind} {name!r}{how}. Replay the task to run it from its beginning, or from an earlier step.",
+            f"History diverged at step {number}: the journal holds {known['kind']} {known['name']!r}{before}, and this "
+            f"run asks for {kind} {name!r}{now}{how}. {advice}",
             step=number,
         )
 
@@ -603,6 +722,12 @@ class Journal:
 def _continues(remote: RemoteCall | None) -> bool:
     """Return whether a deferred call goes on without a person's decision about its effect."""
     return remote is not None and remote.state != "sent"
+
+
+_SAME_CALLS = (
+    "A program must make the same calls whenever it runs again; the order of a set, for example, may differ. Replay "
+    "the task to run it from its beginning, or from an earlier step."
+)
 
 
 def _model_that_begins(step: StepRecord) -> str | None:

@@ -21,6 +21,7 @@ from shared.settings import get_settings
 from shared.tasks.queries import content_of
 from workers.attached import with_citations, with_files_of_input
 from workers.base import BaseAgent
+from workers.code_mode.tool import ProgramTool
 from workers.compaction import after_compaction
 from workers.conversation import history
 from workers.fallback import Models
@@ -28,7 +29,7 @@ from workers.journal import Journal
 from workers.llm import resolve
 from workers.llm.base import ModelReply, ModelRequest, exact_content, json_in, text_in
 from workers.next_turn import lateness
-from workers.offered_tools import OfferedTools
+from workers.offered_tools import OfferedTools, api_tool_of
 from workers.outcomes import Outcome, Succeeded, Suspended
 from workers.task import ClaimedTask
 from workers.task_budget import task_budget_of
@@ -59,8 +60,17 @@ class ModelAgent(BaseAgent):
         self.form = _form(journal)
         self.arranged = stable if self.form == 1 else whole
         self.tools = tools
-        self.offered = OfferedTools(definition.config, tools)
+        self.offered = OfferedTools(definition.config, self._as_offered(tools))
         self.calls = ToolCalls(self.offered.callable, task, journal, self.arranged)
+
+    def _as_offered(self, tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
+        """Return the tools that the model calls. In code mode, its programs call those that the API does not define."""
+        settings = self.definition.config.code_mode
+        if settings is None:
+            return tools
+        called = [tool for tool in tools if api_tool_of(tool) is None]
+        program = ProgramTool(settings, called, self.journal, self.arranged)
+        return (program, *(tool for tool in tools if api_tool_of(tool) is not None))
 
     def input(self) -> JsonValue:
         """Messages are the model's input; only an input that was submitted is checked against the input schema."""

@@ -29,6 +29,18 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class Caller:
+    """The place in a program that makes a call: the number of the program's step, and the line if it is known."""
+
+    program: int | None = None
+    line: int | None = None
+
+
+OUTSIDE = Caller()
+"""The caller of a step that no program made."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChildRequest:
     """A sub-task to be created: its position in the parent's journal, its agent and its request."""
 
@@ -36,6 +48,7 @@ class ChildRequest:
     agent: str
     request_hash: str
     input: JsonValue
+    caller: Caller = OUTSIDE
 
     def as_json(self) -> ChildRecord:
         """Return the form that `minion_suspend` expects."""
@@ -44,6 +57,8 @@ class ChildRequest:
             "name": self.agent,
             "request_hash": self.request_hash,
             "request": {"agent": self.agent, "input": self.input},
+            "program": self.caller.program,
+            "line": self.caller.line,
         }
 
 
@@ -59,6 +74,7 @@ class WaitRequest:
     request_hash: str
     name: str = "timer"
     approval: list[JsonValue] | None = None
+    caller: Caller = OUTSIDE
 
     def as_json(self) -> WaitRecord:
         """Return the form that `minion_suspend` expects."""
@@ -69,6 +85,8 @@ class WaitRequest:
             "seconds": self.seconds,
             "signal": self.signal is not None,
             "approval": self.approval,
+            "program": self.caller.program,
+            "line": self.caller.line,
         }
 
 

@@ -20,7 +20,7 @@ from shared.contracts.strict_json import JsonValue
 from shared.errors import FunctionError, InvalidInput, InvalidOutput, MinionError, ModelError, ToolError
 from workers.journal import Journal
 from workers.llm.base import INVALID_JSON
-from workers.outcomes import Interrupted, Postponed, Suspended
+from workers.outcomes import OUTSIDE, Caller, Interrupted, Postponed, Suspended
 from workers.task import ClaimedTask
 from workers.tools.base import Tool
 from workers.tools.blocks import blocks_in
@@ -38,7 +38,7 @@ CallResult = JsonValue | Suspended | BaseException
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
+class PreparedCall:
     """One call that is ready to run, or the reason why it is invalid."""
 
     id: str
@@ -84,32 +84,50 @@ class ToolCalls:
         Raises:
             MinionError: the task cannot continue, or has to repeat a call.
         """
-        calls = [self._prepare(block) for block in blocks[:limit]]
+        calls = [self.prepare(block["id"], block["name"], block["input"]) for block in blocks[:limit]]
         calls += [_refuse_excess(block, len(calls)) for block in blocks[len(calls) :]]
         self._refuse_endless_faults(calls)
+        outcomes = self.run(calls)
+        if isinstance(outcomes, Suspended):
+            return outcomes
+        return [self._result_block(call, outcome) for call, outcome in zip(calls, outcomes, strict=True)]
+
+    def run(self, calls: list[PreparedCall]) -> list[CallResult] | Suspended:
+        """Return the results of calls, in order: values, and errors that their caller must receive.
+
+        Raises:
+            MinionError: the task cannot continue, or has to repeat a call.
+        """
         outcomes = self._run_all(calls)
         if suspended := [outcome for outcome in outcomes if isinstance(outcome, Suspended)]:
             return Suspended(
                 [child for each in suspended for child in each.children],
                 [wait for each in suspended for wait in each.waits],
             )
-        return [self._result_block(call, outcome) for call, outcome in zip(calls, outcomes, strict=True)]
+        return outcomes
 
-    def _prepare(self, block: dict[str, Any]) -> _Call:
-        tool, arguments = self.tools.get(block["name"]), block["input"]
+    def prepare(self, id: str, name: str, arguments: JsonValue, caller: Caller = OUTSIDE) -> PreparedCall:
+        """Return a call that is ready to run. The numbers of its steps are the next ones.
+
+        Args:
+            caller: the place in a program that makes it.
+        """
+        tool = self.tools.get(name)
         if tool is None:
             known = ", ".join(self.tools) or "none"
-            fault = InvalidInput(f"There is no tool named {block['name']!r}; there are: {known}.")
-        elif [*arguments] == [INVALID_JSON]:
+            fault = InvalidInput(f"There is no tool named {name!r}; there are: {known}.")
+        elif isinstance(arguments, dict) and [*arguments] == [INVALID_JSON]:
             fault = InvalidInput(f"The input of tool {tool.name!r} is not valid JSON.")
         elif faults := violations(tool.input_schema or {}, arguments):
             listed = "; ".join(f"{fault['path']}: {fault['message']}" for fault in faults)
             fault = InvalidInput(f"The input of tool {tool.name!r} does not match its schema: {listed}.")
         else:
-            return _Call(block["id"], arguments, tool, self.journal.part(tool.steps))
-        return _Call(block["id"], arguments, fault=fault)
+            journal = self.journal.part(tool.steps)
+            journal.caller = caller
+            return PreparedCall(id, arguments, tool, journal)
+        return PreparedCall(id, arguments, fault=fault)
 
-    def _refuse_endless_faults(self, calls: list[_Call]) -> None:
+    def _refuse_endless_faults(self, calls: list[PreparedCall]) -> None:
         self._faulty_turns = self._faulty_turns + 1 if all(call.fault for call in calls) else 0
         if self._faulty_turns > MAX_FAULTY_TURNS:
             raise ModelError(
@@ -117,7 +135,7 @@ class ToolCalls:
                 f"The last time: {calls[0].fault}"
             )
 
-    def _run_all(self, calls: list[_Call]) -> list[CallResult]:
+    def _run_all(self, calls: list[PreparedCall]) -> list[CallResult]:
         """Run the calls. After a call on which the task must wait or fail, no further batch begins."""
         outcomes: list[CallResult] = []
         for batch in _batches(calls):
@@ -127,13 +145,13 @@ class ToolCalls:
                     raise outcome
             if not _must_wait(made):
                 # Waits that results request get their numbers here, when all of them are known.
-                made = [self._begin_wait(outcome) for outcome in made]
+                made = [self._begin_wait(call, outcome) for call, outcome in zip(batch, made, strict=True)]
             outcomes += made
             if _must_wait(made):
                 break
         return outcomes
 
-    def _run_batch(self, calls: list[_Call]) -> list[CallResult]:
+    def _run_batch(self, calls: list[PreparedCall]) -> list[CallResult]:
         if len(calls) == 1:
             return [self._run(calls[0])]
         # One of them may end long before the others.
@@ -157,7 +175,7 @@ class ToolCalls:
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def _run(self, call: _Call) -> CallResult:
+    def _run(self, call: PreparedCall) -> CallResult:
         """A call's result, or the error that it raised."""
         if call.tool is None or call.journal is None:
             assert call.fault is not None
@@ -167,10 +185,13 @@ class ToolCalls:
         except (MinionError, Postponed, Interrupted) as error:
             return error
 
-    def _begin_wait(self, outcome: CallResult) -> CallResult:
-        return outcome if isinstance(outcome, BaseException) else begin_wait(outcome, self.journal)
+    def _begin_wait(self, call: PreparedCall, outcome: CallResult) -> CallResult:
+        if call.journal is None or isinstance(outcome, BaseException):
+            return outcome
+        self.journal.caller = call.journal.caller
+        return begin_wait(outcome, self.journal)
 
-    def _result_block(self, call: _Call, outcome: CallResult) -> dict[str, Any]:
+    def _result_block(self, call: PreparedCall, outcome: CallResult) -> dict[str, Any]:
         """The block that answers a call."""
         result = {"type": "tool_result", "tool_use_id": call.id}
         try:
@@ -186,13 +207,13 @@ class ToolCalls:
         return {**result, "content": content if blocks is None else blocks}
 
 
-def _refuse_excess(block: dict[str, Any], limit: int) -> _Call:
-    return _Call(
+def _refuse_excess(block: dict[str, Any], limit: int) -> PreparedCall:
+    return PreparedCall(
         block["id"], block["input"], fault=InvalidInput(f"Not called: {limit} calls are the most in one turn.")
     )
 
 
-def _batches(calls: list[_Call]) -> Iterator[list[_Call]]:
+def _batches(calls: list[PreparedCall]) -> Iterator[list[PreparedCall]]:
     """Groups of calls that run in parallel; each batch waits for the previous one."""
     for alone, group in groupby(calls, key=lambda call: call.alone):
         together = list(group)

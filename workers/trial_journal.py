@@ -47,6 +47,8 @@ OF_CALLS = (ToolError, FunctionError, ModelError, InvalidInput, InvalidOutput)
 """Errors with which a call can fail."""
 LONGEST_SHOWN = 20_000
 """Characters of a request in an error."""
+LATEST = 1e11
+"""Of the times that a program may have begun, in seconds."""
 ELAPSED: JsonValue = {"timed_out": True}
 """The result of a timer, which a trial does not wait for."""
 
@@ -144,6 +146,12 @@ class TrialJournal(Journal):
             raise error
         return decided["arguments"]
 
+    def _facts_of_program(self, number: int, facts: dict[str, Any]) -> dict[str, Any]:
+        step = self.recording.step(number) if self.is_replay else None
+        recorded = step.request if step is not None and isinstance(step.request, dict) else {}
+        # A case is edited by hand.
+        return {name: recorded[name] if _fits(recorded.get(name), fact) else fact for name, fact in facts.items()}
+
     def _child_outcome(self, child: ChildRequest, step: KnownStep) -> ChildOutcome:
         outcome = super()._child_outcome(child, step)
         if outcome.error is not None and outcome.error.get("type") in ENDS:
@@ -164,8 +172,9 @@ class TrialJournal(Journal):
             self._compare(number, kind, name, request)
         known = super()._matching(number, kind, name, request_hash, request)
         # A step that was interrupted had no effect, so no person decides about it: it is run again.
-        is_interrupted = known is not None and known["status"] == "started" and kind != "subtask"
-        return None if is_interrupted else known
+        if known is not None and known["status"] == "started" and kind != "subtask" and "program" not in known:
+            return None
+        return known
 
     def _effect_of(self, kind: Kind, name: str, request: JsonValue, perform: Perform, outside: Outside) -> Perform:
         if self.is_replay:
@@ -203,6 +212,13 @@ class TrialJournal(Journal):
             recorded=_shown(before),
             asked=_shown(now),
         )
+
+
+def _fits(recorded: JsonValue, fact: str | float) -> bool:
+    """Return whether a recorded fact can take the place of one: a text, or a time."""
+    if isinstance(fact, str):
+        return isinstance(recorded, str)
+    return isinstance(recorded, int | float) and 0 <= recorded < LATEST
 
 
 def _type_of(error: dict[str, Any] | None) -> str | None:

@@ -126,6 +126,10 @@ class Step(BaseModel):
     approvals: Approvals | None = Field(
         None, description="Of a call with an approval policy: the keys that have approved it, and how many must."
     )
+    program: int | None = Field(
+        None, description="The step of the program that made this call. A program's own step has its own number."
+    )
+    line: int | None = Field(None, description="The line of the program that made this call.")
 
 
 class Execution(BaseModel):

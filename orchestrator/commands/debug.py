@@ -16,7 +16,7 @@ from minions import Client
 from orchestrator.commands.attending import replay_and_compare
 from orchestrator.commands.client import ACTOR, connect
 from orchestrator.commands.diff import print_comparison
-from orchestrator.commands.journal_views import History, moment, read_history, view_of
+from orchestrator.commands.journal_views import History, moment, name_of, place_of, read_history, view_of
 from orchestrator.commands.output import AS_JSON, console, print_json, print_table, stderr, styled
 from orchestrator.commands.past import why_at
 from orchestrator.commands.prompting import json_from, read_commands
@@ -201,7 +201,7 @@ def print_steps(history: History, current: int | None = None) -> None:
                 ">" if step["number"] == current else "",
                 step["number"],
                 step["kind"],
-                step["name"],
+                name_of(step),
                 step["status"],
                 _brief(step["error"] or step["output"], 60),
             )
@@ -227,10 +227,11 @@ def print_part(history: History, number: int, part: str) -> None:
 def _print_title(history: History, view: dict[str, Any]) -> None:
     step = view["step"]
     copied = f", copied from {step['copied_from']}" if step["copied_from"] else ""
+    called = f", called in {place_of(step)}" if place_of(step) else ""
     console.print(
         styled(
             (one_line(f"Step {step['number']} of {len(history.steps)}: {step['kind']} {step['name']}"), "bold"),
-            f", {step['status']} ({step['effect']}, claim {step['claim']}{copied})",
+            f", {step['status']} ({step['effect']}, claim {step['claim']}{copied}{called})",
         )
     )
 
@@ -239,7 +240,7 @@ def _print_summary(view: dict[str, Any]) -> None:
     _print_time(view)
     _print_usage(view)
     request = view["request"]
-    asked = request["messages"][-1:] if "messages" in request else request["input"]
+    asked = request["messages"][-1:] if "messages" in request else request.get("input", request.get("program"))
     _print_fields((("request", _brief(asked)), *((name, _brief(value)) for name, value in view["reply"].items())))
     for note in view["notes"]:
         console.print(f"  note: {one_line(note)}")

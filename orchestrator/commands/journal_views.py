@@ -70,9 +70,10 @@ def view_of(history: History, number: int) -> dict[str, Any]:
     """Return all about a step: `step`, `request`, `reply`, `usage`, `time`, `notes`."""
     step = history.step(number)
     facts = ("number", "kind", "name", "status", "effect", "claim", "copied_from", "child_id", "function_version_id")
+    called_from = ("program", "line") if step.get("program") is not None else ()
     return {
         "task_id": history.task.id,
-        "step": {name: step.get(name) for name in facts},
+        "step": {name: step.get(name) for name in (*facts, *called_from)},
         "request": request_of(history, number),
         "reply": {name: step[name] for name in ("output", "error", "stdout") if step.get(name) is not None},
         "usage": usage_of(history, number),
@@ -88,6 +89,8 @@ def request_of(history: History, number: int) -> dict[str, Any]:
     """
     step = history.step(number)
     asked = step["input"]
+    if step.get("program") == number and isinstance(asked, dict) and "arguments" in asked:
+        return {"program": asked["arguments"].get("code"), "time": asked.get("time"), "seed": asked.get("seed")}
     if step["kind"] != "model_call" or not isinstance(asked, dict):
         return {"input": asked}
     if "messages" not in asked:
@@ -135,6 +138,21 @@ def time_of(history: History, step: dict[str, Any]) -> dict[str, Any]:
         "seconds": (end - begin).total_seconds() if begin and end else None,
         "after_seconds": since,
     }
+
+
+def place_of(step: dict[str, Any]) -> str:
+    """Return the line of the program that made a call; empty if no program did."""
+    program, line = step.get("program"), step.get("line")
+    if program is None or program == step["number"]:
+        return ""
+    return f"the program of step {program}" if line is None else f"line {line} of the program of step {program}"
+
+
+def name_of(step: dict[str, Any]) -> str:
+    """Return the name of a step for a table; that of a call in a program is indented, with its line."""
+    if not place_of(step):
+        return str(step["name"])
+    return f"  {step['name']}" if step.get("line") is None else f"  {step['name']} (line {step['line']})"
 
 
 def moment(text: str | None) -> datetime | None:

@@ -134,6 +134,8 @@ def _doing(step: dict[str, Any]) -> str:
             return f"waited for an approval of {name} (step {number})"
         return f"waited for {name!r} (step {number})"
     child = f", task {step['child_id']}" if step["child_id"] else ""
+    if step.get("program") == number:
+        return f"ran the program of step {number}"
     return f"{DOING.get(step['kind'], step['kind'])} {name} (step {number}{child})"
 
 

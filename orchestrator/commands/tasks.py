@@ -16,7 +16,7 @@ from minions.wire import PAGE
 from orchestrator import server_tools
 from orchestrator.commands.client import ACTOR, connect
 from orchestrator.commands.following import print_lines, show_events
-from orchestrator.commands.journal_views import read_history
+from orchestrator.commands.journal_views import name_of, read_history
 from orchestrator.commands.output import (
     AS_JSON,
     console,
@@ -185,7 +185,7 @@ def show(task_id: str = TASK, as_json: bool = AS_JSON) -> None:
     console.print()
     print_table(
         ("step", "kind", "name", "status", "output"),
-        ((s["number"], s["kind"], s["name"], _status(s), _shorten(s.get("output"), 60)) for s in steps),
+        ((s["number"], s["kind"], name_of(s), _status(s), _shorten(s.get("output"), 60)) for s in steps),
         empty="No steps.",
     )
     for step in steps:

@@ -96,7 +96,9 @@ def timeline(
         min(task["created_at"], *(mark[3] for mark in marks)),
         max(now, *(mark[4] for mark in marks)),
     )
-    busy = [(mark[3].timestamp(), mark[4].timestamp()) for mark in marks if mark[0] not in ("wait", "subtask")]
+    busy = [
+        (mark[3].timestamp(), mark[4].timestamp()) for mark in marks if mark[0] not in ("wait", "subtask", "program")
+    ]
     scale = Scale(begin.timestamp(), end.timestamp(), busy, folds=window is None)
     height = ROW * (len(marks) + 1)
     parts = [_fold(scale, fold, height, zoom) for fold in scale.folds]
@@ -114,7 +116,9 @@ def _of_claim(claim: dict[str, Any], now: datetime) -> Mark:
 
 def _of_step(step: dict[str, Any], now: datetime) -> Mark:
     end = step["finished_at"] or now
-    kind = "failed" if step["status"] == "failed" else step["kind"].partition("_")[0]
+    # A program is open while its calls wait.
+    kind = "program" if step.get("program") == step["number"] else step["kind"].partition("_")[0]
+    kind = "failed" if step["status"] == "failed" else kind
     title = (
         f"Step {step['number']}, {step['kind']} {step['name']}: {step['status']}, {between(step['started_at'], end)}"
     )

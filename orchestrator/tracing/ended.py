@@ -50,7 +50,8 @@ _ORDER = "ORDER BY {row}.ended_in, {row}.task_id, {number} LIMIT :most"
 _STEP = f"""
     p.number, p.kind, p.name, p.status, p.effect, p.claim, p.error, p.usage,
     {_moment("p.started_at", "began")}, {_moment("p.finished_at", "ended")},
-    p.cost_microdollars, p.usage ? 'cached' AS cached, f.name AS function, f.number AS function_version,
+    p.cost_microdollars, p.program, p.line,
+    p.usage ? 'cached' AS cached, f.name AS function, f.number AS function_version,
     CASE WHEN p.kind = 'model_call' THEN p.output->'model' END AS answered_by,
     CASE WHEN p.kind = 'model_call' THEN p.output->'stop_reason' END AS stop_reason,
     CASE WHEN p.input ? 'approval' THEN 'approval' WHEN p.input->>'signal' IS NOT NULL THEN 'signal'

@@ -107,7 +107,7 @@ def _step(trace: Trace, row: Row, with_contents: bool) -> Span:
     span = _span(
         trace,
         step_span(row["task_id"], row["number"]),
-        claim_span(row["task_id"], row["claim"]),
+        _caller(row),
         *STEPS[row["kind"]](row),
         times=(row["began"], row["ended"] or row.get("task_ended")),
         attributes={
@@ -118,6 +118,7 @@ def _step(trace: Trace, row: Row, with_contents: bool) -> Span:
             "minions.step.status": row["status"],
             "minions.step.effect": row["effect"],
             "minions.step.cached": row["cached"] or None,
+            "minions.program.line": row["line"],
             "minions.claim": row["claim"],
             "minions.cost_microdollars": row["cost_microdollars"] or None,
         },
@@ -129,6 +130,13 @@ def _step(trace: Trace, row: Row, with_contents: bool) -> Span:
     if with_contents:
         span.attributes.extend(_attributes(contents.of_step(row), longest=contents.LONGEST))
     return span
+
+
+def _caller(row: Row) -> bytes:
+    """Return the parent of a step's span: the program that made the call, else the claim."""
+    if row["program"] is not None and row["program"] != row["number"]:
+        return step_span(row["task_id"], row["program"])
+    return claim_span(row["task_id"], row["claim"])
 
 
 def _message(operation: str, capability: str | None, task: Any) -> Attributes:

@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 
 from shared.contracts import model_misfits, sampling, turn_settings
 from shared.contracts.approval_policy import Approval, ApprovalPolicy
+from shared.contracts.code_mode import RUN_PROGRAM, OptionalCodeMode, same_function
 from shared.contracts.context_edits import ContextManagement
 from shared.contracts.durations import Duration
 from shared.contracts.json_schema import check_dialect, check_keywords, check_schema
@@ -132,8 +133,9 @@ class AgentConfig(Strict):
         "fallback_after",
         "tool_search",
         "lane",
+        "code_mode",
     )
-    OF_MODELS: ClassVar[tuple[str, ...]] = ("thinking", "effort", *turn_settings.NAMES, "tool_search")
+    OF_MODELS: ClassVar[tuple[str, ...]] = ("thinking", "effort", *turn_settings.NAMES, "tool_search", "code_mode")
 
     capabilities: list[Capability] = Field(default_factory=lambda: [DEFAULT_CAPABILITY], min_length=1, max_length=20)
     max_chain_depth: int = Field(5, ge=1, le=50)
@@ -173,6 +175,7 @@ class AgentConfig(Strict):
     task_budget: bool = False
     citations: bool = False
     tool_search: ToolSearch | None = None
+    code_mode: OptionalCodeMode = None
     budget: Budget | None = None
     history_tokens: int = Field(50_000, ge=500, le=1_000_000)
     lane: Lane = "direct"
@@ -387,7 +390,8 @@ class AgentDefinition(Definition):
             )
         if split(self.model)[0] == ANTHROPIC:  # `definitions.provider_rules` knows the others.
             sampling.check(split(self.model)[1], self.config.sampling(), where=f"agent {self.name!r}")
-        set_here = [name for name in (*turn_settings.NAMES, "tool_search") if getattr(self.config, name)]
+        on_a_model = (*turn_settings.NAMES, "tool_search", "code_mode")
+        set_here = [name for name in on_a_model if getattr(self.config, name)]
         if self.model == sampling.OFFLINE and set_here:
             raise ValueError(f"the model 'offline' cannot honour {', '.join(set_here)}")
         if self.model == sampling.OFFLINE and self.config.lane == "batch":
@@ -399,9 +403,11 @@ class AgentDefinition(Definition):
             self._check_tool_choice(choice)
         if self.config.tool_search is not None:
             self._check_tool_search()
+        if self.config.code_mode is not None:
+            self._check_code_mode()
         if (edits := self.config.context_management) is not None:
             for name in edits.tool_names():
-                if name not in self._tool_names():
+                if name not in self._tool_names() and not (self.config.code_mode and name == RUN_PROGRAM):
                     raise ValueError(f"context_management names {name!r}, which is not one of the agent's tools")
 
     def _check_tool_search(self) -> None:
@@ -411,11 +417,24 @@ class AgentDefinition(Definition):
             if fault := tool_search_misfit(model):
                 raise ValueError(f"tool_search: {fault}")
 
+    def _check_code_mode(self) -> None:
+        names = self._tool_names()
+        if not names:
+            raise ValueError("code_mode must come with `tools`, which its programs call")
+        if self.config.tool_search is not None:
+            raise ValueError("code_mode must not come with tool_search: its programs search by themselves")
+        if RUN_PROGRAM in names:
+            raise ValueError(f"the tool {RUN_PROGRAM!r} has the name of the one that code_mode offers: rename it")
+        if alike := same_function(names):
+            raise ValueError(
+                f"in programs of code_mode, {alike[0]!r} and {alike[1]!r} would be one function: rename one of them"
+            )
+
     def _tool_names(self) -> list[str]:
         return [reference.partition("@")[0] for reference in self.tools]
 
     def _check_tool_choice(self, choice: ToolChoice) -> None:
-        names = self._tool_names()
+        names = self._tool_names() if self.config.code_mode is None else [RUN_PROGRAM]
         if not names:
             raise ValueError("tool_choice must come with `tools`")
         if choice.name is not None and choice.name not in names:

@@ -27,8 +27,11 @@ def api_tool_misfits(agent: AgentDefinition, tools: Sequence[Stored]) -> Iterato
         place = f"tools.{position}"
         models = (str(agent.model), *agent.config.fallback_models)
         yield from (f"{place}: {fault}" for model in models if (fault := _fault(model, name, definition)))
-        if definition.get("defer_loading") and agent.config.tool_search is None:
-            yield f"{place}: the tool {name!r} has defer_loading, so the agent must have `config.tool_search`"
+        if definition.get("defer_loading") and agent.config.tool_search is None and agent.config.code_mode is None:
+            yield (
+                f"{place}: the tool {name!r} has defer_loading, so the agent must have `config.tool_search` or "
+                "`config.code_mode`"
+            )
         called = wire_name(name, definition)
         if called in names:
             yield f"{place}: models call both {names[called]!r} and {name!r} by the name {called!r}. Keep one of them"

@@ -10,13 +10,35 @@
 from shared.sandbox.confined.modules import DEFAULT_IMPORTS, SAFE_IMPORTS
 from shared.sandbox.host import Sandbox
 from shared.sandbox.outcome import Limits, Outcome, Problem, SandboxFault, SandboxRefused
+from shared.sandbox.program import (
+    Asleep,
+    Call,
+    Calls,
+    Event,
+    Failed,
+    Finished,
+    Program,
+    ProgramLimits,
+    Reply,
+    ReplyError,
+)
 
 __all__ = [
     "DEFAULT_IMPORTS",
     "SAFE_IMPORTS",
+    "Asleep",
+    "Call",
+    "Calls",
+    "Event",
+    "Failed",
+    "Finished",
     "Limits",
     "Outcome",
     "Problem",
+    "Program",
+    "ProgramLimits",
+    "Reply",
+    "ReplyError",
     "Sandbox",
     "SandboxFault",
     "SandboxRefused",

@@ -1,4 +1,4 @@
-"""One call on one child: send the request, watch the limits, collect the reply."""
+"""Talking to one child: send a message, watch the limits, collect the reply."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ PAUSE = 0.01
 DEATH_PATIENCE = 5.0
 """Seconds in which a killed process must be gone: the kernel may still free its memory."""
 
+SUSPENDED = 86_400.0
+"""Seconds after which the zygote ends a program to which the host has not come back."""
 SHORT_CALL = 0.02
 """Seconds after which the zygote is asked to watch the clock too; most calls end before."""
 
@@ -46,37 +48,69 @@ class ChildGone(Exception):
 
 
 class Conversation:
-    """Talks to one child until it has replied or a limit is reached.
+    """Talks to one child until a limit is reached.
+
+    Each message has one reply. The time in between, which is the host's, does not count.
 
     Args:
         child: a child without another user.
-        timeout: seconds of wall time.
+        timeout: seconds of wall time in all.
         cpu_limit: seconds of CPU time.
-        limits: bounds of the reply.
     """
 
-    def __init__(self, child: ParkedChild, timeout: float, cpu_limit: float, limits: Limits) -> None:
+    def __init__(self, child: ParkedChild, timeout: float, cpu_limit: float) -> None:
         self._child = child
         self._cpu_limit = cpu_limit
-        self._inbox = Inbox(limits)
-        self._started = time.monotonic()
-        self._deadline = self._started + timeout
+        self._timeout = timeout
+        self._deadline = 0.0
         self._poll = select.poll()
         self._in_time = True
+        self._is_watched = False
+        self.duration = 0.0
 
-    def hold(self, request: bytes, server: ForkServer) -> Ended:
-        """Send the request and wait for the end.
+    def hold(self, request: bytes, server: ForkServer, limits: Limits) -> Ended:
+        """Send the request of a call and wait for its end.
 
         Raises:
             ChildGone: the child was already dead.
         """
-        limit = self._send(request)
-        limit = limit or self._receive(server)
+        inbox = Inbox(limits)
+        limit = self.exchange(request, server, inbox)
+        return self.end(limit, None if limit else inbox.reply())
+
+    def exchange(self, message: bytes, server: ForkServer, inbox: Inbox) -> str | None:
+        """Send a message and fill the inbox with the reply; return the limit that was reached instead.
+
+        Raises:
+            ChildGone: the child has ended before it received the message.
+        """
+        started = time.monotonic()
+        self._deadline = started + self._timeout - self.duration
+        self._in_time = True
+        if self._child.cpu_time() > self._cpu_limit:
+            return "cpu_limit"
+        try:
+            return self._send(message) or self._receive(server, inbox)
+        finally:
+            self.duration += time.monotonic() - started
+
+    def end(self, limit: str | None, reply: Reply | None) -> Ended:
+        """Read the counters; after a limit, kill the child."""
         usage = self._child.usage()
-        duration = time.monotonic() - self._started
         if limit is not None and self._child.kill():
             self._child.has_ended(DEATH_PATIENCE)
-        return Ended(None if limit else self._inbox.reply(), limit, duration, usage)
+        return Ended(reply, limit, self.duration, usage)
+
+    def is_interrupted(self) -> bool:
+        """Return whether the child did something between two exchanges, when it had to wait."""
+        self._poll.register(self._child.channel, select.POLLIN)
+        return bool(self._poll.poll(0))
+
+    def suspend(self, server: ForkServer) -> None:
+        """Let the child wait for the next message, however long it takes."""
+        if self._is_watched:
+            server.watch(self._child, SUSPENDED)
+            self._is_watched = False
 
     def _send(self, request: bytes) -> str | None:
         self._poll.register(self._child.channel, select.POLLOUT)
@@ -91,11 +125,12 @@ class Conversation:
                 raise ChildGone from None
         return None
 
-    def _receive(self, server: ForkServer) -> str | None:
+    def _receive(self, server: ForkServer, inbox: Inbox) -> str | None:
         self._poll.modify(self._child.channel, select.POLLIN)
         # A negative timeout would wait indefinitely.
         if not self._poll.poll(max(0.0, min(SHORT_CALL, self._deadline - time.monotonic())) * 1000):
             server.watch(self._child, self._deadline - time.monotonic())
+            self._is_watched = True
         while True:
             if limit := self._wait(self._is_ready):
                 return limit
@@ -108,7 +143,7 @@ class Conversation:
             if not data:
                 # Either the process ended, or it continues silently until its time is up.
                 return self._wait(self._child.has_ended)
-            if self._inbox.add(data):
+            if inbox.add(data):
                 return None
             if len(data) < SMALL_PIECE:
                 time.sleep(PAUSE)

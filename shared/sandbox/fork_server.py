@@ -37,6 +37,9 @@ _BOOT = (
     "from confined import boot; del sys.path[0]; boot.main()"
 )
 _EXPECTED_DESCRIPTORS = 2
+SAME_HASHES = {"PYTHONHASHSEED": "0"}
+"""Environment that gives every interpreter the same order of a set of strings: a program that is run again, on another
+worker, must make the same calls. The price of `-s -P` in place of `-I`: there are no other variables to be ignored."""
 CLOSE_PATIENCE = 5.0
 
 _launching = threading.RLock()
@@ -68,7 +71,7 @@ class PackageRefused(Exception):
 def _environment() -> dict[str, str]:
     """Return only the variables that the dynamic loader may need. Local time is UTC, which needs no file."""
     names = [name for name in ("LD_LIBRARY_PATH",) if name in os.environ]
-    return {"TZ": "UTC0", **{name: os.environ[name] for name in names}}
+    return {"TZ": "UTC0", **SAME_HASHES, **{name: os.environ[name] for name in names}}
 
 
 def _receive_with_descriptors(control: socket.socket) -> tuple[bytes, list[int]]:
@@ -168,7 +171,7 @@ class ForkServer:
 
     def _launch(self, descriptors: tuple[int, ...]) -> None:
         control = self._theirs.fileno()
-        command = [sys.executable, "-I", "-S", "-c", _BOOT, str(control), str(Path(__file__).parent)]
+        command = [sys.executable, "-s", "-P", "-S", "-c", _BOOT, str(control), str(Path(__file__).parent)]
         null = subprocess.DEVNULL
         try:
             self._process = subprocess.Popen(

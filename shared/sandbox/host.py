@@ -6,18 +6,17 @@ import json
 import logging
 import math
 import os
-import signal
 import socket
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Self
 
 from shared.errors import Unavailable
-from shared.sandbox import insecure, levels, selftest
+from shared.sandbox import insecure, levels, selftest, verdict
 from shared.sandbox.code_cache import CodeCache
 from shared.sandbox.confined.modules import SAFE_IMPORTS, is_allowed
 from shared.sandbox.confined.request import Request
@@ -32,8 +31,8 @@ from shared.sandbox.fork_server import (
     ZygoteSilent,
 )
 from shared.sandbox.outcome import Limits, Outcome, Problem, SandboxFault, SandboxRefused
+from shared.sandbox.program import Program, ProgramLimits, check_functions, settings_of
 
-MEGABYTE = 1 << 20
 QUEUE_PATIENCE = 30.0
 """Seconds that a call waits for a free child before it is refused."""
 JOIN_PATIENCE = 60.0
@@ -42,13 +41,7 @@ JOIN_ATTEMPTS = 2
 """The request may reach a zygote that is about to end."""
 ATTEMPTS = 3
 MAX_MEMORY = 1 << 20
-PRECISION = 2 * MEGABYTE
-"""Bytes by which the kernel's memory counters may be off: each processor updates its own part of them."""
 LONGEST = 86_400
-KILLED = (
-    "the function's process was killed from outside, most likely because memory ran out on this machine or in its "
-    "container: all calls that run at once, each up to its memory_limit, must fit"
-)
 VALIDATION_MEMORY = 256
 VALIDATION_TIMEOUT = 5.0
 
@@ -243,6 +236,47 @@ class Sandbox:
             return [_as_problem(fault)]
         return list(reply.reply.problems) if reply.reply else []
 
+    def program(
+        self,
+        source: str,
+        functions: Mapping[str, Sequence[str]],
+        *,
+        seed: str,
+        now: float,
+        limits: ProgramLimits | None = None,
+        allowed_imports: Iterable[str] = SAFE_IMPORTS,
+        check: bool = True,
+    ) -> Program:
+        """Prepare one run of a program that calls functions of this process. `shared.sandbox.program` explains it.
+
+        Args:
+            source: Python source, whose top level may use `await` and `return`.
+            functions: the functions' parameters in order, by name.
+            seed: decides the program's random numbers.
+            now: the time on the program's clocks when it starts, as POSIX seconds.
+            limits: of the program.
+            allowed_imports: modules that the source may import, of those that are safe or preloaded.
+            check: False switches the Python-level policy off and leaves the kernel's.
+
+        Raises:
+            ValueError: a limit or the name of a function is invalid.
+        """
+        limits = limits or ProgramLimits()
+        _check_numbers(limits.memory, limits.timeout, limits.cpu)
+        if limits.outstanding < 1:
+            raise ValueError(f"limits.outstanding must be at least 1, not {limits.outstanding!r}")
+        check_functions(functions)
+        request = self._request("program", "", allowed_imports, check)
+        request.max_output, request.max_stdout = limits.output, limits.stdout
+        request.arguments = settings_of(functions, limits, seed, now)
+        refusal = None
+        try:
+            request.source = _source_bytes(source, limits.source)
+        except _Refused as refused:
+            refusal = refused.fault
+        # A zygote that died leaves up to `pool` dead children behind.
+        return Program(self._take, ATTEMPTS + self._pool, request, dict(functions), limits, refusal)
+
     # --- one call -----------------------------------------------------------------------------------------
 
     def _request(self, operation: str, entrypoint: str, allowed: Iterable[str], check: bool) -> Request:
@@ -294,18 +328,15 @@ class Sandbox:
                 reason = str(error)
                 continue
             try:
-                child.begin()
-                request.address_space = child.address_space + memory_limit * MEGABYTE
-                request.data = child.data + memory_limit * MEGABYTE
-                request.cpu_seconds = math.ceil(min(cpu_limit, timeout)) + 1
-                conversation = Conversation(child, timeout, cpu_limit, self._limits)
-                ended = conversation.hold(request.encode(), server)
-                return ended, _judge(ended, server, child, memory_limit, timeout, cpu_limit)
+                bounds = verdict.Bounds(memory_limit, timeout, cpu_limit)
+                bounds.apply(request, child)
+                ended = Conversation(child, timeout, cpu_limit).hold(request.encode(), server, self._limits)
+                return ended, verdict.judge(ended, server, child, bounds)
             except ChildGone:
                 reason = "the parked child was gone"
             finally:
                 server.end(child)
-        return _unavailable(reason)
+        return verdict.unavailable(reason)
 
     def _take(self) -> tuple[Any, Any]:
         """Return a running zygote and one of its children.
@@ -460,10 +491,6 @@ def _is_dotted_name(name: str) -> bool:
     return all(part.isidentifier() for part in name.split("."))
 
 
-def _unavailable(reason: str) -> SandboxFault:
-    return SandboxFault("unavailable", f"the sandbox cannot run functions at the moment: {reason}")
-
-
 class _Refused(Exception):
     def __init__(self, fault: SandboxFault) -> None:
         self.fault = fault
@@ -512,65 +539,6 @@ def _too_large(kind: str, what: str, limit: int, observed: int) -> SandboxFault:
 
 def _as_problem(fault: SandboxFault) -> Problem:
     return Problem(fault.message, fault.line, fault.column, fault.type)
-
-
-def _judge(
-    ended: Ended, server: Server, child: Any, memory_limit: int, timeout: float, cpu_limit: float
-) -> SandboxFault | None:
-    """Return the fault of a conversation: the host's own finding, or the one that the child reported."""
-    if ended.limit == "timeout":
-        return _over("timeout", "is still running after", timeout, ended.duration)
-    if ended.limit == "cpu_limit":
-        return _over("cpu_limit", "used more CPU time than", cpu_limit, ended.usage.cpu_time)
-    assert ended.reply is not None
-    fault = ended.reply.fault
-    if ended.usage.peak_memory > memory_limit * MEGABYTE + PRECISION:
-        return _out_of_memory(memory_limit, ended)
-    if fault is None:
-        # A well-behaved child waits to be ended, so that its counters can be read.
-        return None if ended.usage.alive else _post_mortem(server, child, timeout, ended)
-    if fault.type == "timeout":
-        return SandboxFault("timeout", fault.message, limit=timeout, observed=round(ended.duration, 3))
-    if fault.type == "memory_limit" or _is_too_large_to_compile(fault, memory_limit, ended):
-        return _out_of_memory(memory_limit, ended)
-    if fault.type == "crashed":
-        return _post_mortem(server, child, timeout, ended)
-    return fault
-
-
-def _over(kind: str, what: str, limit: float, observed: float) -> SandboxFault:
-    return SandboxFault(kind, f"the function {what} {limit:g} s", limit=limit, observed=round(observed, 3))
-
-
-def _out_of_memory(limit: int, ended: Ended) -> SandboxFault:
-    observed = round(max(ended.usage.peak_memory, ended.usage.peak_reserved) / MEGABYTE, 1)
-    message = f"the function needs more memory than its limit of {limit} MB"
-    return SandboxFault("memory_limit", message, limit=limit, observed=observed)
-
-
-def _is_too_large_to_compile(fault: SandboxFault, limit: int, ended: Ended) -> bool:
-    """Return whether compiling took much memory: a source that is merely nested too deeply takes little."""
-    while_compiling = fault.type == "recursion" and fault.observed is None
-    return while_compiling and ended.usage.peak_reserved > limit * MEGABYTE / 2
-
-
-def _post_mortem(server: Server, child: Any, timeout: float, ended: Ended) -> SandboxFault:
-    """Explain from the signal why a child ended. The function is not blamed for what was done to it or its zygote."""
-    try:
-        status = server.status(child, time.monotonic() + QUEUE_PATIENCE)
-    except ZygoteLost as error:
-        return _unavailable(f"the function was ended with its sandbox: {error}")
-    if not os.WIFSIGNALED(status):
-        return SandboxFault("crashed", f"the function's process exited with status {os.WEXITSTATUS(status)}")
-    number = os.WTERMSIG(status)
-    if number == signal.SIGSYS:
-        return SandboxFault("security", "the function's process was killed for a forbidden system call")
-    if number == signal.SIGKILL:
-        # The hard time limit, which applies if this process was too slow to enforce its own.
-        if ended.duration >= timeout:
-            return _over("timeout", "is still running after", timeout, ended.duration)
-        return SandboxFault("unavailable", KILLED)
-    return SandboxFault("crashed", f"the function's process was killed by signal {number} ({signal.strsignal(number)})")
 
 
 _all: weakref.WeakSet[Sandbox] = weakref.WeakSet()

@@ -13,16 +13,13 @@ import sys
 import time
 from pathlib import Path
 
-from shared.sandbox.fork_server import ZygoteLost
+from shared.sandbox.fork_server import SAME_HASHES, ZygoteLost
 from shared.sandbox.parked import Usage
 
 PERMISSION = "MINION_SANDBOX"
 PERMITTED = "insecure-development"
 
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from confined import unconfined; unconfined.main()"
-
-
-_NOTHING: dict[str, str] = {}
 
 
 def is_permitted() -> bool:
@@ -38,11 +35,11 @@ class InsecureChild:
 
     def __init__(self) -> None:
         self.channel, theirs = socket.socketpair()
-        command = [sys.executable, "-I", "-S", "-c", _BOOT, str(Path(__file__).parent)]
+        command = [sys.executable, "-s", "-P", "-S", "-c", _BOOT, str(Path(__file__).parent)]
         null = subprocess.DEVNULL
         try:
             self._process = subprocess.Popen(
-                command, stdin=theirs.fileno(), stdout=null, stderr=null, env=_NOTHING, cwd="/"
+                command, stdin=theirs.fileno(), stdout=null, stderr=null, env=SAME_HASHES, cwd="/"
             )
         except OSError as error:
             self.channel.close()

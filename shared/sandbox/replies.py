@@ -12,20 +12,36 @@ from shared.sandbox.confined import wire
 from shared.sandbox.outcome import Limits, Problem, SandboxFault
 
 MAX_TEXT = 10_000
+LONGEST_SLEEP = 86_400.0
+"""Seconds. asyncio's loop never waits longer at a time."""
 # A function's dictionary may have the keys 1 and "1".
 RETURNED = Bounds(depth=wire.MAX_DEPTH, digits=MAX_DIGITS, values=wire.MAX_VALUES, unique_keys=False)
 REPORT = replace(RETURNED, depth=4)
 
 
 @dataclass(frozen=True)
+class Wish:
+    """A call that a program wants to make: the function, the line of the program if known, and its arguments."""
+
+    name: str
+    line: int | None
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Reply:
-    """A checked reply: a value, a fault, problems or code, and the printed text."""
+    """A checked reply: a value, a fault, problems or code, and the printed text.
+
+    One from a program may instead have the calls that it wants to make, or the seconds for which it sleeps.
+    """
 
     value: Any = None
     fault: SandboxFault | None = None
     stdout: str = ""
     problems: tuple[Problem, ...] = ()
     code: bytes | None = None
+    wishes: tuple[Wish, ...] | None = None
+    asleep: float | None = None
 
 
 class Inbox:
@@ -33,24 +49,34 @@ class Inbox:
 
     Args:
         limits: maximum lengths of the body and the printed text.
+        of_program: whether the reply comes from a program.
+
+    Attributes:
+        printed: bytes of printed text that the reply has, or announces.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, *, of_program: bool = False) -> None:
         self._limits = limits
+        self._readers = _PROGRAM_READERS if of_program else _READERS
         self._bytes = bytearray()
         self._wanted: int | None = None
+        self.printed = 0
 
     def add(self, data: bytes) -> bool:
         """Add bytes; return whether the reply is complete or invalid, so that there is nothing more to wait for."""
         self._bytes += data
         if self._wanted is None and len(self._bytes) >= wire.REPLY.size:
-            kind, body, printed = wire.REPLY.unpack_from(self._bytes)
-            limit = self._limits.output if kind in (wire.VALUE, wire.CODE) else wire.MAX_REPORT
-            if body > limit or printed > self._limits.stdout:
+            kind, body, self.printed = wire.REPLY.unpack_from(self._bytes)
+            if body > self._limit(kind) or self.printed > self._limits.stdout:
                 self._wanted = 0
             else:
-                self._wanted = wire.REPLY.size + body + printed
+                self._wanted = wire.REPLY.size + body + self.printed
         return self._wanted is not None and len(self._bytes) >= self._wanted
+
+    def _limit(self, kind: bytes) -> int:
+        if kind == wire.CALLS:
+            return self._limits.arguments
+        return self._limits.output if kind in (wire.VALUE, wire.CODE) else wire.MAX_REPORT
 
     def reply(self) -> Reply:
         """Return the reply for whatever arrived."""
@@ -63,18 +89,25 @@ class Inbox:
             return _distrust("broke off within its reply", security=len(self._bytes) > (self._wanted or 0))
         body = bytes(self._bytes[wire.REPLY.size : wire.REPLY.size + body_length])
         stdout = _clean(self._bytes[wire.REPLY.size + body_length :].decode("utf-8", "replace"))
-        return _READERS.get(kind, _unknown)(body, stdout)
+        return self._readers.get(kind, _unknown)(body, stdout)
 
     def _too_large(self, kind: bytes, length: int) -> Reply:
-        limit = self._limits.output
-        if kind == wire.VALUE and length > limit:
-            message = f"the returned value has {length} bytes, the limit is {limit}"
-            return Reply(fault=SandboxFault("output_too_large", message, limit=limit, observed=length))
+        limit = self._limit(kind)
+        if kind in _TOO_LARGE and kind in self._readers and length > limit:
+            type_, what = _TOO_LARGE[kind]
+            message = f"{what} {length} bytes, the limit is {limit}"
+            return Reply(fault=SandboxFault(type_, message, limit=limit, observed=length))
         return _distrust("announced a reply of an impossible length", security=True)
 
 
+_TOO_LARGE = {
+    wire.VALUE: ("output_too_large", "the returned value has"),
+    wire.CALLS: ("arguments_too_large", "the calls that wait at the same time have"),
+}
+
+
 def _distrust(what: str, security: bool = False) -> Reply:
-    return Reply(fault=SandboxFault("security" if security else "crashed", f"the function's process {what}"))
+    return Reply(fault=SandboxFault("security" if security else "crashed", f"the process {what}"))
 
 
 def _clean(text: str) -> str:
@@ -128,6 +161,35 @@ def _read_code(body: bytes, stdout: str) -> Reply:
     return Reply(code=body)
 
 
+def _read_wishes(body: bytes, stdout: str) -> Reply:
+    try:
+        rows = parse(body, what="The list of calls", bounds=RETURNED)
+        return Reply(wishes=tuple(_wish(*row) for row in rows), stdout=stdout)
+    except (InvalidInput, TooLarge) as error:
+        kind = "arguments_too_large" if isinstance(error, TooLarge) else "invalid_output"
+        return Reply(
+            fault=SandboxFault(kind, error.message.rstrip("."), limit=error.detail.get("limit")), stdout=stdout
+        )
+    except (TypeError, ValueError):
+        return _distrust("sent malformed calls", security=True)
+
+
+def _wish(name: object, line: object, arguments: object) -> Wish:
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        raise TypeError
+    return Wish(name, _whole(line), arguments)
+
+
+def _read_sleep(body: bytes, stdout: str) -> Reply:
+    try:
+        seconds = parse(body, bounds=REPORT)
+    except (InvalidInput, TooLarge):
+        seconds = None
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= LONGEST_SLEEP:
+        return _distrust("sent a malformed sleep", security=True)
+    return Reply(asleep=float(seconds), stdout=stdout)
+
+
 def _unknown(body: bytes, stdout: str) -> Reply:
     return _distrust("sent something that is not a reply", security=True)
 
@@ -146,4 +208,10 @@ _READERS = {
     wire.FAULT: _read_fault,
     wire.PROBLEMS: _read_problems,
     wire.CODE: _read_code,
+}
+_PROGRAM_READERS = {
+    wire.VALUE: _read_value,
+    wire.FAULT: _read_fault,
+    wire.CALLS: _read_wishes,
+    wire.ASLEEP: _read_sleep,
 }

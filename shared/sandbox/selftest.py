@@ -63,8 +63,7 @@ def _send(server: ForkServer, limits: Limits, operation: str) -> tuple[Ended, in
             data=child.data + CANARY_MEMORY,
             cpu_seconds=int(PATIENCE),
         )
-        conversation = Conversation(child, PATIENCE, math.inf, limits)
-        ended = conversation.hold(request.encode(), server)
+        ended = Conversation(child, PATIENCE, math.inf).hold(request.encode(), server, limits)
         if ended.reply is not None and ended.reply.fault is None:
             return ended, 0
         return ended, server.status(child, time.monotonic() + PATIENCE)

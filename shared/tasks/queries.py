@@ -158,13 +158,14 @@ EXISTS = text("SELECT EXISTS (SELECT 1 FROM tasks WHERE id = :task)")
 BELOW = "SELECT id FROM tasks WHERE id = :task UNION ALL SELECT c.id FROM tasks c JOIN tree ON c.parent_id = tree.id"
 STEPS = text(
     "SELECT number, kind, name, status, effect, request_hash, claim, input, input_order, output, output_order, error, "
-    "stdout, usage, cost_microdollars, child_id, function_version_id, copied_from, started_at, finished_at, approvals "
+    "stdout, usage, cost_microdollars, child_id, function_version_id, copied_from, started_at, finished_at, approvals, "
+    "program, line "
     "FROM steps WHERE task_id = :task AND number > :after ORDER BY number LIMIT :most"
 )
 # Without what may be large.
 STEP_SUMMARIES = text(
     "SELECT number, kind, name, status, effect, claim, usage, cost_microdollars, child_id, function_version_id, "
-    "copied_from, started_at, finished_at, due_at, error->>'type' AS error_type FROM steps "
+    "copied_from, started_at, finished_at, due_at, error->>'type' AS error_type, program, line FROM steps "
     "WHERE task_id = :task AND number > :after ORDER BY number LIMIT :most"
 )
 USAGES = text(

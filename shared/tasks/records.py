@@ -68,7 +68,7 @@ Status = Literal["started", "finished", "failed"]
 class StepRecord(TypedDict):
     """A journal step to write. Times are text; `error` has `retryable` beside the members of `MinionError.as_dict`.
 
-    The `input` is needed when the step is first written.
+    The `input` is needed when the step is first written, and so is the `program` that it is or that made it.
     """
 
     number: int
@@ -86,6 +86,8 @@ class StepRecord(TypedDict):
     usage: NotRequired[dict[str, Any]]
     cost_microdollars: NotRequired[int]
     function_version_id: NotRequired[str | None]
+    program: NotRequired[int]
+    line: NotRequired[int | None]
 
 
 class ChildEnd(TypedDict, total=False):
@@ -102,6 +104,7 @@ class KnownStep(TypedDict):
     Attributes:
         child_id: the task of a `subtask` step.
         outcome: the end of that task.
+        program: the program that made it, or that it is.
     """
 
     number: int
@@ -114,6 +117,8 @@ class KnownStep(TypedDict):
     error: NotRequired[dict[str, Any]]
     child_id: NotRequired[str]
     outcome: NotRequired[ChildEnd]
+    program: NotRequired[int]
+    line: NotRequired[int]
 
 
 class StepRequest(TypedDict):
@@ -122,6 +127,8 @@ class StepRequest(TypedDict):
     step: int
     name: str
     request_hash: str
+    program: int | None
+    line: int | None
 
 
 class ChildRecord(StepRequest):

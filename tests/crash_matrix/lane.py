@@ -39,7 +39,7 @@ from tests.chaos import audit
 from tests.crash_matrix import points, tools
 from tests.crash_matrix.cells import Cell, Hit, Point, Strike
 from tests.crash_matrix.process import Nursery, ProductProcess, freeze, thaw
-from tests.crash_matrix.world import AGENTS, BUILTIN, IMAGE, RESULTS, Model, definitions, web_service
+from tests.crash_matrix.world import AGENTS, BUILTIN, IMAGE, OF_CODER, RESULTS, Model, definitions, web_service
 from tests.support.lanes import is_alive, lanes_of
 from tests.support.otlp_receiver import collecting
 from tests.support.processes import ONLINE, wait_until
@@ -83,7 +83,11 @@ AT_WORK = text(
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' "
     "AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
 )
-WAITING = text("SELECT state, wait_reason FROM task_status WHERE task_id = :task")
+STATE = text("SELECT state FROM task_status WHERE task_id = :task")
+FOR_PEOPLE = text(
+    "SELECT t.id, t.agent_name AS agent, s.wait_reason FROM tasks t JOIN task_status s ON s.task_id = t.id "
+    "WHERE t.root_id = :root AND s.state = 'waiting' AND s.wait_reason IN ('approval', 'answer')"
+)
 INTERRUPTED = text(
     "SELECT name FROM steps WHERE task_id = :task AND status = 'started' AND effect = 'unsafe' ORDER BY number LIMIT 1"
 )
@@ -295,43 +299,45 @@ class Lane:
 
     def _follow(self, played: Played, deadline: float) -> None:
         """Decide as an operator must, until the task has ended."""
-        root, asked = self._root, False
+        asked: set[UUID] = set()
         while time.monotonic() < deadline:
             self._news.wait(LOOK_SECONDS)
             self._news.clear()
             with self.engine.connect() as connection:
-                state, reason = connection.execute(WAITING, {"task": root}).one()
-            if state == "waiting" and reason == "approval":
-                if not asked:
-                    self._reached("refund", "a person is asked")
-                asked = True
-                if self._decide({"verdict": "approve"}):
-                    self._reached("refund", "approved")
-            elif state == "waiting" and reason == "answer":
-                self._answer(played)
-            elif state in FINAL:
+                state = connection.scalar(STATE, {"task": self._root})
+                waiting = connection.execute(FOR_PEOPLE, {"root": self._root}).all()
+            for task in waiting:
+                if task.wait_reason == "answer":
+                    self._answer(played, task.id, task.agent)
+                    continue
+                if task.id not in asked:
+                    self._point(task.agent, "refund", "a person is asked", "test")
+                asked.add(task.id)
+                if self._decide(task.id, {"verdict": "approve"}):
+                    self._point(task.agent, "refund", "approved", "test")
+            if state in FINAL:
                 with suppress(AssertionError):
                     wait_until(lambda: self._is_over(played), "the last point", 2)
                 return
 
-    def _answer(self, played: Played) -> None:
+    def _answer(self, played: Played, task: UUID, agent: str) -> None:
         """Answer as a person who checks for an unsafe effect, once no process is left that could cause it."""
         if self._thawed and any(snapshot.lost for snapshot in played.snapshots):
             thawed = self._thawed[-1]
             wait_until(lambda: CLAIM_LOST in thawed.output(), "the thawed one knows that it is fenced")
         with self.engine.connect() as connection:
-            tool = connection.scalar(INTERRUPTED, {"task": self._root})
+            tool = connection.scalar(INTERRUPTED, {"task": task})
         self._read_record(played)
-        happened = any((done.agent, done.what) == ("lead", tool) for done in played.done)
-        answer = {"verdict": "result", "value": RESULTS[tool]} if happened else {"verdict": "again"}
-        self._decide(answer)
+        happened = any((done.agent, done.what) == (agent, tool) for done in played.done)
+        results = OF_CODER if agent == "coder" else RESULTS
+        self._decide(task, {"verdict": "result", "value": results[tool]} if happened else {"verdict": "again"})
 
-    def _decide(self, decision: dict[str, Any]) -> bool:
+    def _decide(self, waiting: UUID, decision: dict[str, Any]) -> bool:
         """Call the API; return False if it is unavailable, or the decision has been made already."""
         address = self.orchestrator.api_address()
         if address is None:
             return False
-        task, headers = f"{address}/v1/tasks/{self._root}", {"Authorization": f"Bearer {API_KEY}"}
+        task, headers = f"{address}/v1/tasks/{waiting}", {"Authorization": f"Bearer {API_KEY}"}
         try:
             why = httpx2.get(f"{task}/why", headers=headers, timeout=5)
             if why.status_code != 200 or "proposal" not in why.json()["facts"]:
@@ -386,10 +392,6 @@ class Lane:
     def _phase(self) -> int:
         with self._lock:
             return len(self._played.snapshots) if self._played is not None else 0
-
-    def _reached(self, step: str, where: str) -> None:
-        """Record a point of the test itself."""
-        self._point("lead", step, where, "test")
 
     def _point(self, agent: str, step: str, where: str, source: str, pid: int = 0) -> bool:
         """Record that the run has reached a point; strike if the cell says so. Return True to lose an answer.

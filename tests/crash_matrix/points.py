@@ -52,6 +52,7 @@ def watch(role: str) -> None:
     _watch_commits()
     if role == "worker":
         _watch_functions()
+        _watch_programs()
     else:
         _watch_messages()
 
@@ -201,6 +202,21 @@ def _watch_functions() -> None:
     tool.run_function = ran  # type: ignore[assignment]
     Sandbox._attempt = attempted  # type: ignore[method-assign]
     Conversation._send = sent  # type: ignore[method-assign]
+
+
+def _watch_programs() -> None:
+    """Add points to a program: before it runs, and when it has ended or its task must wait."""
+    from workers.code_mode.tool import ProgramTool
+
+    run = ProgramTool._run
+
+    def ran(self: Any, code: str, begun: Any, task: Any) -> Any:
+        at(self.name, "called", task.id)
+        end = run(self, code, begun, task)
+        at(self.name, "returned", task.id)
+        return end
+
+    ProgramTool._run = ran  # type: ignore[method-assign]
 
 
 def _watch_messages() -> None:

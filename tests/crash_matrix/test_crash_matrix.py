@@ -20,7 +20,7 @@ from tests.crash_matrix.world import AGENTS, ANSWER, CLAIMS, EFFECTS, IMAGES, RE
 
 # Another part each day: in a month, most cells have had their turn.
 SEED = date.today().toordinal()
-SHARE = 0.03
+SHARE = 0.024
 LANES = 3
 # The next strike comes while the loss is being reported, before the first one has been noted.
 STRUCK_REPORT = "child at lead · mail · effect made, then worker at lead · give back (lost) · before commit"
@@ -89,7 +89,7 @@ def test_good_run_breaks_no_promise(victim: Victim) -> None:
         (lambda played: played.notes.append("create"), "the changes of the memory are ['create', 'create']"),
         (lambda played: setattr(played, "left_open", 1), "look as if they ran"),
         (again(("lead", "model 1")), "model request model 1 of lead: again, though it was finished"),
-        (again(("lead", "model 3")), "10 model requests, not 9"),
+        (again(("lead", "model 3")), "13 model requests, not 12"),
         (again(("helper", "model 1")), "model request model 1 of helper: 2 times"),
         (again(("lead", "charge")), "idempotent effect charge of lead: again, though it was finished"),
         (again(("lead", "price")), "pure effect price of lead: 2 times without a cause"),
@@ -124,6 +124,6 @@ def test_frozen_process_may_finish_only_the_effect_it_began() -> None:
 def test_disturbed_run_is_recognised() -> None:
     slow = good()
     slow.claims["helper"] += 1
-    assert disturbed(slow) == "13 claims, not 12"
+    assert disturbed(slow) == "16 claims, not 15"
     missed = replace(good(), snapshots=[])
     assert disturbed(missed) == "the point was not reached"

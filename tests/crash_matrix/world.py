@@ -1,10 +1,12 @@
 """The tasks of the matrix: their agents and tools, and a model and a web service that both record their requests.
 
-The agent `lead` reads an image and takes six model turns: a function, two builtin tools, one of which returns an
+The agent `lead` reads an image and takes seven model turns: a function, two builtin tools, one of which returns an
 image, and an HTTP tool together; a web search and code in a container, then two unsafe tools, a pure one and a note; a
 sub-agent (`helper`, two turns in the batch lane and a tool); three agents without a model, whose tasks are one pack; a
-tool that a person must approve; the answer, which one model refuses and another one gives. The models decide by the
-contents of the conversation, never by the number of requests: a repeated request gets the same reply.
+tool that a person must approve; a sub-agent in code mode (`coder`); the answer, which one model refuses and another one
+gives. The program of `coder` makes three calls in a loop, each with the result of the one before, and a person must
+approve the second. The models decide by the contents of the conversation, never by the number of requests: a repeated
+request gets the same reply.
 """
 
 from __future__ import annotations
@@ -31,6 +33,13 @@ IMAGES = {files.id_of(SENT), files.id_of(DRAWN)}
 NOTE = "/memories/run.md"
 FOUND = ("Boats", "https://example.com/boats")
 CONTAINER, EXPIRES = "container_1", "2099-01-01T00:00:00Z"
+PROGRAM = f"""
+n = {NUMBER + 5}
+for call in (charge, refund, mail):
+    done = await call(n=n)
+    n = sum(done.values()) + 1
+return n
+"""
 # Each agent's tool calls, turn by turn; the turn after them is the answer.
 SCRIPT: dict[str, list[list[tuple[str, dict[str, Any]]]]] = {
     "lead": [
@@ -44,12 +53,14 @@ SCRIPT: dict[str, list[list[tuple[str, dict[str, Any]]]]] = {
         [("ask", {"n": NUMBER})],
         [("early", {"n": NUMBER + 2}), ("middle", {"n": NUMBER + 3}), ("late", {"n": NUMBER + 4})],
         [("refund", {"n": NUMBER})],
+        [("solve", {"n": NUMBER})],
     ],
     "helper": [[("charge", {"n": NUMBER + 1})]],
+    "coder": [[("run_program", {"code": PROGRAM})]],
 }
 USED_BY_API = {("lead", 2): [*testing.web_search("boats", FOUND), *testing.code_execution("python count.py", "2")]}
 """Blocks of tools that the API runs itself, before the calls of a turn."""
-REQUESTS = {"lead": len(SCRIPT["lead"]) + 2, "helper": len(SCRIPT["helper"]) + 1}
+REQUESTS = {"lead": len(SCRIPT["lead"]) + 2, "helper": len(SCRIPT["helper"]) + 1, "coder": len(SCRIPT["coder"]) + 1}
 """Model requests: one for each turn, and one for the answer that is refused."""
 EFFECTS = {
     "lead": {
@@ -63,6 +74,7 @@ EFFECTS = {
         "refund": "unsafe",
     },
     "helper": {"charge": "idempotent"},
+    "coder": {"charge": "idempotent", "refund": "unsafe", "mail": "unsafe"},
     "early": {"peek": "pure"},
     "middle": {"charge": "idempotent"},
     "late": {"peek": "pure"},
@@ -94,12 +106,15 @@ RESULTS = {
     "middle": {"charged": NUMBER + 3},
     "late": {"peeked": NUMBER + 5},
     "refund": {"refunded": NUMBER},
+    "solve": {"content": json.dumps({"program": {"result": NUMBER + 8}})},
 }
+OF_CODER = {"refund": {"refunded": NUMBER + 6}, "mail": {"mailed": NUMBER + 7}}
 ANSWER = {"content": json.dumps({**RESULTS, "seen": [digest(b64(SENT)), FOUND[1], CONTAINER]})}
-AGENTS = ("lead", "helper", *PACKED)
-CLAIMS = {**dict.fromkeys(AGENTS, 1), "lead": 4, "helper": 3}
-"""Claims of an undisturbed run. Those of `lead`: the start, after the sub-agent, after the pack, after the approval.
-Those of `helper`: the start, and after each call.
+AGENTS = ("lead", "helper", "coder", *PACKED)
+CLAIMS = {**dict.fromkeys(AGENTS, 1), "lead": 5, "helper": 3, "coder": 2}
+"""Claims of an undisturbed run. Those of `lead`: the start, after the sub-agent, after the pack, after the approval,
+after the other sub-agent. Those of `helper`: the start, and after each call. Those of `coder`: the start, and after the
+approval.
 """
 
 INPUT = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
@@ -119,6 +134,7 @@ def definitions(queue: str, service: str) -> list[dict[str, Any]]:
         *({"name": name, "type": "builtin", "builtin": f"crash-{name}", "effect": effects[name]} for name in BUILTIN),
         {"name": "double", "type": "function", "function": "double"},
         {"name": "ask", "type": "agent", "agent": "helper"},
+        {"name": "solve", "type": "agent", "agent": "coder"},
         *({"name": name, "type": "agent", "agent": name} for name in PACKED),
     ]
     tools += [
@@ -126,8 +142,12 @@ def definitions(queue: str, service: str) -> list[dict[str, Any]]:
         for name, method in HTTP.items()
     ]
     config = {"capabilities": [queue], "max_attempts": 10}
-    agents = {"helper": ["charge"], "lead": ["search", "code", *(tool for turn in SCRIPT["lead"] for tool, _ in turn)]}
-    special = {"helper": {"lane": "batch"}, "lead": {"fallback_models": [SECOND]}}
+    agents = {
+        "helper": ["charge"],
+        "coder": [*EFFECTS["coder"]],
+        "lead": ["search", "code", *(tool for turn in SCRIPT["lead"] for tool, _ in turn)],
+    }
+    special = {"helper": {"lane": "batch"}, "coder": {"code_mode": True}, "lead": {"fallback_models": [SECOND]}}
     return [
         {"kind": "function", "name": "double", "code": "def double(n: int) -> int:\n    return 2 * n\n"},
         *(

@@ -8,14 +8,17 @@ nobody, or inside `container.py`. It imports only the standard library and `shar
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, sys.argv[1])
-from shared.sandbox import Outcome, Sandbox
+if __name__ == "__main__":
+    sys.path.insert(0, sys.argv[1])
+from shared.sandbox import Asleep, Finished, Outcome, ProgramLimits, Sandbox
 from shared.sandbox.keeper import Keeper
 
 # Modules that the attacks import. With the policy off they get them; the kernel layers must hold alone.
@@ -50,20 +53,48 @@ def _holds_once(attack: dict[str, Any], outcome: Outcome, check: bool) -> bool:
     return outcome.value != "execd" and not (attack.get("must_fail") and outcome.ok)
 
 
-def attack_all(sandbox: Sandbox, attacks: list[dict[str, Any]], check: bool) -> list[str]:
+Run = Callable[[Sandbox, dict[str, Any], bool], Outcome]
+
+
+def attack_all(sandbox: Sandbox, attacks: list[dict[str, Any]], check: bool, run: Run | None = None) -> list[str]:
     """Return names and outcomes of the attacks that succeeded."""
 
     def attack_one(attack: dict[str, Any]) -> str | None:
-        memory, timeout = attack.get("mem", 128), 0.3 if attack["expect"] == "terminated" else 5.0
+        # The second call without the policy runs code that was compiled separately.
         outcomes = [
-            sandbox.call(attack["code"], "f", {}, memory_limit=memory, timeout=timeout, check=check)
-            # The second call without the policy runs code that was compiled separately.
-            for _ in range(attack.get("repeat", 1 if check else 2))
+            (run or as_function)(sandbox, attack, check) for _ in range(attack.get("repeat", 1 if check else 2))
         ]
         return None if holds(attack, outcomes, check) else f"{attack['name']}: {outcomes[-1]}"
 
     with ThreadPoolExecutor(4) as pool:
         return [failure for failure in pool.map(attack_one, attacks) if failure]
+
+
+def as_function(sandbox: Sandbox, attack: dict[str, Any], check: bool) -> Outcome:
+    """Run an attack as it is."""
+    memory, timeout = _limits(attack)
+    return sandbox.call(attack["code"], "f", {}, memory_limit=memory, timeout=timeout, check=check)
+
+
+def as_program(sandbox: Sandbox, attack: dict[str, Any], check: bool) -> Outcome:
+    """Run an attack as a program whose value is that of its function."""
+    memory, timeout = _limits(attack)
+    limits, seed = ProgramLimits(memory=memory, timeout=timeout), str(next(_seeds))
+    source = f"{attack['code']}\nf()"
+    with sandbox.program(source, {}, seed=seed, now=1_800_000_000.0, limits=limits, check=check) as program:
+        event = program.start()
+        while isinstance(event, Asleep):
+            event = program.resume()
+    value, fault = (event.value, None) if isinstance(event, Finished) else (None, event.fault)
+    used = program.duration, program.cpu_time, program.peak_memory
+    return Outcome(fault is None, value, fault, event.stdout, *used, layers=())
+
+
+def _limits(attack: dict[str, Any]) -> tuple[int, float]:
+    return attack.get("mem", 128), 0.3 if attack["expect"] == "terminated" else 5.0
+
+
+_seeds = itertools.count()
 
 
 def honest_all(sandbox: Sandbox, functions: list[dict[str, Any]]) -> list[str]:

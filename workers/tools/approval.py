@@ -23,6 +23,7 @@ class ApprovedTool:
         self.name = tool.name
         self.description = tool.description
         self.input_schema = tool.input_schema
+        self.output_schema = tool.output_schema
         self.strict = tool.strict
         self.deferred = tool.deferred
         self.effect = tool.effect

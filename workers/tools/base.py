@@ -23,6 +23,7 @@ class Tool(Protocol):
     name: str
     description: str
     input_schema: dict[str, Any] | None
+    output_schema: dict[str, Any] | None
     strict: bool
     deferred: bool
     effect: str

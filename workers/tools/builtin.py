@@ -76,6 +76,7 @@ class BuiltinTool:
         self.name = definition.name
         self.description = definition.description
         self.input_schema: dict[str, Any] | None = definition.input_schema
+        self.output_schema: dict[str, Any] | None = definition.output_schema
         self.strict = definition.strict
         self.deferred = definition.defer_loading
         self.effect = str(definition.effect)

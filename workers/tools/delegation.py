@@ -22,6 +22,7 @@ class AgentTool:
         self.name = definition.name
         self.description = definition.description
         self.input_schema: dict[str, Any] | None = definition.input_schema
+        self.output_schema: dict[str, Any] | None = definition.output_schema
         self.strict = definition.strict
         self.deferred = definition.defer_loading
         # The other agent's effects are in its own journal.

@@ -24,6 +24,7 @@ class FunctionTool:
         self.name = definition.name
         self.description = definition.description or function.definition.description
         self.input_schema: dict[str, Any] | None = definition.input_schema or function.definition.input_schema
+        self.output_schema: dict[str, Any] | None = definition.output_schema or function.definition.output_schema
         self.strict = definition.strict
         self.deferred = definition.defer_loading
         self.effect = "pure"

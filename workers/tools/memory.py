@@ -27,6 +27,7 @@ class MemoryTool:
         self.name = definition.name
         self.description = definition.description
         self.input_schema: dict[str, Any] | None = {"type": "object"}
+        self.output_schema: dict[str, Any] | None = None
         self.strict = False
         self.deferred = False
         # For the order: calls of one turn build on each other.

@@ -24,6 +24,7 @@ class ServerTool:
         self.name = definition.name
         self.description = definition.description
         self.input_schema: dict[str, Any] | None = None
+        self.output_schema: dict[str, Any] | None = None
         self.strict = False
         self.deferred = False
         self.effect = "idempotent"

@@ -327,6 +327,8 @@ class Step(Base):
     """One journaled effect inside a task: a model call, tool call, function call, sub-task or wait.
 
     `approvals`: of a call with an approval policy: {people, by, arguments, order, edited}; see `shared/tasks/sql/`.
+    `program`: of a call that a program made, and of that program itself: the number of the program's step. `line`: the
+    line of the program that made the call.
     `copied_from`: the task that executed the step, if this task is a replay that continues after it. That task may have
     been deleted since.
     """
@@ -366,6 +368,8 @@ class Step(Base):
     finished_at: Mapped[datetime | None]
     copied_from: Mapped[UUID | None]
     approvals: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    program: Mapped[int | None]
+    line: Mapped[int | None]
     ended_in: Mapped[int | None] = ended_in_column()
 
 

@@ -1,6 +1,6 @@
 """From a fresh interpreter to a zygote: enter namespaces, load everything, check, confine, serve.
 
-    python -I -S -c "…; from confined import openssl; openssl.leave_out()
+    python -s -P -S -c "…; from confined import openssl; openssl.leave_out()
     from confined import boot; boot.main()" CONTROL_DESCRIPTOR
 
 The settings arrive on the control socket as JSON: `path`, `preload`, `failed` (packages that are not available to

@@ -20,6 +20,7 @@ class Capture(io.StringIO):
         super().__init__()
         self.limit = limit
         self.written = 0
+        self._taken = 0
 
     @property
     def overflowed(self) -> bool:
@@ -38,3 +39,12 @@ class Capture(io.StringIO):
         if self.overflowed:
             raise StdoutTooLarge
         return len(text)
+
+    def take(self) -> bytes:
+        """Return the text that was printed since the last time, as far as the limit permits."""
+        text = self.getvalue()
+        self.seek(0)
+        self.truncate()
+        taken = text.encode("utf-8", "backslashreplace")[: self.limit - self._taken]
+        self._taken += len(taken)
+        return taken

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from . import canary, limits, modules, privileges, request, runner, validator
+from . import canary, limits, modules, privileges, request, runner, validator, wire
+from .calls import Line
 from .seccomp import CHANNEL, CHILD_RULES, Filter
 from .syscalls import Architecture
 
@@ -39,6 +40,10 @@ async def part(number):
     return number
 async def main(numbers):
     return await asyncio.gather(*[part(number) for number in numbers])
+"""
+_PROGRAM = """
+parts = await asyncio.gather(double(number=1))
+return parts
 """
 
 
@@ -73,7 +78,7 @@ def live(channel: int, equipment: Equipment) -> None:
     if equipment.strict:
         equipment.strict.install()
     _warm_up()
-    _write(_serve(_receive))
+    _write(_serve(_CHANNEL))
     # The host reads this process's CPU time and memory, then ends it. It must not exit before.
     os.read(CHANNEL, 1)
 
@@ -88,39 +93,45 @@ def try_out(hooks: Sequence[Hook], architecture: Architecture) -> None:
         hook()
     limits.limit_child()
     Filter(CHILD_RULES, architecture).install()
-    _serve(lambda: _PLAIN_REQUEST)
+    _serve(_script(_PLAIN_REQUEST))
 
 
 def live_unconfined(own_size: int) -> None:
     """Serve one request in a fresh interpreter, with resource limits and nothing else."""
     forget_terminal()
     limits.limit_development()
-    _write(_serve(_receive, own_size))
+    _write(_serve(_CHANNEL, own_size))
 
 
 def rehearse() -> None:
     """Run small functions in the zygote until the interpreter has specialised and cached the code that they need."""
     for _ in range(_REHEARSALS):
-        _serve(lambda: _PLAIN_REQUEST)
-        _serve(lambda: _ASYNC_REQUEST)
+        _serve(_script(_PLAIN_REQUEST))
+        _serve(_script(_ASYNC_REQUEST))
+        _serve(_script(_PROGRAM_REQUEST, _PROGRAM_REPLY))
 
 
 def _warm_up() -> None:
     """Touch the pages that a function will write to, until a request arrives."""
     if not _channel.poll(_SHORT_IDLE):
-        _serve(lambda: _PLAIN_REQUEST)
+        _serve(_script(_PLAIN_REQUEST))
         if not _channel.poll(_LONG_IDLE):
-            _serve(lambda: _ASYNC_REQUEST)
+            _serve(_script(_PROGRAM_REQUEST, _PROGRAM_REPLY))
 
 
 _channel = select.poll()
 _channel.register(CHANNEL, select.POLLIN)
 
 
-def _rehearsal(source: str) -> bytes:
+def _script(*parts: bytes) -> Line:
+    """Return a line on which these parts arrive, and what is sent is lost."""
+    return Line(len, iter(parts).__next__)
+
+
+def _rehearsal(operation: str, source: str, code: bytes, arguments: bytes = b'{"numbers": [1]}') -> bytes:
     """Return a request that changes nothing: its limits are the highest possible."""
     return request.Request(
-        operation="call",
+        operation=operation,
         entrypoint="main",
         allowed=modules.SAFE_IMPORTS,
         check=True,
@@ -130,13 +141,19 @@ def _rehearsal(source: str) -> bytes:
         data=limits.HIGHEST,
         cpu_seconds=limits.HIGHEST,
         source=source.encode(),
-        code=marshal.dumps(validator.compile_source(source)),
-        arguments=b'{"numbers": [1]}',
+        code=code,
+        arguments=arguments,
     ).encode()
 
 
-_PLAIN_REQUEST = _rehearsal(_PLAIN)
-_ASYNC_REQUEST = _rehearsal(_ASYNC)
+_PLAIN_REQUEST = _rehearsal("call", _PLAIN, marshal.dumps(validator.compile_source(_PLAIN)))
+_ASYNC_REQUEST = _rehearsal("call", _ASYNC, marshal.dumps(validator.compile_source(_ASYNC)))
+_SETTINGS = b"""
+{"functions": {"double": ["number"]}, "max_arguments": 1024, "max_waiting": 1, "seed": "", "now": null}
+"""
+_PROGRAM_REQUEST = _rehearsal("program", _PROGRAM, b"", _SETTINGS)
+_REPLY = b"[0, [[1, true, {}]]]"
+_PROGRAM_REPLY = wire.RESUME.pack(len(_REPLY)) + _REPLY
 
 
 def forget_terminal() -> None:
@@ -145,18 +162,18 @@ def forget_terminal() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _serve(receive: Callable[[], bytes], own_size: int = 0) -> bytes:
+def _serve(line: Line, own_size: int = 0) -> bytes:
     """Read a request, apply its limits, and do what it asks; return the reply.
 
     Args:
-        receive: returns the next bytes of the request.
+        line: the channel, or a script in its place.
         own_size: bytes of address space that the host could not know of.
     """
-    order = request.read(receive)
+    order = request.read(line.receive)
     address_space, data = (min(size + own_size, limits.HIGHEST) for size in (order.address_space, order.data))
     limits.limit_call(address_space, data, order.cpu_seconds)
     if order.operation in runner.OPERATIONS:
-        return runner.serve(order)
+        return runner.serve(order, line)
     return canary.attempt(order)
 
 
@@ -171,3 +188,6 @@ def _write(reply: bytes) -> None:
     rest = memoryview(reply)
     while rest:
         rest = rest[os.write(CHANNEL, rest) :]
+
+
+_CHANNEL = Line(_write, _receive)

@@ -14,7 +14,7 @@ class Request:
     """The request that a child serves.
 
     Attributes:
-        operation: "call", "compile", "validate", or the name of a canary.
+        operation: "call", "compile", "program", "validate", or the name of a canary.
         entrypoint: the function to call.
         allowed: modules that the source may import.
         check: whether the Python-level policy is on.
@@ -25,7 +25,8 @@ class Request:
         max_stdout: bytes of captured output.
         source: the function's source.
         code: the result of "compile" for this source, or nothing.
-        arguments: JSON object of keyword arguments; for "validate" the input schema or `null`.
+        arguments: JSON object of keyword arguments; for "validate" the input schema or `null`, for "program" its
+            settings.
         context: JSON object for the keyword `context`, or `null`.
     """
 

@@ -1,10 +1,11 @@
-"""Runs one function: compile, execute its module, call the entry point, encode the returned value.
+"""Runs one function or program: compile, execute its module, call the entry point, encode the returned value.
 
 The host trusts nothing here. The code is written so that a well-behaved function gets a clear answer.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import linecache
@@ -15,8 +16,10 @@ from collections.abc import Callable
 from types import CoroutineType, MappingProxyType, ModuleType
 from typing import Any
 
-from . import event_loop, policy, validator, wire
+from . import event_loop, policy, program_source, validator, wire
+from .calls import Line, NotAwaited, TooLarge
 from .capture import Capture, StdoutTooLarge
+from .program import Program
 from .request import Request
 
 MODULE_NAME = "function"
@@ -32,20 +35,19 @@ class Fault(Exception):
         self.facts = {"type": kind, "message": message[:MAX_MESSAGE], **facts}
 
 
-OPERATIONS = ("call", "compile", "validate")
+OPERATIONS = ("call", "compile", "program", "validate")
 
 
-def serve(request: Request) -> bytes:
-    """Perform a request and return the reply's bytes."""
+def serve(request: Request, line: Line) -> bytes:
+    """Perform a request and return the reply's bytes. A program exchanges messages on the line until then."""
     if request.operation == "validate":
         return _reply(wire.PROBLEMS, _validate(request))
     if request.operation == "compile":
         return _reply(wire.CODE, marshal.dumps(validator.compile_source(_text(request))))
     capture = Capture(request.max_stdout)
     sys.stdout = sys.stderr = capture
-    kind, body = _guarded(request, capture)
-    printed = capture.getvalue().encode("utf-8", "backslashreplace")
-    return _reply(kind, body, printed[: request.max_stdout])
+    kind, body = _guarded(request, capture, line)
+    return _reply(kind, body, capture.take())
 
 
 def _reply(kind: bytes, body: bytes, printed: bytes = b"") -> bytes:
@@ -65,10 +67,10 @@ def _validate(request: Request) -> bytes:
     return json.dumps([finding.as_list() for finding in findings], ensure_ascii=False).encode()
 
 
-def _guarded(request: Request, capture: Capture) -> tuple[bytes, bytes]:
+def _guarded(request: Request, capture: Capture, line: Line) -> tuple[bytes, bytes]:
     """Turn any result or exception into a kind and a body."""
     try:
-        body = _call(request)
+        body = _run_program(request, line, capture) if _is_program(request) else _call(request)
         if capture.overflowed:
             raise StdoutTooLarge
     except BaseException as error:
@@ -100,10 +102,21 @@ def _call(request: Request) -> bytes:
     return _encode(value, request.max_output)
 
 
-def _load(request: Request) -> ModuleType:
+def _run_program(request: Request, line: Line, capture: Capture) -> bytes:
+    program = Program(request, line, capture)
+    module = _load(request, "__main__")
+    program.furnish(module)
+    return _encode(program.run(module), request.max_output)
+
+
+def _is_program(request: Request) -> bool:
+    return request.operation == "program"
+
+
+def _load(request: Request, name: str = MODULE_NAME) -> ModuleType:
     """Load the function's module. It is in `sys.modules`, as dataclasses and pickling of classes expect."""
-    module = ModuleType(MODULE_NAME)
-    sys.modules[MODULE_NAME] = module
+    module = ModuleType(name)
+    sys.modules[name] = module
     code = _compile(request)
     if request.check:
         module.__dict__["__builtins__"] = policy.restricted_builtins(request.allowed)
@@ -114,6 +127,8 @@ def _load(request: Request) -> ModuleType:
 def _code(request: Request) -> Any:
     if request.code:
         return marshal.loads(request.code)  # noqa: S302 made by a child like this one, for this source
+    if _is_program(request):
+        return program_source.compile_program(_text(request))
     return validator.compile_source(_text(request))
 
 
@@ -190,38 +205,64 @@ def _describe(error: BaseException, request: Request, capture: Capture) -> dict[
         written = capture.written
         return _too_large("stdout_too_large", "the printed text", request.max_stdout, written).facts
     if isinstance(error, event_loop.Deadlock):
-        return {"type": "timeout", "message": f"the function {wire.DEADLOCK}"}
+        return {"type": "timeout", "message": f"the {_subject(request)} {wire.DEADLOCK}"}
+    if isinstance(error, NotAwaited):
+        return {"type": "exception", "message": str(error), "line": error.line}
+    if isinstance(error, TooLarge):
+        what = f"the call of {error.name}"
+        return {**_too_large("arguments_too_large", what, error.limit, error.observed).facts, "line": error.line}
     if isinstance(error, MemoryError):
         # The function's data is freed with its frames: there is room again for the report.
         error.__traceback__ = None
-        return _OUT_OF_MEMORY
+        return _out_of_memory(request)
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-        return _OUT_OF_MEMORY
+        return _out_of_memory(request)
     try:
         source = _text(request)
         lines = source.splitlines(keepends=True)
-        linecache.cache[validator.FILENAME] = (len(source), None, lines, validator.FILENAME)
+        for filename in _FILENAMES:
+            linecache.cache[filename] = (len(source), None, lines, filename)
         return _describe_exception(error)
     except BaseException:
         return {"type": "exception", "message": "an exception that cannot be shown"}
 
 
-_OUT_OF_MEMORY = {"type": "memory_limit", "message": "the function ran out of memory"}
+def _subject(request: Request) -> str:
+    return "program" if _is_program(request) else "function"
+
+
+def _out_of_memory(request: Request) -> dict[str, Any]:
+    return {"type": "memory_limit", "message": f"the {_subject(request)} ran out of memory"}
 
 
 def _describe_exception(error: BaseException) -> dict[str, Any]:
     kind = next((kind for test, kind in _KINDS if test(error)), "exception")
-    message = f"{type(error).__name__}: {error}"[:MAX_MESSAGE]
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == validator.FILENAME]
-    own = [frame for frame in frames if not frame.filename.startswith(_OWN_FOLDER)]
-    text = "".join(traceback.format_list(own))[-MAX_TRACEBACK:]
-    facts: dict[str, Any] = {"type": kind, "message": message, "traceback": text}
+    frames = traceback.extract_tb(_first(error).__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename in _FILENAMES]
+    text = "".join(traceback.format_list([frame for frame in frames if _is_shown(frame)]))[-MAX_TRACEBACK:]
+    facts: dict[str, Any] = {"type": kind, "message": _message(error)[:MAX_MESSAGE], "traceback": text}
     if lines:
         facts["line"] = lines[-1]
     if kind == "recursion":
         facts["limit"] = facts["observed"] = sys.getrecursionlimit()
     return facts
+
+
+def _is_shown(frame: traceback.FrameSummary) -> bool:
+    """Return whether a frame is part of the traceback: not those of asyncio, above the function, and of the sandbox."""
+    return not frame.filename.startswith((_OWN_FOLDER, _ASYNCIO_FOLDER))
+
+
+def _first(error: BaseException) -> BaseException:
+    """Return the exception itself, or the first one in a group."""
+    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+
+
+def _message(error: BaseException) -> str:
+    """Return the type and text of an exception; those of its parts if it is a group."""
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(dict.fromkeys(map(_message, error.exceptions)))
+    return f"{type(error).__name__}: {error}"
 
 
 def _is_refused_call(error: BaseException) -> bool:
@@ -233,6 +274,8 @@ def _is_missing_builtin(error: BaseException) -> bool:
 
 
 _OWN_FOLDER = __file__.rpartition("/")[0]
+_ASYNCIO_FOLDER = asyncio.__file__.rpartition("/")[0]
+_FILENAMES = (validator.FILENAME, program_source.FILENAME)
 _KINDS: tuple[tuple[Callable[[BaseException], bool], str], ...] = (
     (lambda error: isinstance(error, policy.ImportDenied), "import_denied"),
     (lambda error: isinstance(error, RecursionError), "recursion"),

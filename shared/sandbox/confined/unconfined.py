@@ -1,6 +1,6 @@
 """One call in a fresh interpreter, for development on systems that have no confinement.
 
-    python -I -S -c "…; from confined import unconfined; unconfined.main()"
+    python -s -P -S -c "…; from confined import unconfined; unconfined.main()"
 
 The channel is descriptor 0. Only resource limits protect the machine from the function.
 """

@@ -62,14 +62,14 @@ def first_forbidden(source: str, allowed: frozenset[str]) -> Finding | None:
 
 def _forbidden(tree: ast.Module, allowed: frozenset[str]) -> Iterator[Finding]:
     """Yield imports, names, attributes and constants that the policy refuses."""
-    bound = {name for node in ast.walk(tree) for name in _bound_names(node)}
+    bound = {name for node in ast.walk(tree) for name in bound_names(node)}
     builtins = FORBIDDEN_BUILTINS - bound
     for node in ast.walk(tree):
         for message, code in _node_problems(node, builtins, allowed):
             yield Finding(message, node.lineno, node.col_offset + 1, code)  # type: ignore[attr-defined]
 
 
-def _bound_names(node: ast.AST) -> Iterator[str]:
+def bound_names(node: ast.AST) -> Iterator[str]:
     """Yield names that a node binds to the function's own values: they are not the builtins of that name."""
     match node:
         case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):

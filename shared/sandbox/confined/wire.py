@@ -28,6 +28,15 @@ PROBLEMS = b"P"
 CODE = b"C"
 """The body is compiled code, which only another child may load."""
 
+CALLS = b"T"
+"""The body is a JSON list of `[function, line, arguments]`: calls of a program, which now waits for replies."""
+ASLEEP = b"S"
+"""The body is a JSON number: the seconds after which a program that waits for nothing else continues."""
+
+RESUME = struct.Struct("!I")
+"""Host to a program that waits: the length of a JSON list, `[now, [[number, ok, value or text], …]]`. Where `now` is
+null, no time passes but that of a sleep. Numbers count the program's calls from 1."""
+
 MAX_REPORT = 64 << 10
 """A fault or a list of problems is never longer than this many bytes."""
 
@@ -69,11 +78,11 @@ MAX_CONTROL = 64 << 10
 
 # --- ways to end ------------------------------------------------------------------------------------------
 FAULT_TYPES = frozenset({
-    "cpu_limit", "crashed", "exception", "forbidden_name", "import_denied", "input_too_large",
+    "arguments_too_large", "cpu_limit", "crashed", "exception", "forbidden_name", "import_denied", "input_too_large",
     "invalid_input", "invalid_output", "memory_limit", "no_entrypoint", "output_too_large", "recursion",
-    "security", "source_too_large", "stdout_too_large", "syntax_error", "timeout", "unavailable",
+    "security", "source_too_large", "stdout_too_large", "syntax_error", "timeout", "too_many_calls", "unavailable",
 })  # fmt: skip
-CHILD_FAULT_TYPES = FAULT_TYPES - {"cpu_limit", "crashed", "unavailable", "input_too_large"}
+CHILD_FAULT_TYPES = FAULT_TYPES - {"cpu_limit", "crashed", "unavailable", "input_too_large", "too_many_calls"}
 """Ends that a child may report about itself. Only the host determines the others."""
 
 DEADLOCK = "waits for something that can never happen"

@@ -65,7 +65,7 @@ END $$;
 CREATE OR REPLACE FUNCTION minion_journal(t uuid) RETURNS jsonb LANGUAGE sql STABLE AS $$
     SELECT COALESCE(jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
                'number', s.number, 'kind', s.kind, 'name', s.name, 'status', s.status, 'effect', s.effect,
-               'request_hash', s.request_hash, 'error', s.error,
+               'request_hash', s.request_hash, 'error', s.error, 'program', s.program, 'line', s.line,
                'child_id', CASE WHEN s.kind = 'subtask' THEN COALESCE(s.output->>'task_id', s.child_id::text) END))
            || jsonb_build_object('output', s.output, 'output_order', s.output_order)
            || CASE WHEN s.kind = 'subtask' AND s.copied_from IS NOT NULL THEN

@@ -3,14 +3,15 @@
 CREATE OR REPLACE FUNCTION minion_put_steps(t uuid, c integer, journal jsonb) RETURNS void LANGUAGE sql AS $$
     INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, input, input_order, output,
                        output_order, error, stdout, usage, cost_microdollars, function_version_id, started_at,
-                       finished_at)
+                       finished_at, program, line)
     SELECT t, s.number, s.kind, s.name, s.status, COALESCE(s.effect, 'pure'), s.request_hash, c, s.input, s.input_order,
            s.output, s.output_order, s.error, s.stdout, s.usage, COALESCE(s.cost_microdollars, 0),
-           s.function_version_id, COALESCE(s.started_at, now()), s.finished_at
+           s.function_version_id, COALESCE(s.started_at, now()), s.finished_at, s.program, s.line
         FROM jsonb_to_recordset(journal) AS s (
             number integer, kind text, name text, status text, effect text, request_hash text, input jsonb,
             input_order jsonb, output jsonb, output_order jsonb, error jsonb, stdout text, usage jsonb,
-            cost_microdollars bigint, function_version_id uuid, started_at timestamptz, finished_at timestamptz)
+            cost_microdollars bigint, function_version_id uuid, started_at timestamptz, finished_at timestamptz,
+            program integer, line integer)
     ON CONFLICT (task_id, number) DO UPDATE SET
         status = EXCLUDED.status, output = EXCLUDED.output, output_order = EXCLUDED.output_order,
         error = EXCLUDED.error, stdout = EXCLUDED.stdout,

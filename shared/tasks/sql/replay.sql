@@ -3,7 +3,8 @@
 -- A new task that continues an ended one: `request` is as for `minion_accept` and pins the same versions. The journal
 -- before step `first` is copied to the new task as the work of claim 0, without its costs. `edited`, {output,
 -- output_order, approver}: step `first` is copied too, with this output. To edit an approval is to approve, by its policy
--- and by `approver`: see `minion_check_approver`. The caller must ensure that these steps can be read back.
+-- and by `approver`: see `minion_check_approver`. A program that made a call after these steps runs again, and reads them
+-- back. The caller must ensure that these steps can be read back.
 CREATE OR REPLACE FUNCTION minion_replay_from(request jsonb, source uuid, first integer, edited jsonb, who text) RETURNS uuid
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -40,7 +41,7 @@ BEGIN
     END IF;
     INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, input, input_order, output,
                        output_order, error, stdout, usage, child_id, function_version_id, due_at, started_at,
-                       finished_at, copied_from, approvals)
+                       finished_at, copied_from, approvals, program, line)
         SELECT new, s.number, s.kind, s.name, s.status, s.effect, s.request_hash, 0, s.input, s.input_order,
                -- The sub-task may be deleted before its outcome is read.
                CASE WHEN s.kind = 'subtask' AND s.copied_from IS NULL THEN jsonb_build_object(
@@ -50,9 +51,14 @@ BEGIN
                s.error, s.stdout,
                CASE WHEN s.usage ? 'decision' THEN jsonb_build_object('decision', s.usage->'decision') END,
                s.child_id, s.function_version_id, s.due_at, s.started_at, s.finished_at,
-               COALESCE(s.copied_from, source), s.approvals
+               COALESCE(s.copied_from, source), s.approvals, s.program, s.line
         FROM steps s LEFT JOIN task_outcomes o ON o.task_id = s.child_id LEFT JOIN contents c ON c.sha256 = o.output_sha256
         WHERE s.task_id = source AND s.number < first + (edited IS NOT NULL)::integer;
+    UPDATE steps p SET status = 'started', output = NULL, output_order = NULL, error = NULL, stdout = NULL,
+                       finished_at = NULL
+        WHERE p.task_id = new AND p.program = p.number AND p.number < first AND EXISTS (
+            SELECT 1 FROM steps later WHERE later.task_id = source AND later.program = p.number
+                AND later.number >= first + (edited IS NOT NULL)::integer);
     -- What tools returned in these steps may be files.
     INSERT INTO task_files (task_id, namespace, file_id)
         SELECT new, f.namespace, f.file_id FROM task_files f WHERE f.task_id = source ON CONFLICT DO NOTHING;

@@ -24,7 +24,8 @@ END $$;
 -- Suspends a running task: creates its sub-tasks and its waits in one transaction.
 -- `children`: [{step, name, request_hash, request}]. `waits`: [{step, name, request_hash, seconds, signal, approval,
 -- approval_order}]: a timer, a named signal, or a call to approve (a list of one), with a time-out if there are
--- seconds. It also waits for its calls that servers finish later. NULL: the fence is lost. Else its current state.
+-- seconds. Both may have the `program` and the `line` that called. It also waits for its calls that servers finish
+-- later. NULL: the fence is lost. Else its current state.
 CREATE OR REPLACE FUNCTION minion_suspend(t uuid, c integer, result jsonb, children jsonb, waits jsonb)
 RETURNS text LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -46,22 +47,23 @@ BEGIN
                        'namespace', ns, 'parent_id', t, 'parent_step', child->'step') ORDER BY n), '[]')
                 FROM asked)) WITH ORDINALITY AS a (task_id, created, n)
     )
-    INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, child_id)
+    INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, child_id, program, line)
         SELECT t, (child->>'step')::integer, 'subtask', child->>'name', 'started', 'pure', child->>'request_hash', c,
-               made.task_id
+               made.task_id, (child->>'program')::integer, (child->>'line')::integer
             FROM asked JOIN made USING (n) ORDER BY n;
     IF FOUND THEN
         PERFORM minion_notify_pending();
     END IF;
     FOR wait IN SELECT * FROM jsonb_to_recordset(waits)
             AS x (step integer, name text, request_hash text, seconds double precision, signal boolean,
-                  approval jsonb, approval_order jsonb) LOOP
-        INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, input, input_order, due_at)
+                  approval jsonb, approval_order jsonb, program integer, line integer) LOOP
+        INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, input, input_order, due_at,
+                           program, line)
         VALUES (t, wait.step, 'wait', wait.name, 'started', 'pure', wait.request_hash, c,
                 jsonb_build_object('signal', CASE WHEN wait.signal THEN wait.name END, 'seconds', wait.seconds)
                     || CASE WHEN wait.approval IS NULL THEN '{}'::jsonb
                             ELSE jsonb_build_object('approval', wait.approval->0) END,
-                wait.approval_order, now() + wait.seconds * interval '1 s')
+                wait.approval_order, now() + wait.seconds * interval '1 s', wait.program, wait.line)
         -- A task that was woken by something else requests the same waits again.
         ON CONFLICT (task_id, number) DO NOTHING;
         IF wait.signal AND minion_take_signal(t, wait.step, wait.name) THEN

@@ -92,6 +92,24 @@ def test_system_messages_and_the_schema_are_shown_as_sent(
     assert len(messages_api.requests) == 2
 
 
+def test_program_and_its_calls_are_shown_as_code(
+    run_cli: Run, define: Any, tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi
+) -> None:
+    config = {"capabilities": ["work"], "code_mode": True}
+    fields = {"kind": "agent", "name": "Coder", "model": "claude-sonnet-5-5", "tools": ["echo"], "config": config}
+    define(*TOOLS, fields)
+    code = "said = await echo(n=1)\nreturn said"
+    messages_api.script = [tool_use(("run_program", {"code": code})), testing.text("Done.")]
+    task = tasks.submit("Coder", "Hello")
+    inline_worker.run_all()
+    shown = json.loads(run_cli("debug", str(task), "--step", "2", "--show", "request", "--json").out)
+    assert shown["request"]["program"] == code
+    printed = run_cli("debug", str(task), "--step", "2", "--show", "all").out
+    assert "  | said = await echo(n=1)\n  | return said" in printed
+    assert ", called in line 1 of the program of step 2)" in run_cli("debug", str(task), "--step", "3").out
+    assert "  echo (line 1)" in run_cli("show", str(task)).out
+
+
 def test_prompt_is_that_of_the_version_that_ran(run_cli: Run, task: str, define: Any) -> None:
     define({"kind": "agent", "name": "Agent", "model": "claude-sonnet-5-5", "system_prompt": "Another."})
     shown = json.loads(run_cli("debug", task, "--step", "1", "--show", "request", "--json").out)["request"]

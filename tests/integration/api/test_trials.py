@@ -485,3 +485,47 @@ def test_recorded_error_of_another_kind_fails_the_task(
 def test_recording_without_steps_is_the_least(client: Client, agent: Callable[..., None]) -> None:
     assert RecordedTask(agent="Agent").steps == []
     assert client.submit_trial({"agent": "Agent", "input": {}}, level="replay").state in ("pending", "queued")
+
+
+def test_programs_are_replayed_and_compared(
+    define: Define,
+    agent: Callable[..., None],
+    ran: Callable[..., Task],
+    evaluated: Callable[..., Task],
+    client: Client,
+    messages_api: MessagesApi,
+    tmp_path: Path,
+) -> None:
+    agent(config={"code_mode": True}, tools=["act", "send", "echo"])
+    log = tmp_path / "calls"
+    code = """
+import time
+n = await act(answer=3, log=LOG)
+await send(log=LOG, at=time.time())
+return [await echo(n=each) for each in range(n)]
+"""
+    run = tool_use(("run_program", {"code": f"LOG = {str(log)!r}\n{code}"}))
+    task = ran(run, said("done"))
+    recording = recorded(client, task)
+    made = log.read_text()
+
+    again = evaluated(recording, "replay")
+    assert (again.state, again.output) == ("succeeded", task.output), again.error
+
+    # Another program: what it calls is answered by tool and arguments, and another unsafe call ends the trial.
+    other = tool_use(("run_program", {"code": f"return [await act(log={str(log)!r}, answer=3), await echo(n=7)]"}))
+    shadow = evaluated(recording, "shadow", other, said("done"))
+    assert shadow.state == "succeeded", shadow.error
+    assert [s["output"] for s in client.steps(shadow.id) if s["name"] in ("act", "echo")] == [3, {"n": 7}]
+    harmful = tool_use(("run_program", {"code": "return await send(do='answer', answer='other')"}))
+    ended = evaluated(recording, "shadow", harmful, said("done"))
+    assert ended.error is not None
+    assert ended.error["type"] == "would_have_called"
+
+    # In a replay, another line of the recording is a difference.
+    changed = json.loads(json.dumps(recording))
+    next(step for step in changed["steps"] if step["name"] == "act")["output"] = 2
+    differs = evaluated(changed, "replay")
+    assert differs.error is not None
+    assert (differs.error["type"], differs.error["step"]) == ("recording_differs", 7)
+    assert (log.read_text(), messages_api.requests) == (made, [])

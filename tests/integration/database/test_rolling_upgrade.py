@@ -62,6 +62,13 @@ GUARDED = [
     {"kind": "tool", "name": "send", "type": "builtin", "builtin": "echo", "effect": "unsafe"},
     {**DEFINITIONS[0], "name": "Sender", "tool": "send"},
     {"kind": "agent", "name": "Planner", "model": "offline", "config": {"capabilities": ["work"]}},
+    {
+        "kind": "agent",
+        "name": "Coder",
+        "model": "claude-sonnet-5-5",
+        "tools": ["send"],
+        "config": {"code_mode": True, "capabilities": ["work"]},
+    },
 ]
 # A tool with an approval policy.
 APPROVED = [
@@ -236,7 +243,7 @@ def test_previous_release_works_beside_the_new_one(site: Site) -> None:
     site.submit("Chain", 20)
     wait_until(lambda: site.ran(old_worker) > 20, "the old worker is at work")
 
-    assert schema.migrate(site.engine) == ("0004", "0025")
+    assert schema.migrate(site.engine) == ("0004", "0024")
     site.submit("Chain", 5)
     wait_until(site.all_done, "the old release alone on the new schema")
     assert site.disturbed() == []
@@ -264,7 +271,7 @@ def test_previous_release_works_beside_the_new_one(site: Site) -> None:
     old_worker.stop()
     new_worker.stop()
 
-    assert schema.migrate(site.engine, after=True) == ("0025", "0025")
+    assert schema.migrate(site.engine, after=True) == ("0024", "0024")
     site.start(ROOT)
     site.submit("Chain", 10, key="tenant")
     wait_until(site.all_done, "the new release alone", 60)
@@ -340,12 +347,18 @@ def test_previous_release_obeys_stops_and_standing_budgets(site: Site) -> None:
         "WHERE e.outcome = 'handed_back' AND t.journal_format = 2"
     )
     wait_until(lambda: site.sql(handed_back) == 2, "tasks with files are handed back")
+    # And it does not know that an agent's programs call its tools.
+    [coder] = site.submit("Coder")
+    reason = f"SELECT wait_reason FROM task_status WHERE task_id = '{coder}'"
+    wait_until(lambda: site.sql(reason) == "handed_back", "the task in code mode is handed back")
+    with site.engine.begin() as connection:
+        lifecycle.cancel(connection, coder, reason="no model here")
     assert site.sql("SELECT count(*) FROM steps WHERE kind = 'model_call'") == 0
     old_orchestrator.stop()
     old_worker.stop()
     site.start(ROOT)
     wait_until(site.all_done, "the new release has run it", 60)
-    assert site.disturbed() == []
+    assert [each["agent_name"] for each in site.disturbed()] == ["Coder"]
 
 
 def test_previous_release_neither_calls_nor_decides_where_an_approval_policy_holds(site: Site) -> None:

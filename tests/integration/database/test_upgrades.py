@@ -168,8 +168,8 @@ def test_an_upgrade_keeps_every_row(site: Site) -> None:
     before = rows_of(site.engine)
     assert [table for table, rows in before.items() if not rows] == []
 
-    assert database_schema.migrate(site.engine) == (site.head, "0025")
-    assert database_schema.migrate(site.engine, after=True) == ("0025", "0025")
+    assert database_schema.migrate(site.engine) == (site.head, "0024")
+    assert database_schema.migrate(site.engine, after=True) == ("0024", "0024")
 
     assert schema_dump.difference(site.engine) == ""
     after = rows_of(site.engine)

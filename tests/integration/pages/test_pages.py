@@ -76,6 +76,21 @@ def test_assets_are_served_with_their_types(logged_in: Open) -> None:
     assert browser.get("/assets/none.js").status_code == 404
 
 
+def test_program_is_shown_with_the_calls_of_its_lines(logged_in: Open, driver: LifecycleDriver) -> None:
+    task = driver.run("A")
+    code = "one = await act()\n<b>two</b>"
+    given = {"kind": "tool_call", "effect": "pure", "request_hash": "", "started_at": "2026-11-30T12:00:00+00:00"}
+    program = {"number": 1, "name": "run_program", "status": "started", "input": {"arguments": {"code": code}}}
+    call = {"number": 2, "name": "act", "status": "finished", "input": {}, "line": 1}
+    driver.call(lifecycle.write_steps, task, 1, [{**given, **each, "program": 1} for each in (program, call)])
+    browser = logged_in("author")
+    assert "in program 1, line 1" in browser.get(f"/tasks/{task}").text
+    assert "  1  one = await act()\n  2  &lt;b&gt;two&lt;/b&gt;" in browser.get(f"/tasks/{task}/steps/1").text
+    called = browser.get(f"/tasks/{task}/steps/2").text
+    assert f'<a href="/tasks/{task}/steps/1">the program of step 1</a>, line 1' in called
+    assert "one = await" not in logged_in("viewer").get(f"/tasks/{task}/steps/1").text
+
+
 def test_task_page_shows_its_whole_life(logged_in: Open, act: Any, tasks: Tasks, inline_worker: InlineWorker) -> None:
     task = tasks.submit(act(config={"max_attempts": 2}), {"do": "fail", "times": 5})
     inline_worker.run_all()

@@ -211,6 +211,19 @@ def test_sub_task_is_below_the_step_that_sent_it(driver: LifecycleDriver, tracer
     assert {span.trace_id for span in collector.spans()} == {parent.bytes}
 
 
+def test_calls_of_a_program_are_below_it(driver: LifecycleDriver, tracer: Tracer, collector: Collector) -> None:
+    task = driver.run("A")
+    program = {"kind": "tool_call", "name": "run_program", "program": 1}
+    write(driver, task, 1, step(1, **program), step(2, kind="tool_call", name="act", program=1, line=7), step(3))
+    driver.finish(task, 1)
+    export_all(tracer)
+    assert tree(collector.spans()) == (
+        "invoke_agent A\n  process work\n    execute_tool run_program\n      execute_tool act\n"
+        "    chat claude-sonnet-5-5"
+    )
+    assert attributes(by_id(collector)[step_span(task, 2)])["minions.program.line"] == 7
+
+
 def test_task_that_waits_for_days_is_one_trace(driver: LifecycleDriver, tracer: Tracer, collector: Collector) -> None:
     task = driver.run("A")
     [child] = driver.suspend(task, children=["B"])

@@ -19,7 +19,7 @@ HASHED = [
     ("workers/model_agent.py", "Your answer is empty. Please continue."),
     ("workers/model_agent.py", "Your answer cannot be used: {fault}. Answer with the JSON only."),
     ("workers/model_router.py", "Your answer cannot be used: {fault} Answer with the JSON only."),
-    ("workers/tool_calls.py", "There is no tool named {block['name']!r}; there are: {known}."),
+    ("workers/tool_calls.py", "There is no tool named {name!r}; there are: {known}."),
     ("workers/tool_calls.py", "The input of tool {tool.name!r} is not valid JSON."),
     ("workers/tool_calls.py", "The input of tool {tool.name!r} does not match its schema: {listed}."),
     ("workers/tool_calls.py", "Not called: {limit} calls are the most in one turn."),

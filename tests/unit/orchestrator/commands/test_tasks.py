@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from minions.testing import code_execution, web_search
+from orchestrator.commands.journal_views import name_of, place_of
 from orchestrator.commands.tasks import _server_tool_uses, _status
 
 
@@ -24,6 +25,19 @@ from orchestrator.commands.tasks import _server_tool_uses, _status
 )
 def test_origin_of_a_step_is_shown(step: dict[str, Any], text: str) -> None:
     assert _status(step) == text
+
+
+@pytest.mark.parametrize(
+    ("step", "name", "place"),
+    [
+        ({"number": 2, "name": "act"}, "act", ""),
+        ({"number": 2, "name": "run_program", "program": 2, "line": None}, "run_program", ""),
+        ({"number": 3, "name": "act", "program": 2, "line": 7}, "  act (line 7)", "line 7 of the program of step 2"),
+        ({"number": 3, "name": "act", "program": 2, "line": None}, "  act", "the program of step 2"),
+    ],
+)
+def test_call_of_a_program_is_shown_below_it(step: dict[str, Any], name: str, place: str) -> None:
+    assert (name_of(step), place_of(step)) == (name, place)
 
 
 def test_uses_of_the_api_are_one_line_each() -> None:

@@ -63,6 +63,12 @@ def test_idle_time_is_folded() -> None:
     assert "24 h" in "".join(picture.itertext()) or "1 d" in "".join(picture.itertext())
 
 
+def test_wait_within_a_program_is_folded() -> None:
+    program = {**step(1, "tool_call", 0.5, 86_401.5), "program": 1}
+    picture = drawn(86_402, claim(0, 1), program, step(2, "wait", 1, 86_401), claim(86_401, 86_402, 2))
+    assert len(bars(picture, "fold")) == len(bars(picture, "program")) == 1
+
+
 def test_short_pause_is_not_folded() -> None:
     assert Scale(0, 10, [(0, 4), (5, 10)]).folds == []
 

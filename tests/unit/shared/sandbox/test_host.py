@@ -1,14 +1,10 @@
 from __future__ import annotations
 
 import inspect
-import math
 
 import pytest
 
-from shared.sandbox import SAFE_IMPORTS, Sandbox, host, insecure
-from shared.sandbox.exchange import Ended
-from shared.sandbox.parked import Usage
-from shared.sandbox.replies import Reply
+from shared.sandbox import SAFE_IMPORTS, Sandbox, host
 
 
 def test_public_interface_is_stable() -> None:
@@ -44,10 +40,3 @@ def test_zygote_that_never_starts_is_an_outcome(monkeypatch: pytest.MonkeyPatch)
         assert "no processes left" in outcome.error.message
         with pytest.raises(host.Unavailable):
             _ = sandbox.level
-
-
-@pytest.mark.parametrize(("peak", "type_"), [(34, None), (35, "memory_limit")])
-def test_peak_above_the_limit_is_a_fault_despite_a_reply(peak: int, type_: str | None) -> None:
-    ended = Ended(Reply(value=1), None, 0.1, Usage(peak_memory=peak << 20))
-    fault = host._judge(ended, insecure.InsecureServer(), None, 32, 5.0, math.inf)
-    assert (fault.type if fault else None) == type_

@@ -8,7 +8,7 @@ from sqlalchemy.dialects import postgresql
 
 from migrations.sql import run_file
 
-revision = "0025"
+revision = "0023"
 down_revision = "0022"
 branch_labels = None
 depends_on = None
@@ -63,7 +63,7 @@ def upgrade() -> None:
         ["mcp_server_version_id"],
         ["id"],
     )
-    run_file(op.get_bind(), "0025_mcp_servers.sql")
+    run_file(op.get_bind(), "0023_mcp_servers.sql")
 
 
 def downgrade() -> None:

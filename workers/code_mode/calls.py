@@ -1,0 +1,91 @@
+"""The calls of one program, round by round.
+
+A round is all calls that the program has made until it can continue no further. They are made like the tool calls of
+one model turn, and their results are delivered together, in the order of the calls: so the program continues in the
+same way when it runs again, regardless of timing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from shared.contracts.strict_json import JsonValue
+from shared.errors import MinionError
+from shared.sandbox.program import Call, Calls, Reply, ReplyError
+from workers.journal import Journal
+from workers.outcomes import IN_PLACE_SECONDS, Caller, Suspended
+from workers.task import ClaimedTask
+from workers.tool_calls import CallResult, PreparedCall, ToolCalls
+from workers.tools.base import Tool
+
+MOST_KEPT = 50
+LONGEST_KEPT = 1.0
+"""Pure steps, and seconds, after which they are written: a program may call pure tools only, a thousand times."""
+
+
+class ProgramCalls:
+    """Makes the calls of one program.
+
+    Args:
+        functions: the tools, by the names of their functions.
+        journal: that of the program's calls.
+        arranged: as for `ToolCalls`.
+    """
+
+    def __init__(
+        self,
+        functions: dict[str, Tool],
+        task: ClaimedTask,
+        journal: Journal,
+        arranged: Callable[[JsonValue], JsonValue],
+    ) -> None:
+        self.journal = journal
+        self.names: list[str] = []
+        self._program = journal.caller.program
+        self._tool_calls = ToolCalls(functions, task, journal, arranged)
+        self._arranged = arranged
+        self._written_at = time.monotonic()
+
+    def make(self, event: Calls) -> list[Reply | ReplyError] | Suspended:
+        """Return the replies to the calls of a round, without those that the program has cancelled.
+
+        Raises:
+            MinionError: the task cannot continue, or has to repeat a call.
+        """
+        wanted = [call for call in event.calls if call.id in event.waiting]
+        self.names += [call.name for call in wanted]
+        outcomes = self._tool_calls.run([self._prepared(call) for call in wanted])
+        if isinstance(outcomes, Suspended):
+            return outcomes
+        self._write_kept()
+        return [self._reply(call, outcome) for call, outcome in zip(wanted, outcomes, strict=True)]
+
+    def sleep(self, seconds: float) -> Suspended | None:
+        """Let a sleep of the program pass: a short one here, a longer one without a worker."""
+        if seconds <= IN_PLACE_SECONDS:
+            time.sleep(seconds)
+            return None
+        self.journal.caller = Caller(self._program)
+        waited = self.journal.wait(None, seconds)
+        return waited if isinstance(waited, Suspended) else None
+
+    def _prepared(self, call: Call) -> PreparedCall:
+        caller = Caller(self._program, call.line)
+        return self._tool_calls.prepare(str(call.id), call.name, call.arguments, caller)
+
+    def _write_kept(self) -> None:
+        if len(self.journal.unwritten) > MOST_KEPT or time.monotonic() - self._written_at > LONGEST_KEPT:
+            self.journal.write_kept()
+            self._written_at = time.monotonic()
+
+    def _reply(self, call: Call, outcome: CallResult) -> Reply | ReplyError:
+        if isinstance(outcome, MinionError):
+            return ReplyError(call.id, outcome.message)
+        return Reply(call.id, self._arranged(outcome))
+
+
+def counted(names: Sequence[str]) -> str:
+    """Return the functions that were called, with how often, in the order of their first calls."""
+    times = {name: names.count(name) for name in names}
+    return ", ".join(f"{name} ({count}×)" if count > 1 else name for name, count in times.items())
