@@ -1,0 +1,49 @@
+"""An agent that calls an agent of another installation: our MCP client and our MCP server, with tasks and questions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from minions import Client
+from tests.conftest import Define
+from tests.integration.agents.test_remote_tasks import LISTED, Site, configured, site
+from tests.integration.api.conftest import Api
+from tests.integration.conftest import ACT
+from tests.support.processes import wait_until
+
+__all__ = ["configured", "site"]
+SCHEMA = {"type": "object", "properties": {"do": {"type": "string"}, "answer": {"type": "string"}}}
+
+
+def test_agent_calls_another_installations_agent(
+    site: Site, http_api: Api, client: Client, define: Define, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_api.app.state.mcp.server.calls, "_answer_seconds", 0.2)
+    config = {"capabilities": ["work"]}
+    server = {"kind": "mcp_server", "name": "other", "url": f"{http_api.url}/mcp",
+              "headers": {"Authorization": f"Bearer {http_api.key}"}}
+    define(
+        {**ACT, "name": "guarded", "approval": True, "input_schema": SCHEMA},
+        {"kind": "agent", "name": "Guarded", "type": "function", "tool": "guarded", "config": config, "input_schema": SCHEMA},
+        server,
+        {"kind": "tool", "name": "remote", "type": "mcp", "mcp": {"server": "other", "tool": "Guarded", "listed": LISTED}},
+        {"kind": "agent", "name": "Caller", "type": "function", "tool": "remote", "config": config},
+    )
+    task = site.submit("Caller", {"do": "answer", "answer": "yes"})
+    print(site.state(task), site.why(task).sentence)
+    assert site.state(task) == ("waiting", "remote_task")
+
+    def asked() -> bool:
+        site.worker.run_due()
+        site.poll()
+        return site.state(task) == ("waiting", "approval")
+
+    wait_until(asked, "the other installation asks")
+    why = site.why(task)
+    print(why.sentence, why.facts["schema"], why.facts["proposed"])
+    site.decide(task, "approve")
+    done = site.finish(task)
+    print(done["state"], done["output"], done["error"])
+    assert done["output"] == "yes"
