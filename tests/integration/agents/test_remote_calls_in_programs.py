@@ -25,7 +25,9 @@ def test_program_waits_for_remote_tasks_and_questions(
     tools = [each for each in definitions(shop_with_jobs[0].url, "build", "deploy") if each["kind"] != "agent"]
     config = {"capabilities": ["work"], "code_mode": True}
     define(*tools[:1], *[{**tool, "input_schema": schema, "description": "Does it."} for tool in tools[1:]])
-    define({"kind": "agent", "name": "Coder", "model": "claude-sonnet-5-5", "tools": ["build", "deploy"], "config": config})
+    define(
+        {"kind": "agent", "name": "Coder", "model": "claude-sonnet-5-5", "tools": ["build", "deploy"], "config": config}
+    )
     messages_api.script = [tool_use(("run_program", {"code": CODE})), testing.text("Done.")]
     task = site.tasks.submit("Coder", "Go.")
     site.worker.run_due()

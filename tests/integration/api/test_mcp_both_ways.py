@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from minions import Client
@@ -22,13 +20,29 @@ def test_agent_calls_another_installations_agent(
 ) -> None:
     monkeypatch.setattr(http_api.app.state.mcp.server.calls, "_answer_seconds", 0.2)
     config = {"capabilities": ["work"]}
-    server = {"kind": "mcp_server", "name": "other", "url": f"{http_api.url}/mcp",
-              "headers": {"Authorization": f"Bearer {http_api.key}"}}
+    server = {
+        "kind": "mcp_server",
+        "name": "other",
+        "url": f"{http_api.url}/mcp",
+        "headers": {"Authorization": f"Bearer {http_api.key}"},
+    }
     define(
         {**ACT, "name": "guarded", "approval": True, "input_schema": SCHEMA},
-        {"kind": "agent", "name": "Guarded", "type": "function", "tool": "guarded", "config": config, "input_schema": SCHEMA},
+        {
+            "kind": "agent",
+            "name": "Guarded",
+            "type": "function",
+            "tool": "guarded",
+            "config": config,
+            "input_schema": SCHEMA,
+        },
         server,
-        {"kind": "tool", "name": "remote", "type": "mcp", "mcp": {"server": "other", "tool": "Guarded", "listed": LISTED}},
+        {
+            "kind": "tool",
+            "name": "remote",
+            "type": "mcp",
+            "mcp": {"server": "other", "tool": "Guarded", "listed": LISTED},
+        },
         {"kind": "agent", "name": "Caller", "type": "function", "tool": "remote", "config": config},
     )
     task = site.submit("Caller", {"do": "answer", "answer": "yes"})
