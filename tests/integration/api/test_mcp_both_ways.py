@@ -26,6 +26,8 @@ def test_agent_calls_another_installations_agent(
         "url": f"{http_api.url}/mcp",
         "headers": {"Authorization": f"Bearer {http_api.key}"},
     }
+    agent = {"kind": "agent", "type": "function", "config": config}
+    remote = {"server": "other", "tool": "Guarded", "listed": LISTED}
     define(
         {**ACT, "name": "guarded", "approval": True, "input_schema": SCHEMA},
         {
@@ -43,7 +45,7 @@ def test_agent_calls_another_installations_agent(
             "type": "mcp",
             "mcp": {"server": "other", "tool": "Guarded", "listed": LISTED},
         },
-        {"kind": "agent", "name": "Caller", "type": "function", "tool": "remote", "config": config},
+        {**agent, "name": "Caller", "tool": "remote"},
     )
     task = site.submit("Caller", {"do": "answer", "answer": "yes"})
     print(site.state(task), site.why(task).sentence)
