@@ -30,21 +30,9 @@ def test_agent_calls_another_installations_agent(
     remote = {"server": "other", "tool": "Guarded", "listed": LISTED}
     define(
         {**ACT, "name": "guarded", "approval": True, "input_schema": SCHEMA},
-        {
-            "kind": "agent",
-            "name": "Guarded",
-            "type": "function",
-            "tool": "guarded",
-            "config": config,
-            "input_schema": SCHEMA,
-        },
+        {**agent, "name": "Guarded", "tool": "guarded", "input_schema": SCHEMA},
         server,
-        {
-            "kind": "tool",
-            "name": "remote",
-            "type": "mcp",
-            "mcp": {"server": "other", "tool": "Guarded", "listed": LISTED},
-        },
+        {"kind": "tool", "name": "remote", "type": "mcp", "mcp": remote},
         {**agent, "name": "Caller", "tool": "remote"},
     )
     task = site.submit("Caller", {"do": "answer", "answer": "yes"})
