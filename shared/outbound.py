@@ -40,6 +40,12 @@ HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_.])?")
 NEVER_PUBLIC = tuple(ip_network(block) for block in ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32", "3fff::/20"))
 GLOBAL_UNICAST = ip_network("2000::/3")
 NAT64 = ip_network("64:ff9b::/96")
+TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Statuses after which a later attempt may succeed."""
+NOT_TAKEN = frozenset({429, 503})
+"""With these, the server says that it did nothing, so even an unsafe request may be repeated."""
+NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.UnsupportedProtocol, httpx2.LocalProtocolError)
+"""Errors of requests that no server has received."""
 HTTPCORE_ERRORS = (
     httpcore2.TimeoutException,
     httpcore2.NetworkError,
@@ -177,6 +183,16 @@ def guarded_client(settings: Settings, *, seconds: float, **options: Any) -> htt
     return httpx2.Client(
         transport=GuardedTransport(guard, seconds=seconds), timeout=seconds, trust_env=False, **options
     )
+
+
+def read_body(response: httpx2.Response, most: int) -> bytes | None:
+    """Return the body of a streamed response; None if it has more than `most` bytes."""
+    body = bytearray()
+    for chunk in response.iter_bytes():
+        body += chunk
+        if len(body) > most:
+            return None
+    return bytes(body)
 
 
 class _Deadline:

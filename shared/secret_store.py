@@ -15,7 +15,7 @@ from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, TEXT
 
 from shared.errors import InvalidInput, NotConfigured, NotFound
-from shared.settings import Settings
+from shared.settings import Settings, get_settings
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
 REFERENCE = re.compile(r"\$\{secret:([^}]*)\}")
@@ -94,6 +94,15 @@ class SecretStore:
 def list_secrets(connection: Connection, namespace: str = "default", most: int | None = None) -> list[dict[str, Any]]:
     """Return names and times, never values, by name; the first ones, if `most` is given."""
     return [dict(row) for row in connection.execute(LIST, {"namespace": namespace, "most": most}).mappings()]
+
+
+def values_of(connection: Connection, names: Collection[str], namespace: str = "default") -> dict[str, str]:
+    """Return the values of secrets, for an imminent call.
+
+    Raises:
+        NotFound, NotConfigured: as for `SecretStore.reveal`.
+    """
+    return SecretStore(get_settings(), namespace).reveal(connection, names)
 
 
 def times_of(connection: Connection, names: Collection[str], namespace: str = "default") -> dict[str, Any]:

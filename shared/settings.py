@@ -38,6 +38,11 @@ SHORTEST_API_KEY = 16
 BASE_PATH = re.compile(r"(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+")
 # At least one letter: a mistyped network is not a name.
 HOST_NAME = re.compile(r"[A-Za-z0-9_.-]*[A-Za-z][A-Za-z0-9_.-]*")
+# Examples of settings that are JSON objects, for their errors.
+OBJECTS = {
+    "oidc_roles": '{"minions-admins": "admin"}',
+    "mcp_stdio": '{"files": {"command": ["/opt/files/server", "--stdio"]}}',
+}
 
 
 class StdioProgram(BaseModel):
@@ -46,7 +51,7 @@ class StdioProgram(BaseModel):
     Attributes:
         command: the absolute path of the program, and its arguments.
         env: names of the environment variables that it gets, with the values that they have for this process.
-        cwd: the folder in which it runs; None: the root folder.
+        cwd: the folder in which it runs.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -306,26 +311,15 @@ class Settings(BaseSettings):
             raise ValueError("it must have no path, like https://minions.example.com")
         return url and url.rstrip("/")
 
-    @field_validator("oidc_roles", mode="before")
+    @field_validator("oidc_roles", "mcp_stdio", mode="before")
     @classmethod
-    def _read_object(cls, given: Any) -> Any:
+    def _read_object(cls, given: Any, info: ValidationInfo) -> Any:
         try:
             value = json.loads(given) if isinstance(given, str) else given
         except ValueError:
             value = None
         if not isinstance(value, dict):
-            raise ValueError('it must be a JSON object, like {"minions-admins": "admin"}')
-        return value
-
-    @field_validator("mcp_stdio", mode="before")
-    @classmethod
-    def _read_programs(cls, given: Any) -> Any:
-        try:
-            value = json.loads(given) if isinstance(given, str) else given
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
-            raise ValueError('it must be a JSON object, like {"files": {"command": ["/opt/files/server", "--stdio"]}}')
+            raise ValueError(f"it must be a JSON object, like {OBJECTS[str(info.field_name)]}")
         return value
 
     @field_validator("default_model")

@@ -22,7 +22,7 @@ from shared.contracts.documents import McpOAuth
 from shared.contracts.strict_json import JsonValue, digest, parse
 from shared.errors import InvalidInput, MinionError
 from shared.mcp.faults import McpFault
-from shared.outbound import checked_url, guarded_client
+from shared.outbound import TEMPORARY, checked_url, guarded_client, read_body
 from shared.secret_store import scrub
 from shared.settings import Settings
 
@@ -36,7 +36,6 @@ USUAL_SECONDS = 300.0
 """Lifetime of a token whose server does not say."""
 LONGEST_SECONDS = 86_400.0
 MOST_TOKENS = 1_000
-TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +190,7 @@ class ClientCredentials:
                 request = client.build_request(method, url, headers=dict(headers), data=fields)
                 response = client.send(request, stream=True)
                 try:
-                    return response.status_code, _json(self._scrubbed(_body(response)))
+                    return response.status_code, _json(self._scrubbed(read_body(response, MAX_BYTES) or b""))
                 finally:
                     response.close()
         except httpx2.RequestError as error:
@@ -216,15 +215,6 @@ def metadata_addresses(issuer: str) -> Iterator[str]:
     yield f"{origin}/.well-known/openid-configuration{path}"
     if path:
         yield f"{origin}{path}/.well-known/openid-configuration"
-
-
-def _body(response: httpx2.Response) -> bytes:
-    body = bytearray()
-    for chunk in response.iter_bytes():
-        body += chunk
-        if len(body) > MAX_BYTES:
-            return b""
-    return bytes(body)
 
 
 def _json(text: str) -> JsonValue:

@@ -46,11 +46,6 @@ class McpClient:
     def __exit__(self, *error: object) -> None:
         self.transport.close()
 
-    @property
-    def is_modern(self) -> bool:
-        """Whether the server speaks 2026-07-28; it is asked if this is not known yet."""
-        return self.server().is_modern
-
     def server(self) -> Known:
         """Return what the server says about itself; it is asked if this is not known yet.
 

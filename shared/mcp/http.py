@@ -20,7 +20,7 @@ from shared.errors import ForbiddenAddress, InvalidInput, MinionError, TooLarge
 from shared.mcp.faults import McpFault, SessionLost
 from shared.mcp.sse import EventTooLarge, events
 from shared.mcp.transport import SESSION, Message
-from shared.outbound import guarded_client
+from shared.outbound import NEVER_SENT, NOT_TAKEN, TEMPORARY, guarded_client
 from shared.retry_after import retry_after
 from shared.secret_store import scrub
 from shared.settings import Settings
@@ -30,10 +30,6 @@ EVENTS = "text/event-stream"
 BOUNDS = Bounds(values=200_000)
 MAX_EXCERPT = 2_000
 MAX_WAIT = 86_400.0
-TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
-NOT_TAKEN = frozenset({429, 503})
-"""The server says that it did nothing."""
-NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.UnsupportedProtocol, httpx2.LocalProtocolError)
 SESSION_ID = re.compile(r"[\x21-\x7e]{1,1000}")
 
 

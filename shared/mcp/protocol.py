@@ -26,6 +26,8 @@ CAPABILITIES_KEY = "io.modelcontextprotocol/clientCapabilities"
 IDEMPOTENCY_KEY = "minions/idempotency-key"
 """The protocol has no such field yet. Servers ignore fields that they do not know."""
 TRACE_KEY = "traceparent"
+TASKS = "io.modelcontextprotocol/tasks"
+"""The extension with tasks (SEP-2663)."""
 
 VERSION_HEADER = "MCP-Protocol-Version"
 METHOD_HEADER = "Mcp-Method"

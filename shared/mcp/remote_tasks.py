@@ -15,11 +15,11 @@ from typing import Any
 from shared.mcp import questions
 from shared.mcp.client import McpClient
 from shared.mcp.faults import McpFault, RpcError
+from shared.mcp.protocol import TASKS
 from shared.mcp.questions import Questions
 from shared.mcp.transport import Message
 
-EXTENSION = "io.modelcontextprotocol/tasks"
-CAPABILITIES: dict[str, Any] = {"elicitation": questions.ELICITATION, "extensions": {EXTENSION: {}}}
+CAPABILITIES: dict[str, Any] = {"elicitation": questions.ELICITATION, "extensions": {TASKS: {}}}
 """What a client declares whose calls may wait for a task or a person."""
 INVALID_PARAMS = -32602
 """Error of a server that does not know a task, or no longer does."""

@@ -14,7 +14,7 @@ import httpx2
 from shared.contracts.strict_json import JsonValue, parse
 from shared.errors import InvalidInput, MinionError
 from shared.mcp.protocol import MODERN, VERSION_HEADER, request
-from shared.outbound import checked_url, guarded_client
+from shared.outbound import checked_url, guarded_client, read_body
 from shared.settings import Settings
 
 SECONDS = 10.0
@@ -61,14 +61,10 @@ def _get(address: str, settings: Settings) -> JsonValue:
     with suppress(httpx2.HTTPError, MinionError), guarded_client(settings, seconds=SECONDS) as client:
         response = client.send(client.build_request("GET", address), stream=True)
         try:
-            body = bytearray()
-            for chunk in response.iter_bytes():
-                body += chunk
-                if len(body) > MAX_BYTES:
-                    return None
+            body = read_body(response, MAX_BYTES)
         finally:
             response.close()
-        return parse(bytes(body)) if response.status_code == 200 else None
+        return parse(body) if body is not None and response.status_code == 200 else None
     return None
 
 

@@ -10,14 +10,14 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from shared.contracts.documents import HEADER_VALUE, McpServerDefinition, stored_definition
-from shared.database.connections import get_engine, persist
+from shared.database.connections import persistently
 from shared.errors import NotConfigured, NotFound
 from shared.mcp.authorization import ClientCredentials
 from shared.mcp.client import McpClient
 from shared.mcp.eras import Era
 from shared.mcp.http import Authorization, FixedHeaders, HttpTransport
 from shared.mcp.stdio import PROCESSES, StdioTransport
-from shared.secret_store import SecretStore, fill, references
+from shared.secret_store import fill, references, values_of
 from shared.settings import get_settings
 
 HEADER_TEXT = re.compile(HEADER_VALUE)
@@ -84,15 +84,7 @@ def version_of(connection: Connection, id: UUID) -> McpServerDefinition:
 
 def _secrets(server: McpServerDefinition, namespace: str) -> dict[str, str]:
     names = secrets_of(server)
-    if not names:
-        return {}
-    store = SecretStore(get_settings(), namespace)
-
-    def read() -> dict[str, str]:
-        with get_engine().connect() as connection:
-            return store.reveal(connection, names)
-
-    return persist(read)
+    return persistently(values_of, names, namespace) if names else {}
 
 
 def _header(name: str, value: str) -> str:

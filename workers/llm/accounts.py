@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from shared.database.connections import persistently
 from shared.errors import ModelError, NotConfigured
 from shared.providers import ANTHROPIC, KEY_TEXT, OWN_KEY, Provider, split, unknown_provider
-from shared.secret_store import SecretStore, times_of
+from shared.secret_store import times_of, values_of
 from shared.settings import get_settings
 
 FRESH_SECONDS = 30.0
@@ -108,4 +108,4 @@ def _namespaces_key(provider: str, namespace: str) -> str | None:
 def _read(connection: Connection, name: str, namespace: str) -> str | None:
     if not times_of(connection, [name], namespace):
         return None
-    return SecretStore(get_settings(), namespace).reveal(connection, [name])[name]
+    return values_of(connection, [name], namespace)[name]

@@ -16,11 +16,11 @@ from shared.contracts.documents import HEADER_VALUE, PLACEHOLDER, HttpCall, Tool
 from shared.contracts.json_schema import validate
 from shared.contracts.media import IMAGE_TYPES, PDF
 from shared.contracts.strict_json import JsonValue, digest, parse
-from shared.database.connections import get_engine, persist, persistently
+from shared.database.connections import persistently
 from shared.errors import ForbiddenAddress, InvalidInput, InvalidOutput, MinionError, ToolError
-from shared.outbound import guarded_client
+from shared.outbound import NEVER_SENT, NOT_TAKEN, TEMPORARY, guarded_client, read_body
 from shared.retry_after import retry_after
-from shared.secret_store import SecretStore, fill, references, scrub, times_of
+from shared.secret_store import fill, references, scrub, times_of, values_of
 from shared.settings import get_settings
 from shared.tasks.directives import is_result
 from shared.trace_context import HEADER
@@ -34,10 +34,6 @@ from workers.tools.trace import traceparent_of
 HEADER_TEXT = re.compile(HEADER_VALUE)
 MAX_REDIRECTS = 5
 MAX_EXCERPT = 2_000
-RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
-NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.UnsupportedProtocol, httpx2.LocalProtocolError)
-NOT_TAKEN = frozenset({429, 503})
-"""The server says that it did nothing, so even an unsafe request may be retried."""
 
 
 class HttpTool:
@@ -117,15 +113,7 @@ class HttpTool:
 
     def _secrets(self) -> dict[str, str]:
         names = references(self.http.headers.values())
-        if not names:
-            return {}
-        store = SecretStore(get_settings(), self.namespace)
-
-        def read() -> dict[str, str]:
-            with get_engine().connect() as connection:
-                return store.reveal(connection, names)
-
-        return persist(read)
+        return persistently(values_of, names, self.namespace) if names else {}
 
     def _stored_secrets(self) -> JsonValue:
         """Return the names of the request's secrets, with the times at which they were set."""
@@ -153,12 +141,10 @@ class HttpTool:
         raise self._failure(f"more than {MAX_REDIRECTS} redirects", retryable=False)
 
     def _read(self, response: httpx2.Response) -> bytes:
-        body = bytearray()
-        for chunk in response.iter_bytes():
-            body += chunk
-            if len(body) > self.http.max_bytes:
-                raise self._failure(f"the response has more than {self.http.max_bytes} bytes (max_bytes)", False)
-        return bytes(body)
+        body = read_body(response, self.http.max_bytes)
+        if body is None:
+            raise self._failure(f"the response has more than {self.http.max_bytes} bytes (max_bytes)", False)
+        return body
 
     def _result(self, said: str) -> JsonValue:
         """Return the response as JSON, or as text if it is not JSON; only the part that `result` names."""
@@ -171,7 +157,7 @@ class HttpTool:
         return value
 
     def _refusal(self, status: int, headers: httpx2.Headers, said: str) -> ToolError:
-        again = status in NOT_TAKEN or (status in RETRIED and self.definition.effect != "unsafe")
+        again = status in NOT_TAKEN or (status in TEMPORARY and self.definition.effect != "unsafe")
         error = self._failure(f"HTTP {status}: {said[:MAX_EXCERPT]}", again)
         if again and (seconds := retry_after(headers)) is not None:
             error.detail["retry_after"] = min(seconds, 86_400.0)
