@@ -137,7 +137,7 @@ def pull(
     with _session() as session:
         found = _compared(session, server, namespace, names)
         pulled = [each for each in found if each.after is not None and each.state != "same"]
-        if to is not None:
+        if pulled and to is not None:
             _write(pulled, to)
         elif pulled:
             if not (yes or dry_run):
@@ -193,7 +193,7 @@ def _confirm(pulled: Sequence[PulledTool]) -> None:
     """Show what is stored. The server may list something else than for the last `minion mcp diff`."""
     for each in pulled:
         _print_difference(each)
-    typer.confirm(f"Store {len(pulled)} tools? Models will read these texts.", abort=True, err=True)
+    typer.confirm(f"Store these tools ({len(pulled)})? Models will read their texts.", abort=True, err=True)
 
 
 def _store(session: Session, pulled: Sequence[PulledTool], namespace: str, *, dry_run: bool) -> None:
@@ -220,7 +220,7 @@ def _write(pulled: Sequence[PulledTool], folder: Path) -> None:
             (folder / f"tool-{each.name}.yaml").write_text(text, encoding="utf-8")
     except OSError as error:
         raise FileFault(f"The definitions cannot be written to {folder}: {error}. Name another folder.") from None
-    console.print(f"Wrote {len(pulled)} definitions to {folder}. `minion apply {folder}` stores them.")
+    console.print(f"Definitions written to {folder}: {len(pulled)}. `minion apply {folder}` stores them.")
 
 
 def _facts(each: PulledTool) -> dict[str, Any]:

@@ -17,10 +17,9 @@ from minions.errors import InvalidInput
 from orchestrator.api.rights import RULES, Reach
 from orchestrator.mcp.api import Api
 from shared.access.roles import Permission
-from shared.mcp.protocol import IDEMPOTENCY_KEY
+from shared.mcp.protocol import IDEMPOTENCY_KEY, TASKS, TRACE_KEY
 from shared.trace_context import read_header
 
-TASKS = "io.modelcontextprotocol/tasks"
 IDEMPOTENCY_HEADER = "idempotency-key"
 Connect = Callable[[ServerRequestContext], Api]
 
@@ -121,5 +120,5 @@ def idempotency_key(context: ServerRequestContext) -> str | None:
 
 def traceparent(context: ServerRequestContext) -> str | None:
     """Return the caller's span from `_meta`; None if there is none that is valid. The API reads the header itself."""
-    given = (context.meta or {}).get("traceparent")
+    given = (context.meta or {}).get(TRACE_KEY)
     return read_header(given) if isinstance(given, str) else None

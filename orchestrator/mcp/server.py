@@ -34,12 +34,13 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from minions.errors import UnknownAgent
 from orchestrator.mcp import own_tools, resources, tasks
 from orchestrator.mcp.agent_tools import agent_of, tool_of
-from orchestrator.mcp.callers import TASKS, Caller, Connect, Terms
+from orchestrator.mcp.callers import Caller, Connect, Terms
 from orchestrator.mcp.calls import Calls
 from orchestrator.mcp.faults import with_our_errors
 from orchestrator.mcp.subscriptions import Subscriptions
 from orchestrator.mcp.tasks import TaskParams, UpdateTaskParams
 from shared import __version__
+from shared.mcp.protocol import TASKS
 
 INSTRUCTIONS = (
     "Each tool is an agent, and each call is a durable task: it continues if the connection breaks. A call that takes "

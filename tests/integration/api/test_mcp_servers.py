@@ -163,6 +163,9 @@ def test_pulled_files_are_applied(run_cli: Any, listing: Any, tmp_path: Path, da
     assert version_of(database, "shop_a") is None
     assert run_cli("apply", str(tmp_path)).code == 0
     assert run_cli("mcp", "diff", "shop").code == 0
+    again = run_cli("mcp", "pull", "shop", "--to", str(tmp_path / "none"))
+    assert "Nothing to store" in again.out
+    assert not (tmp_path / "none").exists()
 
 
 def test_unusable_and_gone_tools_are_reported(run_cli: Any, listing: Any) -> None:
