@@ -20,12 +20,14 @@ from orchestrator.cli import app
 from orchestrator.schedules.store import ScheduleDefinition
 from shared import errors
 from shared.access.roles import PERMISSIONS, Permission, Role
+from shared.contracts.code_mode import CodeMode
 from shared.contracts.documents import (
     AgentConfig,
     AgentDefinition,
     FunctionConfig,
     FunctionDefinition,
     McpCall,
+    McpOAuth,
     McpServerDefinition,
     RelationDefinition,
     ToolDefinition,
@@ -35,7 +37,7 @@ from shared.contracts.requests import TaskRequest
 from shared.definitions.files import load
 from shared.sandbox import SAFE_IMPORTS
 from shared.sandbox.confined.wire import FAULT_TYPES
-from shared.settings import Settings
+from shared.settings import Settings, StdioProgram
 from shared.tasks import states
 from workers.outcomes import Snoozed
 
@@ -106,8 +108,11 @@ def test_every_setting_is_documented_with_its_default():
         ("definitions.md", "Tool", ToolDefinition),
         ("definitions.md", "Function", FunctionDefinition),
         ("definitions.md", "Config of a function", FunctionConfig),
+        ("code-mode.md", "Settings", CodeMode),
         ("mcp-client.md", "Server", McpServerDefinition),
         ("mcp-client.md", "Tool of a server", McpCall),
+        ("mcp-client.md", "OAuth", McpOAuth),
+        ("mcp-client.md", "Programs as servers", StdioProgram),
     ],
 )
 def test_every_definition_field_is_documented_with_its_default(file: str, heading: str, model: type[BaseModel]):
