@@ -10,18 +10,8 @@
 from shared.sandbox.confined.modules import DEFAULT_IMPORTS, SAFE_IMPORTS
 from shared.sandbox.host import Sandbox
 from shared.sandbox.outcome import Limits, Outcome, Problem, SandboxFault, SandboxRefused
-from shared.sandbox.program import (
-    Asleep,
-    Call,
-    Calls,
-    Event,
-    Failed,
-    Finished,
-    Program,
-    ProgramLimits,
-    Reply,
-    ReplyError,
-)
+from shared.sandbox.program import Program, ProgramLimits
+from shared.sandbox.program_events import Asleep, Call, Calls, Event, Failed, Finished, Reply, ReplyError
 
 __all__ = [
     "DEFAULT_IMPORTS",

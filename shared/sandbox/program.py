@@ -32,7 +32,7 @@ import keyword
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from shared.sandbox import verdict
 from shared.sandbox.confined import wire
@@ -40,10 +40,9 @@ from shared.sandbox.confined.request import Request
 from shared.sandbox.exchange import ChildGone, Conversation
 from shared.sandbox.fork_server import ZygoteLost
 from shared.sandbox.outcome import Limits, SandboxFault
+from shared.sandbox.program_events import Asleep, Call, Calls, Event, Failed, Finished, Reply, ReplyError
 from shared.sandbox.replies import Inbox, Wish
 from shared.sandbox.replies import Reply as Report
-
-Cause = Literal["exception", "syntax", "limit", "policy", "unavailable"]
 
 
 @dataclass(frozen=True)
@@ -73,101 +72,6 @@ class ProgramLimits:
     output: int = 1 << 20
     stdout: int = 64 << 10
     source: int = 128 << 10
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a program.
-
-    Attributes:
-        id: 1 for the first call of the program, and so on without a gap.
-        name: one of the functions.
-        arguments: JSON values by parameter.
-        line: the line of the program in which it is; None if the program hides it.
-    """
-
-    id: int
-    name: str
-    arguments: dict[str, Any]
-    line: int | None
-
-
-@dataclass(frozen=True)
-class Calls:
-    """The program waits for at least one reply.
-
-    Attributes:
-        calls: made since the last event; empty if the program waits for earlier ones.
-        waiting: ids of all calls without a reply whose result the program still wants, in their order.
-    """
-
-    calls: tuple[Call, ...]
-    waiting: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Asleep:
-    """The program sleeps, and waits for no call. To be resumed without replies, when the time has passed."""
-
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The program ended with a value: JSON, None if it returned nothing. `stdout` is everything that it printed."""
-
-    value: Any
-    stdout: str
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The program ended without a value.
-
-    Attributes:
-        fault: `type`, `message`, and if known `line`, `column`, `traceback`, `limit`, `observed`. Types are those of
-            `docs/sandbox.md`, and `too_many_calls` and `arguments_too_large`.
-        stdout: the text that arrived before the end.
-    """
-
-    fault: SandboxFault
-    stdout: str
-
-    @property
-    def cause(self) -> Cause:
-        """The kind of end: only after "unavailable" can the same program get further when it is run again."""
-        return _CAUSES.get(self.fault.type, "limit")
-
-
-Event = Calls | Asleep | Finished | Failed
-
-
-@dataclass(frozen=True)
-class Reply:
-    """The result of a call: its id and a JSON value."""
-
-    id: int
-    value: Any
-
-
-@dataclass(frozen=True)
-class ReplyError:
-    """The failure of a call: its id, and the text of the `ToolError` that it raises in the program."""
-
-    id: int
-    message: str
-
-
-_CAUSES: Mapping[str, Cause] = {
-    "exception": "exception",
-    "invalid_output": "exception",
-    "crashed": "exception",
-    "syntax_error": "syntax",
-    "import_denied": "policy",
-    "forbidden_name": "policy",
-    "security": "policy",
-    "unavailable": "unavailable",
-}
 
 
 class Program:

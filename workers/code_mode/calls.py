@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from shared.contracts.strict_json import JsonValue
 from shared.errors import MinionError
-from shared.sandbox.program import Call, Calls, Reply, ReplyError
+from shared.sandbox.program_events import Call, Calls, Reply, ReplyError
 from workers.journal import Journal
 from workers.outcomes import IN_PLACE_SECONDS, Caller, Suspended
 from workers.task import ClaimedTask

@@ -10,7 +10,7 @@ from shared.contracts.code_mode import CodeMode
 from shared.contracts.strict_json import JsonValue
 from shared.errors import FunctionError
 from shared.sandbox.outcome import SandboxFault
-from shared.sandbox.program import Failed, Finished
+from shared.sandbox.program_events import Failed, Finished
 from shared.storable import storable
 from workers.code_mode.calls import counted
 

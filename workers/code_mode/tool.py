@@ -19,7 +19,8 @@ from shared.contracts.strict_json import JsonValue
 from shared.errors import FunctionError, NotConfigured
 from shared.functions.runner import get_sandbox
 from shared.sandbox import Sandbox
-from shared.sandbox.program import Asleep, Calls, Failed, Finished, Program, ProgramLimits
+from shared.sandbox.program import Program, ProgramLimits
+from shared.sandbox.program_events import Asleep, Calls, Failed, Finished
 from workers.code_mode.calls import ProgramCalls
 from workers.code_mode.result import error_of, value_of
 from workers.code_mode.search import SearchTools

@@ -22,7 +22,7 @@ from shared.contracts.requests import Budget
 from shared.database.connections import transaction
 from shared.errors import InvalidInput
 from shared.sandbox import Sandbox, SandboxFault
-from shared.sandbox.program import Failed
+from shared.sandbox.program_events import Failed
 from shared.tasks import lifecycle
 from shared.tasks.states import FINAL
 from tests.conftest import Define
