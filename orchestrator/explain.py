@@ -630,7 +630,11 @@ def _waiting_for_servers(case: _Case) -> Explanation:
     first, *others = places
     said = f" ({case.quoted(first['message'])!r})" if first["message"] else ""
     since = case.ago(first["changed_at"])
-    doing = f"gets a person's answer, of {since} ago" if first["is_answered"] else f"has been working for {since}{said}"
+    doing = (
+        f"will receive the answer that a person gave {since} ago"
+        if first["is_answered"]
+        else f"has been working for {since}{said}"
+    )
     trouble = ""
     if first["error"]:
         away = f" for {case.ago(first['failing_since'])}" if first["failing_since"] else ""

@@ -720,7 +720,7 @@ class Journal:
 
 
 def _continues(remote: RemoteCall | None) -> bool:
-    """Return whether a deferred call goes on without a person's decision about its effect."""
+    """Return whether a deferred call continues without a person's decision about its effect."""
     return remote is not None and remote.state != "sent"
 
 

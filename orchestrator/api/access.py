@@ -1,4 +1,4 @@
-"""The terms of the request's own key over HTTP, so that a program offers only what its key may do."""
+"""The terms of a request's key over HTTP, so that a program offers only what its key may do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ router = APIRouter(prefix="/v1/access", tags=["keys"])
 
 
 class Access(BaseModel):
-    """The rights of a key or login, and how long the tasks are kept that it submits."""
+    """The rights of a key or login, and how long its tasks are kept."""
 
     name: str
     role: str
@@ -32,7 +32,7 @@ class Access(BaseModel):
 
 @router.get("", response_model=Access)
 async def get_access(request: Request, key: Caller) -> dict[str, Any]:
-    """The rights of the key that the request brings, and how long the tasks are kept that it submits."""
+    """The rights of the request's key, and how long its tasks are kept."""
     settings: Settings = request.app.state.settings
     return {
         "name": key.name,

@@ -21,7 +21,7 @@ HANDLE = {
     "properties": {"task_id": {"type": "string"}, "state": {"type": "string"}, "why": {"type": "string"}},
     "required": ["task_id", "state"],
 }
-"""What a call answers while its task goes on, to a client without the tasks extension."""
+"""What a call answers while its task continues, to a client without the tasks extension."""
 
 
 def tool_of(contract: Contract, *, taken: frozenset[str], has_tasks: bool, any_json: bool) -> Tool:

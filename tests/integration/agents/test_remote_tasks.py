@@ -436,7 +436,7 @@ def test_stop_holds_an_answer_back(site: Site, jobs: Jobs) -> None:
     site.poll()
     assert jobs.job.answers == {}
     sentence = site.why(task).sentence
-    assert "which gets a person's answer" in sentence
+    assert "which will receive the answer that a person gave" in sentence
     assert "The answer is not sent, because ann stopped" in sentence
     with transaction() as connection:
         stops.lift(connection, target)
@@ -475,7 +475,7 @@ def test_output_schema_holds_for_remote_results(site: Site, jobs: Jobs, define: 
 # ------------------------------------------------------------------------------------- ways to a server, and secrets
 
 
-def test_token_is_used_by_workers_and_orchestrators_and_written_nowhere(
+def test_token_serves_both_sides_and_is_written_nowhere(
     site: Site,
     jobs: Jobs,
     shop_with_jobs: Any,
