@@ -1,0 +1,65 @@
+"""The bounds of the MCP server: quotas, streams, large calls, and the namespace that an address chooses."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import httpx2
+import pytest
+from sqlalchemy import Engine
+
+from tests.integration.api.conftest import WithKey
+from tests.integration.api.test_boundaries import define_in
+from tests.integration.api.test_mcp import headers_of, request
+
+SCHEMA = {"type": "object"}
+
+
+def ask(http: httpx2.Client, method: str, path: str = "/mcp", **params: Any) -> httpx2.Response:
+    body = request(method, **params)
+    return http.post(path, json=body, headers=headers_of(body))
+
+
+def tools_at(http: httpx2.Client, path: str) -> set[str]:
+    return {tool["name"] for tool in ask(http, "tools/list", path).json()["result"]["tools"]}
+
+
+def test_request_counts_once_towards_the_quota(with_key: WithKey) -> None:
+    http = with_key("viewer", requests_per_minute=2)
+    assert [ask(http, "tools/list").status_code for _ in range(3)] == [200, 200, 429]
+
+
+def test_address_chooses_the_namespace(act: Any, database: Engine, http: httpx2.Client) -> None:
+    act("Ours", input_schema=SCHEMA)
+    noop = {"kind": "tool", "name": "noop", "type": "builtin", "builtin": "noop"}
+    agent = {"kind": "agent", "name": "Theirs", "type": "function", "tool": "noop", "input_schema": SCHEMA}
+    define_in(database, "team", noop, agent)
+    assert {"Ours", "Theirs"} & tools_at(http, "/mcp") == {"Ours"}
+    assert {"Ours", "Theirs"} & tools_at(http, "/mcp?namespace=team") == {"Theirs"}
+
+
+@pytest.mark.parametrize("wanted", [["a"] * 51, "a", [1]])
+def test_stream_of_too_many_tasks_is_refused(http: httpx2.Client, wanted: Any) -> None:
+    refused = ask(http, "subscriptions/listen", notifications={"taskIds": wanted})
+    assert "`taskIds` must be a list of at most 50 ids of tasks." in refused.text
+
+
+def test_process_serves_no_more_streams_than_it_can(http: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.mcp.subscriptions.MOST_STREAMS", 0)
+    refused = ask(http, "subscriptions/listen", notifications={"toolsListChanged": True})
+    assert "This process serves 0 streams already." in refused.text
+
+
+def test_large_call_does_not_wait_for_its_result(
+    act: Any, http: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.mcp.calls.PATIENCE_SECONDS", 60.0)
+    act("Acts", input_schema=SCHEMA)
+    body = request("tools/call", name="Acts", arguments={"text": "x" * 66_000})
+    body["params"]["_meta"]["io.modelcontextprotocol/clientCapabilities"] = {}
+    began = time.monotonic()
+    answer = http.post("/mcp", json=body, headers=headers_of(body), timeout=70).text
+    assert "structuredContent" in answer
+    assert "`get_task`" in answer
+    assert time.monotonic() - began < 30
