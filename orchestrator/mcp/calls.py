@@ -117,7 +117,7 @@ async def _next_look(caller: Caller, task: AsyncTask, seconds: float) -> AsyncTa
 def _handle(task: AsyncTask, why: dict[str, Any]) -> CallToolResult:
     facts = {"task_id": task.id, "state": task.state, "why": why["sentence"]}
     text = (
-        f"The call continues as task {task.id}: {why['sentence']} Call the tool `get_task` with this id for its "
-        "result. Do not repeat the call: that would be another task."
+        f"The call goes on as task {task.id}: {why['sentence']} Call the tool `get_task` with this id for its result. "
+        "Do not repeat the call: that would be another task."
     )
     return CallToolResult(content=[text_of(text)], structured_content=facts, _meta={TASK_KEY: task.id})
