@@ -28,7 +28,7 @@ def unchecked_sandbox() -> Iterator[Sandbox]:
         yield started
 
 
-@pytest.mark.parametrize("check", [True, False], ids=["with policy", "kernel layers alone"])
+@pytest.mark.parametrize("check", [True, False], ids=["policy", "kernel layers alone"])
 def test_attacks_of_the_corpus_fail_in_programs(sandbox: Sandbox, unchecked_sandbox: Sandbox, check: bool) -> None:
     def run(sandbox: Sandbox, attack: dict[str, Any], check: bool) -> Outcome:
         outcome = as_program(sandbox, attack, check)
@@ -37,7 +37,7 @@ def test_attacks_of_the_corpus_fail_in_programs(sandbox: Sandbox, unchecked_sand
         return as_program(sandbox, {**attack, "code": "def f():\n    while True: pass"}, True) if refused else outcome
 
     attacked = sandbox if check else unchecked_sandbox
-    attacks = [attack for attack in ATTACKS if check or not attack["must_hold"].startswith("policy")]
+    attacks = [attack for attack in ATTACKS if attack["must_hold"].startswith("policy") == check]
     assert attack_all(attacked, [{"repeat": 1, **attack} for attack in attacks], check, run) == []
 
 
