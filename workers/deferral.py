@@ -32,7 +32,7 @@ Wrap = Callable[[Perform], Perform]
 
 
 class Deferral:
-    """How the calls of a tool are made whose server may finish them later.
+    """The calls of a tool whose server may finish them later.
 
     Args:
         server: its name, for people.

@@ -45,7 +45,7 @@ router = APIRouter(prefix="/v1/contracts", tags=["agents"])
 
 
 class Contract(BaseModel):
-    """How to call an agent, as its active version has it."""
+    """The contract of an agent's active version, for its callers."""
 
     name: str
     version: int

@@ -1,4 +1,4 @@
-"""What `minion doctor` says about MCP servers."""
+"""Findings of `minion doctor` about MCP servers."""
 
 from __future__ import annotations
 

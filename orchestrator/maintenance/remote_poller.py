@@ -49,9 +49,9 @@ JITTER = 0.1
 FIRST_SECONDS = 2.0
 """Until the next poll after one that failed; longer after each further one."""
 PATIENCE_SECONDS = 24 * 3600.0
-"""A server that is away for so long has lost its tasks."""
+"""After this time away, a server is taken to have lost its tasks."""
 CONFUSED_SECONDS = 3600.0
-"""A server that answers for so long, but with nothing that can be read, has too."""
+"""The same for a server that answers, but with nothing that can be read."""
 EXPIRED_SECONDS = 600.0
 """A server that is away when it may forget its task (`ttlMs`) has forgotten it after this time."""
 GRACE_SECONDS = 1.0

@@ -11,7 +11,7 @@ from minions.errors import InvalidInput
 Contract = dict[str, Any]
 
 RENAMED = "agent."
-"""Begins the tool's name of an agent that is called like a tool of ours."""
+"""Prefix of the tool of an agent that has the name of one of our tools."""
 WRAPPED = "input"
 """The argument for the input of an agent whose schema does not describe an object: arguments are always one."""
 HEADER = "x-mcp-header"
@@ -21,7 +21,7 @@ HANDLE = {
     "properties": {"task_id": {"type": "string"}, "state": {"type": "string"}, "why": {"type": "string"}},
     "required": ["task_id", "state"],
 }
-"""What a call answers while its task continues, to a client without the tasks extension."""
+"""Schema of the answer while a task continues, to a client without the tasks extension."""
 
 
 def tool_of(contract: Contract, *, taken: frozenset[str], has_tasks: bool, any_json: bool) -> Tool:

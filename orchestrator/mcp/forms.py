@@ -21,7 +21,7 @@ LONGEST_VALUE = 20_000
 LONGEST_SHOWN = 2000
 """Characters of JSON that a message shows."""
 MARK = "argument."
-"""Begins the names of fields for arguments, so that none is called like a field of ours."""
+"""Prefix of the fields for arguments, so that none has the name of another field."""
 VERDICTS = ("result", "again", "fail")
 
 Decision = Mapping[str, Any]

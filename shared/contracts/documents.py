@@ -532,7 +532,7 @@ class HttpCall(Strict):
 
 
 class McpAnnotations(Strict):
-    """What an MCP server says about a tool's effect. The names are the protocol's."""
+    """The annotations of an MCP server about a tool's effect. The names are the protocol's."""
 
     readOnlyHint: bool = False
     destructiveHint: bool = True

@@ -31,7 +31,7 @@ SECONDS = 10.0
 MAX_BYTES = 64 << 10
 MAX_EXCERPT = 300
 EARLY_SECONDS = 30.0
-"""A token is replaced so long before it expires."""
+"""A token is replaced this long before it expires."""
 USUAL_SECONDS = 300.0
 """Lifetime of a token whose server does not say."""
 LONGEST_SECONDS = 86_400.0

@@ -1,4 +1,4 @@
-"""What a process knows about servers: the era that each one speaks, and its session.
+"""Knowledge of a process about servers: the era that each one speaks, and its session.
 
 The era is a property of a server. To ask for it costs one request, and a session costs two, so the clients of a process
 share them. They are forgotten after a while, and when a server contradicts them.
@@ -22,7 +22,7 @@ MOST = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a server said.
+    """The description that a server gave of itself.
 
     Attributes:
         version: of the protocol.

@@ -1,4 +1,4 @@
-"""What goes wrong between a client and an MCP server, with what is known about the request's effect."""
+"""Faults between a client and an MCP server, with what is known about the request's effect."""
 
 from __future__ import annotations
 

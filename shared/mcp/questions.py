@@ -46,7 +46,7 @@ class Questions:
 
     @property
     def mark(self) -> str:
-        """What identifies these questions."""
+        """The hash that identifies these questions."""
         return digest(self.requests)[:16]
 
     def form(self) -> str:

@@ -20,7 +20,7 @@ from shared.mcp.questions import Questions
 from shared.mcp.transport import Message
 
 CAPABILITIES: dict[str, Any] = {"elicitation": questions.ELICITATION, "extensions": {TASKS: {}}}
-"""What a client declares whose calls may wait for a task or a person."""
+"""Capabilities of a client whose calls may wait for a task or a person."""
 INVALID_PARAMS = -32602
 """Error of a server that does not know a task, or no longer does."""
 FASTEST, USUAL, SLOWEST = 0.5, 5.0, 300.0

@@ -1,4 +1,4 @@
-"""Which authorization server a server names (RFC 9728): for the person who writes its definition.
+"""The authorization servers that a server names (RFC 9728), for the person who writes its definition.
 
 Calls do not use it: their secrets go to the authorization server that the definition names.
 """

@@ -1,4 +1,4 @@
-"""How JSON-RPC messages reach an MCP server and come back: the interface of all transports."""
+"""The interface of all transports: JSON-RPC messages to an MCP server, and those that come back."""
 
 from __future__ import annotations
 

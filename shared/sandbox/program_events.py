@@ -1,4 +1,4 @@
-"""What the run of a program and its host exchange: events of the program, and replies to its calls."""
+"""Messages between the run of a program and its host: events of the program, and replies to its calls."""
 
 from __future__ import annotations
 

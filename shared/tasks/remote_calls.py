@@ -95,7 +95,7 @@ class NewRemoteCall(TypedDict):
 
 
 class News(TypedDict, total=False):
-    """What a poll has brought, as `minion_remote_polled` reads it. Times are seconds.
+    """The findings of a poll, as `minion_remote_polled` reads them. Times are seconds.
 
     Attributes:
         result: JSON text of the end; the call is over.

@@ -31,7 +31,7 @@ from workers.tools.trace import traceparent_of
 DEFERRING = ("task", "input_required")
 """Types of results of calls that the server finishes later."""
 eras = Eras()
-"""What this process knows about servers, by the ids of their versions."""
+"""Knowledge of this process about servers, by the ids of their versions."""
 
 
 class McpTool:
