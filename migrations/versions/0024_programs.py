@@ -1,4 +1,4 @@
-"""The program that made a step, and its line in it. Runs before 0.3 starts: 0.2 hands tasks with programs back."""
+"""Which program made a step, and in which line. Runs before 0.3 starts: 0.2 hands tasks with programs back."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from minions.errors import InvalidInput
 Contract = dict[str, Any]
 
 RENAMED = "agent."
-"""Prefix of the tool of an agent that has the name of one of our tools."""
+"""Begins the tool's name of an agent that is called like a tool of ours."""
 WRAPPED = "input"
 """The argument for the input of an agent whose schema does not describe an object: arguments are always one."""
 HEADER = "x-mcp-header"
