@@ -183,10 +183,12 @@ def _compared(session: Session, name: str, namespace: str, only: Sequence[str]) 
     from shared.definitions.mcp_tools import ask, compare, server_named
 
     server: McpServerDefinition = server_named(session, name, namespace)
-    # No connection is held while the server answers.
+    # No transaction stays open while the server answers, nor while a person reads.
     session.rollback()
     listed = ask(server, namespace)
-    return compare(session, server, listed, namespace=namespace, only=only)
+    found = compare(session, server, listed, namespace=namespace, only=only)
+    session.rollback()
+    return found
 
 
 def _confirm(pulled: Sequence[PulledTool]) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Self
 
+from shared.contracts.strict_json import check
+from shared.errors import InvalidInput
 from shared.mcp import protocol
 from shared.mcp.eras import Era, Known
 from shared.mcp.faults import McpFault, RpcError, SessionLost
@@ -76,6 +78,7 @@ class McpClient:
         name: str | None = None,
         meta: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
+        is_storable: bool = True,
     ) -> Message:
         """Send a request and return the `result` of its response, unchanged: its `resultType` may also be
         `input_required` or `task`.
@@ -87,6 +90,7 @@ class McpClient:
             name: the tool, prompt, resource or task that it names, for the header `Mcp-Name`.
             meta: more fields of `_meta`, such as `traceparent`.
             headers: more headers of 2026-07-28, such as `Mcp-Param-Region`.
+            is_storable: refuse a result that the database cannot store. Otherwise the caller must check its parts.
 
         Raises:
             RpcError: the server refused it.
@@ -94,12 +98,12 @@ class McpClient:
         """
         known = self.server()
         try:
-            return self._call(known, method, params, name, meta or {}, headers or {})
+            return self._call(known, method, params, name, meta or {}, headers or {}, is_storable)
         except McpFault as fault:
             if not _contradicts(known, fault):
                 raise
             self.era.known = None
-        return self._call(self.server(), method, params, name, meta or {}, headers or {})
+        return self._call(self.server(), method, params, name, meta or {}, headers or {}, is_storable)
 
     def end_session(self) -> None:
         """End the session that the server keeps, if it does. No other client must need it."""
@@ -115,11 +119,13 @@ class McpClient:
         name: str | None,
         meta: Mapping[str, Any],
         headers: Mapping[str, str],
+        is_storable: bool,
     ) -> Message:
         if known.is_modern:
-            return self._modern_call(method, params, name, meta, headers)
+            return self._modern_call(method, params, name, meta, headers, is_storable=is_storable)
         with_meta = {**params, protocol.META: {**meta}} if meta else {**params}
-        return self._exchange(method, with_meta, _legacy_headers(known), answers=True)[0]
+        own = _legacy_headers(known)
+        return self._exchange(method, with_meta, own, answers=True, is_storable=is_storable)[0]
 
     def _modern_call(
         self,
@@ -128,6 +134,8 @@ class McpClient:
         name: str | None = None,
         meta: Mapping[str, Any] = NOTHING,
         headers: Mapping[str, str] = NOTHING,
+        *,
+        is_storable: bool = True,
     ) -> Message:
         own = {
             protocol.VERSION_KEY: protocol.MODERN,
@@ -136,7 +144,8 @@ class McpClient:
         }
         named = {} if name is None else {protocol.NAME_HEADER: protocol.header_value(name)}
         every = {**headers, protocol.VERSION_HEADER: protocol.MODERN, protocol.METHOD_HEADER: method, **named}
-        return self._exchange(method, {**params, protocol.META: {**meta, **own}}, every, answers=False)[0]
+        with_meta = {**params, protocol.META: {**meta, **own}}
+        return self._exchange(method, with_meta, every, answers=False, is_storable=is_storable)[0]
 
     def _negotiate(self) -> Known:
         """Ask the server for its era: in the modern way first, which a legacy server does not understand."""
@@ -186,7 +195,13 @@ class McpClient:
         return known
 
     def _exchange(
-        self, method: str, params: dict[str, Any], headers: Mapping[str, str], *, answers: bool
+        self,
+        method: str,
+        params: dict[str, Any],
+        headers: Mapping[str, str],
+        *,
+        answers: bool,
+        is_storable: bool = True,
     ) -> tuple[Message, str | None]:
         """Send a request; return its result, and the session that the server assigned.
 
@@ -197,6 +212,8 @@ class McpClient:
         with self.transport.send(protocol.request(id, method, params), headers) as exchange:
             for count, message in enumerate(exchange.messages()):
                 if "method" not in message:
+                    if is_storable or "error" in message:
+                        _check(message)
                     return _result_in(message, id), exchange.session
                 if count >= MAX_MESSAGES:
                     raise McpFault("it sends one message after the other, but no response", taken=None)
@@ -244,6 +261,18 @@ def _answer(request: Message) -> Message:
     if request["method"] == "ping":
         return {**response, "result": {}}
     return {**response, "error": {"code": protocol.METHOD_NOT_FOUND, "message": "This client has no such method."}}
+
+
+def _check(response: Message) -> None:
+    """Check that the database can store a response.
+
+    Raises:
+        McpFault: it cannot.
+    """
+    try:
+        check(response, what="Its answer")
+    except InvalidInput as error:
+        raise McpFault(error.message, taken=True) from None
 
 
 def _result_in(message: Message, id: int) -> Message:

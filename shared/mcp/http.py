@@ -27,7 +27,8 @@ from shared.settings import Settings
 
 JSON = "application/json"
 EVENTS = "text/event-stream"
-BOUNDS = Bounds(values=200_000)
+BOUNDS = Bounds(values=200_000, storable=False)
+"""Of a message. The client checks what is stored of it."""
 MAX_EXCERPT = 2_000
 MAX_WAIT = 86_400.0
 TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -104,7 +105,7 @@ class HttpTransport:
     def send(self, message: Message, headers: Mapping[str, str]) -> Iterator[HttpExchange]:
         """Send a message, once more if the credentials were renewed."""
         try:
-            with self._sent(json.dumps(message, ensure_ascii=False).encode(), headers) as exchange:
+            with self._sent(json.dumps(message).encode(), headers) as exchange:
                 yield exchange
         except McpFault as fault:
             # Any text of a server may repeat them: a status, a header, a body.

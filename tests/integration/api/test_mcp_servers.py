@@ -23,6 +23,7 @@ from shared.errors import InvalidDefinition
 from shared.settings import get_settings
 from tests.conftest import Define
 from tests.support.mcp_server import RawServer, Shop, raw_server, reference_server
+from tests.support.processes import wait_until
 
 SERVER = {"kind": "mcp_server", "name": "shop", "url": "https://example.com/mcp"}
 CALL = {"server": "shop", "tool": "a", "listed": "0" * 64}
@@ -61,6 +62,13 @@ def listing() -> Iterator[tuple[RawServer, list[dict[str, Any]]]]:
 
     with raw_server(*[answer] * 20) as raw:
         yield raw, tools
+
+
+def open_transactions(database: Engine) -> list[str]:
+    """The last statements of connections that are idle in a transaction."""
+    idle = "SELECT query FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()"
+    with database.connect() as connection:
+        return list(connection.scalars(text(idle)))
 
 
 def version_of(database: Engine, name: str) -> Any:
@@ -126,15 +134,22 @@ def test_changed_tool_changes_nothing_until_it_is_pulled(
 def test_pull_shows_what_it_stores_and_asks(
     run_cli: Any, listing: Any, database: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    class Reader(io.StringIO):
+        """A person, for whose decision no transaction stays open: it would end after some seconds."""
+
+        def readline(self, size: int | None = -1, /) -> str:
+            wait_until(lambda: not open_transactions(database), "no transaction is open")
+            return super().readline(size)
+
     raw, tools = listing
     run_cli("mcp", "add", "shop", raw.url)
-    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    monkeypatch.setattr("sys.stdin", Reader("n\n"))
     tools[0]["description"] = "Another one than before."
     refused = run_cli("mcp", "pull", "shop")
     assert refused.code == 130
     assert "+description: Another one than before." in refused.out
     assert version_of(database, "shop_a") is None
-    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    monkeypatch.setattr("sys.stdin", Reader("y\n"))
     assert run_cli("mcp", "pull", "shop").code == 0
     assert version_of(database, "shop_a").description == "Another one than before."
 
@@ -176,6 +191,9 @@ def test_unusable_and_gone_tools_are_reported(run_cli: Any, listing: Any) -> Non
         {"name": "header", "inputSchema": {"items": {"x-mcp-header": "A"}}},
         {"name": "no schema"},
         {"name": "large", "title": "x" * 200_000, "inputSchema": {}},
+        {"name": "bell\x07", "inputSchema": {"title": "\0"}},
+        {"name": "nul\0"},
+        {"title": "no name"},
     ]
     found = json.loads(run_cli("mcp", "tools", "shop", "--json").out)
     states = {each["tool"]: each["state"] for each in found}
@@ -186,6 +204,9 @@ def test_unusable_and_gone_tools_are_reported(run_cli: Any, listing: Any) -> Non
         "header": "unusable",
         "no schema": "unusable",
         "large": "unusable",
+        "bell\x07": "unusable",
+        "(tool 8)": "unusable",
+        "(tool 9)": "unusable",
         "x" * 150: "new",
     }
     pulled = run_cli("mcp", "pull", "shop", "--yes")
@@ -198,9 +219,6 @@ def test_unusable_and_gone_tools_are_reported(run_cli: Any, listing: Any) -> Non
     ("tools", "said"),
     [
         ("many", "is not a list"),
-        ([{"name": "a"}, {"name": "a"}], "lists the tool 'a' twice"),
-        ([{"name": 3}], "without a name"),
-        ([3], "without a name"),
         ([{"name": f"t{n}"} for n in range(1100)], "more than 1,000 tools"),
     ],
 )
@@ -215,7 +233,7 @@ def test_unreadable_list_is_a_clear_error(run_cli: Any, listing: Any, tools: Any
 
 
 def test_endless_list_is_a_clear_error(run_cli: Any) -> None:
-    with raw_server(*[{"tools": [], "nextCursor": "again"}] * 110) as raw:
+    with raw_server(*[{"tools": [], "nextCursor": str(page)} for page in range(110)]) as raw:
         run_cli("mcp", "add", "shop", raw.url)
         assert "100 pages" in run_cli("mcp", "tools", "shop").err
 
