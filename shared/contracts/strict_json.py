@@ -41,7 +41,8 @@ class Bounds:
         values: number of values and keys, for text from a hostile writer: a short value takes up to a hundred bytes
             of memory. If it is set, the text is checked before it is parsed.
         unique_keys: if true, an object with a duplicate key is refused; otherwise the last value counts.
-        storable: if false, the values are not checked, for example for U+0000: `check` must follow. `values` must be set.
+        storable: if false, values may be such that PostgreSQL cannot store, for example with U+0000. `check` must
+            follow, and `values` must be set.
     """
 
     depth: int = MAX_DEPTH

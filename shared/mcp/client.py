@@ -10,6 +10,7 @@ limits that interrupt them, and through the transport that checks addresses, so 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -156,7 +157,8 @@ class McpClient:
                 raise
             return self._initialize()
         except McpFault as fault:
-            if fault.detail.get("status") not in NOT_UNDERSTOOD:
+            # An answer that is none is not understood either.
+            if not fault.taken and fault.detail.get("status") not in NOT_UNDERSTOOD:
                 raise
             return self._initialize()
         supported = about.get("supportedVersions")
@@ -222,13 +224,9 @@ class McpClient:
         raise McpFault("it ended the stream without a response", taken=None, temporary=True)
 
     def _refuse(self, request: Message, headers: Mapping[str, str]) -> None:
-        """Answer a request of the server, which works on ours in the meantime."""
-        try:
-            with self.transport.send(_answer(request), headers):
-                pass
-        except McpFault as fault:
-            fault.taken = None
-            raise
+        """Answer a request of the server, which works on ours in the meantime, whether it reads the answer or not."""
+        with suppress(McpFault), self.transport.send(_answer(request), headers):
+            pass
 
 
 def _contradicts(known: Known, fault: McpFault) -> bool:

@@ -17,7 +17,8 @@ import httpx2
 
 from shared.contracts.strict_json import Bounds, parse
 from shared.errors import ForbiddenAddress, InvalidInput, MinionError, TooLarge
-from shared.mcp.faults import McpFault, SessionLost
+from shared.mcp.faults import McpFault, RpcError, SessionLost
+from shared.mcp.protocol import INVALID_PARAMS
 from shared.mcp.sse import EventTooLarge, events
 from shared.mcp.transport import SESSION, Message
 from shared.outbound import guarded_client
@@ -36,13 +37,18 @@ NOT_TAKEN = frozenset({429, 503})
 """The server says that it did nothing."""
 NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.UnsupportedProtocol, httpx2.LocalProtocolError)
 SESSION_ID = re.compile(r"[\x21-\x7e]{1,1000}")
+NO_SESSION = re.compile(r"session|not initialized", re.IGNORECASE)
+"""How many servers refuse a session that they do not know, with status 400. The protocol demands 404."""
 
 
 class Authorization(Protocol):
     """The credentials of requests to one server."""
 
-    def headers(self) -> Mapping[str, str]:
+    def headers(self, ends: float) -> Mapping[str, str]:
         """Return the headers of the next request.
+
+        Args:
+            ends: the limit for getting them, by the monotonic clock.
 
         Raises:
             MinionError: there are no credentials.
@@ -72,7 +78,7 @@ class FixedHeaders:
         self._headers = headers
         self._secrets = secrets
 
-    def headers(self) -> Mapping[str, str]:
+    def headers(self, ends: float) -> Mapping[str, str]:
         return self._headers
 
     def secrets(self) -> Collection[str]:
@@ -122,7 +128,11 @@ class HttpTransport:
                 if renewable and self.authorization.renew(response.status_code, response.headers):
                     continue
                 exchange.refuse_failures(had_session=SESSION in headers)
-                yield exchange
+                try:
+                    yield exchange
+                except RpcError as error:
+                    error.detail["status"] = response.status_code
+                    raise
                 return
 
     def end_session(self, headers: Mapping[str, str]) -> None:
@@ -135,6 +145,7 @@ class HttpTransport:
 
     @contextmanager
     def _answered(self, body: bytes | None, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
+        credentials = self.authorization.headers(self.ends)
         left = self.ends - time.monotonic()
         if left <= 0:
             raise McpFault(self.late(), taken=False, temporary=True)
@@ -143,7 +154,7 @@ class HttpTransport:
             request = httpx2.Request(
                 "DELETE" if body is None else "POST",
                 self.url,
-                headers={**self.authorization.headers(), **own, **headers},
+                headers={**credentials, **own, **headers},
                 content=body,
             )
             try:
@@ -197,10 +208,12 @@ class HttpExchange:
                 taken=False,
                 status=status,
             )
-        if status == 404 and had_session:
-            raise SessionLost("it no longer knows the session", taken=False, temporary=True, status=status)
         said = self._body()
-        if status not in NOT_TAKEN and (error := _error_in(said)) is not None:
+        error = _error_in(said)
+        if had_session and (status == 404 or (status == 400 and _names_session(said, error))):
+            why = f"it no longer knows the session (HTTP {status}: {said[:MAX_EXCERPT]})"
+            raise SessionLost(why, taken=False, temporary=True, status=status)
+        if status not in NOT_TAKEN and error is not None:
             self._refusal = error
             return
         seconds = retry_after(self.response.headers)
@@ -255,7 +268,7 @@ class HttpExchange:
             raise self.transport.lost(error) from None
 
     def _text(self, data: bytes) -> str:
-        return self.transport.scrubbed(data.decode("utf-8", "replace"))
+        return self.transport.scrubbed(data.decode("utf-8-sig", "replace"))
 
     def _message(self, text: str) -> Message:
         try:
@@ -270,10 +283,18 @@ class HttpExchange:
         return McpFault(f"its answer has more than {self.transport.max_bytes} bytes (max_bytes)", taken=True)
 
 
+def _names_session(said: str, error: Message | None) -> bool:
+    """Return whether a refusal concerns the session, and not the arguments of a call."""
+    number = None if error is None else error["error"].get("code")
+    return number != INVALID_PARAMS and NO_SESSION.search(said) is not None
+
+
 def _error_in(said: str) -> Message | None:
     """Return the JSON-RPC error that an answer consists of, or None."""
     try:
         message = parse(said, bounds=BOUNDS)
     except (InvalidInput, TooLarge):
         return None
-    return message if isinstance(message, dict) and isinstance(message.get("error"), dict) else None
+    # Gateways have errors of another form under the same name.
+    is_rpc = isinstance(message, dict) and message.get("jsonrpc") == "2.0" and isinstance(message.get("error"), dict)
+    return message if is_rpc else None
