@@ -150,6 +150,8 @@ class McpClient:
 
     def _negotiate(self) -> Known:
         """Ask the server for its era: in the modern way first, which a legacy server does not understand."""
+        if self.era.ends_when_asked:
+            return self._initialize_first()
         try:
             about = self._discover()
         except RpcError as error:
@@ -158,22 +160,31 @@ class McpClient:
             return self._initialize()
         except McpFault as fault:
             # An answer that is none is not understood either.
-            if not fault.taken and fault.detail.get("status") not in NOT_UNDERSTOOD:
+            if fault.taken or fault.detail.get("status") in NOT_UNDERSTOOD:
+                return self._initialize()
+            if not self.transport.restart():
                 raise
-            return self._initialize()
+            return self._initialize_first()
         supported = about.get("supportedVersions")
         if not isinstance(supported, list) or protocol.MODERN not in supported:
             return self._initialize()
         return Known(protocol.MODERN, about)
 
+    def _initialize_first(self) -> Known:
+        """Begin a session with a program that ends when anything else comes first."""
+        self.era.ends_when_asked = False
+        known = self._initialize()
+        self.era.ends_when_asked = True
+        return known
+
     def _discover(self) -> Message:
         """Ask the server what it supports, once more if it refuses the version, and lists it as supported."""
         try:
-            return self._modern_call("server/discover", {})
+            return self._modern_call(protocol.DISCOVER, {})
         except RpcError as error:
             if error.number != protocol.UNSUPPORTED_VERSION or protocol.MODERN not in (_supported(error) or ()):
                 raise
-        return self._modern_call("server/discover", {})
+        return self._modern_call(protocol.DISCOVER, {})
 
     def _initialize(self) -> Known:
         """Begin a session of 2025-11-25."""

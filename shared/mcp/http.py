@@ -140,6 +140,10 @@ class HttpTransport:
         with suppress(MinionError), self._answered(None, headers):
             pass
 
+    def restart(self) -> bool:
+        """Return False: the server is not ours."""
+        return False
+
     def close(self) -> None:
         """Do nothing: each request has its own connection."""
 

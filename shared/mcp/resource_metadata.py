@@ -13,7 +13,7 @@ import httpx2
 
 from shared.contracts.strict_json import JsonValue, parse
 from shared.errors import InvalidInput, MinionError
-from shared.mcp.protocol import MODERN, VERSION_HEADER, request
+from shared.mcp.protocol import DISCOVER, MODERN, VERSION_HEADER, request
 from shared.outbound import checked_url, guarded_client
 from shared.settings import Settings
 
@@ -48,9 +48,7 @@ def _addresses(url: str, settings: Settings) -> list[str]:
 def _challenge(url: str, settings: Settings) -> str:
     """Return the header WWW-Authenticate of a refused request without credentials; empty if there is none."""
     with suppress(httpx2.HTTPError, MinionError), guarded_client(settings, seconds=SECONDS) as client:
-        sent = client.build_request(
-            "POST", url, json=request(1, "server/discover", {}), headers={VERSION_HEADER: MODERN}
-        )
+        sent = client.build_request("POST", url, json=request(1, DISCOVER, {}), headers={VERSION_HEADER: MODERN})
         response = client.send(sent, stream=True)
         response.close()
         return response.headers.get("WWW-Authenticate", "")
