@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from shared.contracts.documents import McpAnnotations
-from shared.contracts.json_schema.schemas import DIALECT
 from shared.contracts.strict_json import are_sound, canonical, check
 from shared.errors import InvalidInput
 from shared.mcp.client import McpClient
+from shared.mcp.dialects import translated
 from shared.mcp.faults import McpFault
 from shared.mcp.parameters import fault_of
 from shared.mcp.transport import Message
@@ -83,8 +83,8 @@ def _merged(known: ListedTool | None, tool: ListedTool) -> ListedTool:
 
 def _read(item: Any, number: int) -> ListedTool:
     name = item.get("name") if isinstance(item, dict) else None
-    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not _is_storable(name):
-        return _unusable(f"(tool {number})", f"it has no name of 1 to {MAX_NAME} characters")
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable():
+        return _unusable(f"(tool {number})", f"it has no name of 1 to {MAX_NAME} printable characters")
     try:
         check(item, what="what the server lists")
     except InvalidInput as error:
@@ -93,7 +93,7 @@ def _read(item: Any, number: int) -> ListedTool:
     fault = f"it has more than {MAX_CHARACTERS:,} characters" if len(pinned) > MAX_CHARACTERS else None
     if fault is not None:
         item = {"inputSchema": {}}
-    description, inputs, outputs = item.get("description", ""), item.get("inputSchema"), item.get("outputSchema")
+    description, inputs, outputs = item.get("description") or "", item.get("inputSchema"), item.get("outputSchema")
     if not isinstance(description, str):
         description, fault = "", "its description is not text"
     if not isinstance(inputs, dict):
@@ -103,8 +103,8 @@ def _read(item: Any, number: int) -> ListedTool:
     return ListedTool(
         name=name,
         description=description,
-        input_schema=_without_dialect(inputs),
-        output_schema=outputs and _without_dialect(outputs),
+        input_schema=translated(inputs),
+        output_schema=translated(outputs),
         annotations=McpAnnotations(**_hints(item)),
         digest=hashlib.sha256(pinned.encode("utf-8", "surrogatepass")).hexdigest(),
         fault=fault or fault_of(inputs),
@@ -127,10 +127,3 @@ def _hints(item: Message) -> dict[str, bool]:
     return {
         name: value for name, value in fields.items() if name in McpAnnotations.model_fields and isinstance(value, bool)
     }
-
-
-def _without_dialect(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return a schema as one of draft 2020-12. Many libraries name draft-07, where most keywords mean the same, and the
-    others are refused.
-    """
-    return {name: value for name, value in schema.items() if name != "$schema" or value == DIALECT}

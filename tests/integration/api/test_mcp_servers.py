@@ -186,13 +186,13 @@ def test_unusable_and_gone_tools_are_reported(run_cli: Any, listing: Any) -> Non
     run_cli("mcp", "pull", "shop", "--yes")
     tools[:] = [
         {"name": "x" * 150, "inputSchema": {"$schema": "http://json-schema.org/draft-07/schema#", "type": "object"}},
-        {"name": "b/c", "inputSchema": {"type": "object", "properties": {"p": {"pattern": "(?=a)"}}}},
+        {"name": "b/c", "inputSchema": {"type": "object", "properties": {"p": {"$ref": "http://10.0.0.1/"}}}},
         {"name": "long", "description": "x" * 10_001, "inputSchema": {}},
         {"name": "header", "inputSchema": {"items": {"x-mcp-header": "A"}}},
         {"name": "no schema"},
         {"name": "large", "title": "x" * 200_000, "inputSchema": {}},
-        {"name": "bell\x07", "inputSchema": {"title": "\0"}},
-        {"name": "nul\0"},
+        {"name": "bell\x07\nstored: everything", "inputSchema": {}},
+        {"name": "nul", "inputSchema": {"title": "\0"}},
         {"title": "no name"},
     ]
     found = json.loads(run_cli("mcp", "tools", "shop", "--json").out)
@@ -204,8 +204,8 @@ def test_unusable_and_gone_tools_are_reported(run_cli: Any, listing: Any) -> Non
         "header": "unusable",
         "no schema": "unusable",
         "large": "unusable",
-        "bell\x07": "unusable",
-        "(tool 8)": "unusable",
+        "(tool 7)": "unusable",
+        "nul": "unusable",
         "(tool 9)": "unusable",
         "x" * 150: "new",
     }

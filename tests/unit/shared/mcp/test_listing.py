@@ -48,13 +48,15 @@ def _answer(page: Any) -> Any:
 @pytest.mark.parametrize(
     ("item", "name", "fault"),
     [
-        ("3", "(tool 2)", "it has no name of 1 to 200 characters"),
-        ("{}", "(tool 2)", "it has no name of 1 to 200 characters"),
-        ('{"name": null}', "(tool 2)", "it has no name of 1 to 200 characters"),
-        ('{"name": ""}', "(tool 2)", "it has no name of 1 to 200 characters"),
-        (json.dumps({"name": "x" * 201}), "(tool 2)", "it has no name of 1 to 200 characters"),
-        (r'{"name": "a\u0000b"}', "(tool 2)", "it has no name of 1 to 200 characters"),
-        (r'{"name": "a\ud800"}', "(tool 2)", "it has no name of 1 to 200 characters"),
+        ("3", "(tool 2)", "it has no name of 1 to 200 printable characters"),
+        ("{}", "(tool 2)", "it has no name of 1 to 200 printable characters"),
+        ('{"name": null}', "(tool 2)", "it has no name of 1 to 200 printable characters"),
+        ('{"name": ""}', "(tool 2)", "it has no name of 1 to 200 printable characters"),
+        (json.dumps({"name": "x" * 201}), "(tool 2)", "it has no name of 1 to 200 printable characters"),
+        (r'{"name": "a\u0000b"}', "(tool 2)", "it has no name of 1 to 200 printable characters"),
+        (r'{"name": "a\nstored"}', "(tool 2)", "it has no name of 1 to 200 printable characters"),
+        (r'{"name": "a\u202e"}', "(tool 2)", "it has no name of 1 to 200 printable characters"),
+        (r'{"name": "a\ud800"}', "(tool 2)", "it has no name of 1 to 200 printable characters"),
         (r'{"name": "a", "description": "\u0000"}', "a", r"U\+0000"),
         (r'{"name": "a", "_meta": {"\udfff": 1}}', "a", "a lone surrogate"),
         (
