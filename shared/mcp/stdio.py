@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -29,11 +30,16 @@ from shared.mcp.faults import McpFault
 from shared.mcp.http import BOUNDS
 from shared.mcp.protocol import DISCOVER
 from shared.mcp.transport import Message
+from shared.secret_store import scrub
 from shared.settings import Settings, StdioProgram
 
 SUPERVISOR = Path(__file__).with_name("stdio_supervisor.py")
 READ_BYTES = 64 << 10
 KILL_SECONDS = 5.0
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH|(_|^)(PAT|DSN)(_|$)", re.IGNORECASE)
+"""Names of environment variables whose values are secrets."""
+SHORTEST_SECRET = 6
+"""Shorter values, such as flags, would be found everywhere."""
 MOST_OTHER_LINES = 1_000
 """Lines before a response that are not messages."""
 
@@ -43,6 +49,7 @@ class StdioProcess:
 
     Attributes:
         era: what is known about it; another process of the same program is asked again.
+        secrets: values of environment variables that its messages must not repeat.
         lock: held during an exchange.
     """
 
@@ -57,6 +64,7 @@ class StdioProcess:
         self._socket, theirs = socket.socketpair()
         alive, self._alive = os.pipe()
         environment = {variable: os.environ[variable] for variable in program.env if variable in os.environ}
+        self.secrets = [value for variable, value in environment.items() if _is_secret(variable, value)]
         command = [sys.executable, "-I", "-S", str(SUPERVISOR), str(alive), *program.command]
         try:
             self._process = subprocess.Popen(
@@ -124,6 +132,10 @@ class StdioProcess:
             os.close(alive)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(KILL_SECONDS)
+
+
+def _is_secret(variable: str, value: str) -> bool:
+    return len(value) >= SHORTEST_SECRET and SECRET.search(variable) is not None
 
 
 class StdioProcesses:
@@ -248,9 +260,10 @@ class StdioExchange:
 
     def _read(self) -> Message | None:
         """Return the message in the next line; None if it is something else."""
-        line = self.process.read(self.ends, self.max_bytes)
-        if not line.lstrip().startswith(b"{"):
+        line = self.process.read(self.ends, self.max_bytes).decode("utf-8", "replace")
+        if not line.lstrip().startswith("{"):
             return None
+        line = scrub(line, self.process.secrets)
         try:
             message: Message = parse(line, what="Its answer", bounds=BOUNDS)
         except (InvalidInput, TooLarge) as error:

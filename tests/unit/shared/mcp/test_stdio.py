@@ -101,6 +101,21 @@ def test_calls_use_one_process(processes: StdioProcesses, program: Path, monkeyp
     assert client(processes, settings, namespace="other").request("pids", {})["pids"] != first["pids"]
 
 
+def test_secrets_of_the_environment_are_not_repeated(
+    processes: StdioProcesses, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"GITHUB_TOKEN": "ghp_s3cret", "API_KEY": "a\"b'cd", "DB_PASSWORD": "pä/ss\\w", "GITHUB_PAT": "p4t-11"}
+    plain = {"LANG": "C.UTF-8", "USE_AUTH": "1"}
+    for name, value in (values | plain).items():
+        monkeypatch.setenv(name, value)
+    made = client(processes, settings_for(program, env=[*values, *plain]))
+    found = made.request("pids", {})["environment"]
+    assert {name: value for name, value in found.items() if not name.startswith("LC_")} == {
+        **dict.fromkeys(values, "***"),
+        **plain,
+    }
+
+
 def test_notifications_and_requests_of_the_server_are_read(processes: StdioProcesses, program: Path) -> None:
     made = client(processes, settings_for(program))
     assert made.request("chat", {}) == {}
