@@ -286,6 +286,43 @@ def test_streams_of_servers_are_read(who: str) -> None:
         assert call(raw) == DONE
 
 
+BEGUN = b"id: a_0\nretry: 1\ndata:\n\n"
+
+
+def test_ended_stream_of_an_earlier_server_is_continued() -> None:
+    era = Era(Known(protocol.LEGACY, {}, "s"))
+    more, last = events(b"id: a_1\n" + PROGRESS), events(b": x\n\nid: a_2\n" + EVENT.replace(b"%d", b"1"))
+    with raw_server(events(BEGUN), more, last) as raw:
+        assert call(raw, era) == DONE
+    assert raw.methods == ["tools/call", "GET", "GET"]
+    assert [headers.get("Last-Event-ID") for headers, _ in raw.asked] == [None, "a_0", "7"]
+    assert {headers["Mcp-Session-Id"] for headers, _ in raw.asked} == {"s"}
+
+
+@pytest.mark.parametrize(
+    ("era", "begun", "asks"),
+    [
+        (Known(protocol.LEGACY, {}, "s"), BEGUN, 1),
+        (Known(protocol.LEGACY, {}, "s"), b"retry: 1\ndata:\n\n", 0),
+        (Known(protocol.LEGACY, {}, "s"), b"id: \xff\ndata:\n\n", 0),
+        (Known(protocol.LEGACY, {}, "s"), b"id: a_0\n", 0),
+        (Known(protocol.MODERN, {}), BEGUN, 0),
+    ],
+)
+def test_stream_that_cannot_be_continued_is_a_fault(era: Known, begun: bytes, asks: int) -> None:
+    with raw_server(events(begun)) as raw, pytest.raises(McpFault, match="without a response") as caught:
+        call(raw, Era(era))
+    assert (caught.value.taken, caught.value.temporary) == (None, True)
+    assert raw.methods.count("GET") == asks
+
+
+def test_endless_continuations_end_with_the_timeout() -> None:
+    era = Era(Known(protocol.LEGACY, {}, "s"))
+    with raw_server(*[events(BEGUN)] * 100) as raw, pytest.raises(McpFault, match="timeout") as caught:
+        call(raw, era, seconds=0.5)
+    assert (caught.value.taken, caught.value.temporary) == (None, True)
+
+
 def test_error_keeps_the_status() -> None:
     with raw_server((401, {}, rpc(-32001, "Unauthorized"))) as raw, pytest.raises(RpcError) as caught:
         call(raw, Era(Known(protocol.MODERN, {})))
