@@ -19,6 +19,7 @@ from orchestrator.commands import doctor
 from shared.contracts.documents import McpAnnotations, parse_definition, stored_definition
 from shared.database.tables import Tool, ToolVersion
 from shared.definitions.apply import export_definitions
+from shared.definitions.mcp_tools import server_named
 from shared.errors import InvalidDefinition
 from shared.settings import get_settings
 from tests.conftest import Define
@@ -262,6 +263,22 @@ def test_doctor_warns_of_changed_and_silent_servers(
     done = run_cli("doctor", "--json")
     assert json.loads(done.out)[0]["advice"] == "see what it changed: `minion mcp diff shop`"
     assert done.code == 0
+
+
+def test_changed_server_keeps_what_the_command_cannot_say(run_cli: Any, define: Define, database: Engine) -> None:
+    oauth = {"token_url": "https://login.example.com/t", "client_id": "m", "client_secret": "${secret:S}"}
+    define({**SERVER, "oauth": oauth, "max_bytes": 2048, "description": "Ours."})
+
+    def stored() -> Any:
+        with Session(database) as session:
+            return server_named(session, "shop")
+
+    assert run_cli("mcp", "add", "shop", SERVER["url"], "--trusted").code == 0
+    found = stored()
+    assert (found.trusted, found.oauth.client_id, found.max_bytes, found.description) == (True, "m", 2048, "Ours.")
+    assert run_cli("mcp", "add", "shop", "https://example.org/mcp").code == 0
+    found = stored()
+    assert (found.trusted, found.oauth, found.max_bytes, found.description) == (False, None, 4 << 20, "")
 
 
 def test_unknown_server_is_named(run_cli: Any) -> None:
