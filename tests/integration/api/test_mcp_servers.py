@@ -366,6 +366,19 @@ def test_servers_are_exported_before_their_tools(define: Define, database: Engin
         assert [each.kind for each in export_definitions(session)] == ["mcp_server", "tool"]
 
 
+def test_servers_are_listed_over_http(http: Any, define: Define) -> None:
+    define({**SERVER, "url": "https://example.com/mcp?key=x", "description": "Ours."}, REMOTE)
+    define({"kind": "mcp_server", "name": "files", "stdio": "share", "trusted": True})
+    found = http.get("/v1/mcp-servers").json()["items"]
+    assert [(each["name"], each["url"], each["stdio"], each["trusted"], each["tools"]) for each in found] == [
+        ("files", None, "share", True, []),
+        ("shop", "https://example.com/mcp", None, False, ["remote"]),
+    ]
+    page = http.get("/v1/mcp-servers?limit=1").json()
+    assert http.get(f"/v1/mcp-servers?cursor={page['next']}").json()["items"] == found[1:]
+    assert http.get("/v1/mcp-servers?namespace=other").json()["items"] == []
+
+
 def test_namespaces_have_their_own_servers(run_cli: Any, listing: Any, database: Engine) -> None:
     raw, _ = listing
     run_cli("mcp", "add", "shop", raw.url, "--namespace", "other")
