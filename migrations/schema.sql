@@ -3881,8 +3881,9 @@ BEGIN
         FOR UPDATE;
     IF NOT FOUND THEN
         RETURN false;
-    ELSIF known.answer IS NOT NULL AND NOT news ? 'result' THEN
-        -- A person has answered in the meantime: the server gets the answers first.
+    ELSIF NOT news ? 'result'
+          AND (known.answer IS NOT NULL OR cardinality(known.answered) > (news->>'answered')::integer) THEN
+        -- A person has answered in the meantime: the server gets the answers first, and is asked again then.
         RETURN true;
     ELSIF news ? 'error' THEN
         UPDATE remote_calls SET error = news->>'error', failures = failures + 1,

@@ -147,6 +147,7 @@ RULES: Mapping[str, Rule] = {
     "PUT /v1/functions/{name}/status": ACTIVATE,
     "GET /v1/tools": _namespace(P.DEFINITIONS_READ),
     "GET /v1/tools/{name}": _namespace(P.DEFINITIONS_READ),
+    "GET /v1/mcp-servers": _namespace(P.DEFINITIONS_READ),
     "GET /v1/workers": Rule((P.OPERATIONS_READ,), Reach.INSTALLATION),
     "GET /metrics": SCRAPE,
     "GET /v1/capabilities/{name}/scale": SCRAPE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import typer
 from orchestrator.commands.client import ACTOR
 from orchestrator.commands.definitions import tell
 from orchestrator.commands.output import AS_JSON, console, print_json, print_table, styled
-from shared.errors import FileFault, InvalidInput
+from shared.errors import FileFault, InvalidInput, NotFound
 from shared.settings import get_settings
 
 if TYPE_CHECKING:
@@ -58,7 +58,9 @@ def add(
     timeout: float = typer.Option(30.0, "--timeout", help="Seconds that one call may take."),
     namespace: str = NAMESPACE,
 ) -> None:
-    """Store a server's definition, or change it. Its tools are pulled separately."""
+    """Store a server's definition, or change it. Its tools are pulled separately. A changed definition keeps its
+    `description`, `oauth` and `max_bytes`, unless the address is another one.
+    """
     from shared.contracts.documents import parse_definition
     from shared.definitions.apply import store_definitions
 
@@ -73,7 +75,8 @@ def add(
         "timeout": timeout,
     }
     with _session() as session:
-        tell(store_definitions(session, [parse_definition(server)], namespace=namespace))
+        kept = _kept(session, name, url, namespace)
+        tell(store_definitions(session, [parse_definition({**kept, **server})], namespace=namespace))
     console.print(f"`minion mcp pull {name}` stores its tools.")
 
 
@@ -179,14 +182,27 @@ def _session() -> Iterator[Session]:
         yield session
 
 
+def _kept(session: Session, name: str, url: str | None, namespace: str) -> dict[str, Any]:
+    """Return the fields of a stored server that have no option, unless its address changes."""
+    from shared.definitions.mcp_tools import server_named
+
+    with suppress(NotFound):
+        stored = server_named(session, name, namespace)
+        if stored.url == url:
+            return stored.model_dump(mode="json", include={"description", "oauth", "max_bytes"})
+    return {}
+
+
 def _compared(session: Session, name: str, namespace: str, only: Sequence[str]) -> list[PulledTool]:
     from shared.definitions.mcp_tools import ask, compare, server_named
 
     server: McpServerDefinition = server_named(session, name, namespace)
-    # No connection is held while the server answers.
+    # No transaction stays open while the server answers, nor while a person reads.
     session.rollback()
     listed = ask(server, namespace)
-    return compare(session, server, listed, namespace=namespace, only=only)
+    found = compare(session, server, listed, namespace=namespace, only=only)
+    session.rollback()
+    return found
 
 
 def _confirm(pulled: Sequence[PulledTool]) -> None:

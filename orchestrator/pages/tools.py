@@ -1,4 +1,4 @@
-"""Tools: the list; and one tool with its definition, versions, and the agents that use it."""
+"""Tools and MCP servers: the lists; and one tool with its definition, versions, and the agents that use it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 from sqlalchemy import Connection, text
 
+from orchestrator.api import mcp_servers
 from orchestrator.api import tools as api
-from orchestrator.api.parameters import NamedPage, Namespace, Text, in_namespace
+from orchestrator.api.parameters import NamedPage, NamedPageQuery, Namespace, Text, in_namespace
 from orchestrator.pages.access import Reading
 from orchestrator.pages.definitions import VERSIONS, VersionsQuery, difference, text_of
 from orchestrator.pages.rendering import Page, raw, render
 
 MOST_USERS = 50
+MOST_SERVERS = 50
 TARGETS = {"function": "/functions", "agent": "/agents"}
 # Only the newest version that each agent has pinned: its active one.
 AGENTS = text(
@@ -34,8 +36,9 @@ ToolQuery = Annotated[VersionsQuery, Depends(in_namespace(VersionsQuery))]
 
 @router.get("/tools")
 def list_tools(query: NamedPage, request: Request, database: Reading) -> Response:
-    """Tools, by name."""
+    """Tools and MCP servers, by name."""
     page = api.list_tools(query, database)
+    servers = NamedPageQuery(namespace=query.namespace, limit=MOST_SERVERS)
     return render(
         request,
         "tools.html",
@@ -43,6 +46,7 @@ def list_tools(query: NamedPage, request: Request, database: Reading) -> Respons
         tools=page.items,
         next=page.next,
         is_first=not query.cursor,
+        servers=mcp_servers.list_mcp_servers(servers, database).items if not query.cursor else [],
     )
 
 

@@ -41,12 +41,15 @@ class Bounds:
         values: number of values and keys, for text from a hostile writer: a short value takes up to a hundred bytes
             of memory. If it is set, the text is checked before it is parsed.
         unique_keys: if true, an object with a duplicate key is refused; otherwise the last value counts.
+        storable: if false, values may be such that PostgreSQL cannot store, for example with U+0000. `check` must
+            follow, and `values` must be set.
     """
 
     depth: int = MAX_DEPTH
     digits: int = 300
     values: int | None = None
     unique_keys: bool = True
+    storable: bool = True
 
     @cached_property
     def beyond(self) -> int:
@@ -78,7 +81,8 @@ def parse(
     if bounds.values is not None:
         check_shape(raw, what=what, depth=bounds.depth, values=bounds.values)
     value = _decode(raw, what, bounds)
-    _check(value, what, bounds)
+    if bounds.storable:
+        _check(value, what, bounds)
     return value
 
 

@@ -114,12 +114,17 @@ class ClientCredentials:
         # A changed secret, or another definition, has other tokens.
         self._key = digest([oauth.model_dump(), resource, secret])
 
-    def headers(self) -> Mapping[str, str]:
-        with self.tokens.lock_of(self._key):
+    def headers(self, ends: float) -> Mapping[str, str]:
+        lock = self.tokens.lock_of(self._key)
+        if not lock.acquire(timeout=max(ends - time.monotonic(), 0.0)):
+            raise self._late()
+        try:
             token = self.tokens.get(self._key)
             if token is None:
-                token = self._fetch()
+                token = self._fetch(ends)
                 self.tokens.put(self._key, token)
+        finally:
+            lock.release()
         self._token = token.text
         return {**self._headers, "Authorization": f"Bearer {token.text}"}
 
@@ -132,8 +137,8 @@ class ClientCredentials:
         self.tokens.drop(self._key, self._token)
         return True
 
-    def _fetch(self) -> Token:
-        """Ask for a token.
+    def _fetch(self, ends: float) -> Token:
+        """Ask for a token, until the time `ends`.
 
         Raises:
             McpFault: the authorization server refuses, or cannot be reached.
@@ -147,8 +152,8 @@ class ClientCredentials:
         else:
             pair = f"{quote(self.oauth.client_id, safe='')}:{quote(self._secret, safe='')}"
             headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
-        url = self.oauth.token_url or self._token_endpoint(str(self.oauth.issuer))
-        status, answer = self._ask("POST", url, headers, fields)
+        url = self.oauth.token_url or self._token_endpoint(str(self.oauth.issuer), ends)
+        status, answer = self._ask("POST", url, ends, headers, fields)
         if status != 200:
             raise self._fault(f"answers HTTP {status}: {_error_in(answer)}", temporary=status in TEMPORARY)
         return self._token_in(answer)
@@ -166,10 +171,10 @@ class ClientCredentials:
         seconds = min(max(float(given), 0.0), LONGEST_SECONDS) if is_number else USUAL_SECONDS  # type: ignore[arg-type]
         return Token(text, time.monotonic() + max(seconds - EARLY_SECONDS, seconds / 2))
 
-    def _token_endpoint(self, issuer: str) -> str:
+    def _token_endpoint(self, issuer: str, ends: float) -> str:
         """Return the token endpoint of an authorization server, from its metadata (RFC 8414)."""
         for url in metadata_addresses(issuer):
-            status, found = self._ask("GET", url, {"Accept": "application/json"})
+            status, found = self._ask("GET", url, ends, {"Accept": "application/json"})
             if status != 200 or not isinstance(found, dict):
                 continue
             if found.get("issuer") != issuer:
@@ -182,11 +187,14 @@ class ClientCredentials:
         raise self._fault(f"has no metadata: check `issuer`, {issuer}, or set `token_url`")
 
     def _ask(
-        self, method: str, url: str, headers: Mapping[str, str], fields: Mapping[str, str] | None = None
+        self, method: str, url: str, ends: float, headers: Mapping[str, str], fields: Mapping[str, str] | None = None
     ) -> tuple[int, JsonValue]:
         """Return the status and the JSON of an answer; None for an answer that is none."""
+        left = ends - time.monotonic()
+        if left <= 0:
+            raise self._late()
         try:
-            with guarded_client(self.settings, seconds=SECONDS) as client:
+            with guarded_client(self.settings, seconds=min(SECONDS, left)) as client:
                 request = client.build_request(method, url, headers=dict(headers), data=fields)
                 response = client.send(request, stream=True)
                 try:
@@ -201,6 +209,9 @@ class ClientCredentials:
     def _scrubbed(self, body: bytes) -> str:
         # The token itself is needed; nothing but the token is taken from an answer with one.
         return scrub(body.decode("utf-8", "replace"), [self._secret])
+
+    def _late(self) -> McpFault:
+        return self._fault("did not answer in time (timeout)", temporary=True)
 
     def _fault(self, why: str, *, temporary: bool = False) -> McpFault:
         text = scrub(f"its authorization server {why}"[:500], [self._secret])

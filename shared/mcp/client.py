@@ -10,9 +10,12 @@ limits that interrupt them, and through the transport that checks addresses, so 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, Self
 
+from shared.contracts.strict_json import check
+from shared.errors import InvalidInput
 from shared.mcp import protocol
 from shared.mcp.eras import Era, Known
 from shared.mcp.faults import McpFault, RpcError, SessionLost
@@ -71,6 +74,7 @@ class McpClient:
         name: str | None = None,
         meta: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
+        is_storable: bool = True,
     ) -> Message:
         """Send a request and return the `result` of its response, unchanged: its `resultType` may also be
         `input_required` or `task`.
@@ -82,6 +86,7 @@ class McpClient:
             name: the tool, prompt, resource or task that it names, for the header `Mcp-Name`.
             meta: more fields of `_meta`, such as `traceparent`.
             headers: more headers of 2026-07-28, such as `Mcp-Param-Region`.
+            is_storable: refuse a result that the database cannot store. Otherwise the caller must check its parts.
 
         Raises:
             RpcError: the server refused it.
@@ -89,12 +94,12 @@ class McpClient:
         """
         known = self.server()
         try:
-            return self._call(known, method, params, name, meta or {}, headers or {})
+            return self._call(known, method, params, name, meta or {}, headers or {}, is_storable)
         except McpFault as fault:
             if not _contradicts(known, fault):
                 raise
             self.era.known = None
-        return self._call(self.server(), method, params, name, meta or {}, headers or {})
+        return self._call(self.server(), method, params, name, meta or {}, headers or {}, is_storable)
 
     def end_session(self) -> None:
         """End the session that the server keeps, if it does. No other client must need it."""
@@ -110,11 +115,13 @@ class McpClient:
         name: str | None,
         meta: Mapping[str, Any],
         headers: Mapping[str, str],
+        is_storable: bool,
     ) -> Message:
         if known.is_modern:
-            return self._modern_call(method, params, name, meta, headers)
+            return self._modern_call(method, params, name, meta, headers, is_storable=is_storable)
         with_meta = {**params, protocol.META: {**meta}} if meta else {**params}
-        return self._exchange(method, with_meta, _legacy_headers(known), answers=True)[0]
+        own = _legacy_headers(known)
+        return self._exchange(method, with_meta, own, answers=True, is_storable=is_storable)[0]
 
     def _modern_call(
         self,
@@ -123,6 +130,8 @@ class McpClient:
         name: str | None = None,
         meta: Mapping[str, Any] = NOTHING,
         headers: Mapping[str, str] = NOTHING,
+        *,
+        is_storable: bool = True,
     ) -> Message:
         own = {
             protocol.VERSION_KEY: protocol.MODERN,
@@ -131,10 +140,13 @@ class McpClient:
         }
         named = {} if name is None else {protocol.NAME_HEADER: protocol.header_value(name)}
         every = {**headers, protocol.VERSION_HEADER: protocol.MODERN, protocol.METHOD_HEADER: method, **named}
-        return self._exchange(method, {**params, protocol.META: {**meta, **own}}, every, answers=False)[0]
+        with_meta = {**params, protocol.META: {**meta, **own}}
+        return self._exchange(method, with_meta, every, answers=False, is_storable=is_storable)[0]
 
     def _negotiate(self) -> Known:
         """Ask the server for its era: in the modern way first, which a legacy server does not understand."""
+        if self.era.ends_when_asked:
+            return self._initialize_first()
         try:
             about = self._discover()
         except RpcError as error:
@@ -142,22 +154,32 @@ class McpClient:
                 raise
             return self._initialize()
         except McpFault as fault:
-            if fault.detail.get("status") not in NOT_UNDERSTOOD:
+            # An answer that is none is not understood either.
+            if fault.taken or fault.detail.get("status") in NOT_UNDERSTOOD:
+                return self._initialize()
+            if not self.transport.restart():
                 raise
-            return self._initialize()
+            return self._initialize_first()
         supported = about.get("supportedVersions")
         if not isinstance(supported, list) or protocol.MODERN not in supported:
             return self._initialize()
         return Known(protocol.MODERN, about)
 
+    def _initialize_first(self) -> Known:
+        """Begin a session with a program that ends when anything else comes first."""
+        self.era.ends_when_asked = False
+        known = self._initialize()
+        self.era.ends_when_asked = True
+        return known
+
     def _discover(self) -> Message:
         """Ask the server what it supports, once more if it refuses the version, and lists it as supported."""
         try:
-            return self._modern_call("server/discover", {})
+            return self._modern_call(protocol.DISCOVER, {})
         except RpcError as error:
             if error.number != protocol.UNSUPPORTED_VERSION or protocol.MODERN not in (_supported(error) or ()):
                 raise
-        return self._modern_call("server/discover", {})
+        return self._modern_call(protocol.DISCOVER, {})
 
     def _initialize(self) -> Known:
         """Begin a session of 2025-11-25."""
@@ -181,7 +203,13 @@ class McpClient:
         return known
 
     def _exchange(
-        self, method: str, params: dict[str, Any], headers: Mapping[str, str], *, answers: bool
+        self,
+        method: str,
+        params: dict[str, Any],
+        headers: Mapping[str, str],
+        *,
+        answers: bool,
+        is_storable: bool = True,
     ) -> tuple[Message, str | None]:
         """Send a request; return its result, and the session that the server assigned.
 
@@ -192,6 +220,8 @@ class McpClient:
         with self.transport.send(protocol.request(id, method, params), headers) as exchange:
             for count, message in enumerate(exchange.messages()):
                 if "method" not in message:
+                    if is_storable or "error" in message:
+                        _check(message)
                     return _result_in(message, id), exchange.session
                 if count >= MAX_MESSAGES:
                     raise McpFault("it sends one message after the other, but no response", taken=None)
@@ -200,13 +230,9 @@ class McpClient:
         raise McpFault("it ended the stream without a response", taken=None, temporary=True)
 
     def _refuse(self, request: Message, headers: Mapping[str, str]) -> None:
-        """Answer a request of the server, which works on ours in the meantime."""
-        try:
-            with self.transport.send(_answer(request), headers):
-                pass
-        except McpFault as fault:
-            fault.taken = None
-            raise
+        """Answer a request of the server, which works on ours in the meantime, whether it reads the answer or not."""
+        with suppress(McpFault), self.transport.send(_answer(request), headers):
+            pass
 
 
 def _contradicts(known: Known, fault: McpFault) -> bool:
@@ -239,6 +265,18 @@ def _answer(request: Message) -> Message:
     if request["method"] == "ping":
         return {**response, "result": {}}
     return {**response, "error": {"code": protocol.METHOD_NOT_FOUND, "message": "This client has no such method."}}
+
+
+def _check(response: Message) -> None:
+    """Check that the database can store a response.
+
+    Raises:
+        McpFault: it cannot.
+    """
+    try:
+        check(response, what="Its answer")
+    except InvalidInput as error:
+        raise McpFault(error.message, taken=True) from None
 
 
 def _result_in(message: Message, id: int) -> Message:

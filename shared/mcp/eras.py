@@ -47,10 +47,12 @@ class Era:
 
     Attributes:
         ids: iterator of the requests' ids, which are unique within a session.
+        ends_when_asked: the server ended, or gave no answer, when it was asked in the modern way.
     """
 
     known: Known | None = None
     ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    ends_when_asked: bool = False
 
     def recall(self) -> Known | None:
         """Return what is known, unless it is too old."""

@@ -1,7 +1,8 @@
 """Streamable HTTP: each message is a POST, and the answer is one JSON message or a stream of events.
 
 Addresses are checked as for HTTP tools, redirects are refused, and no answer takes more memory than `max_bytes` or more
-time than `seconds`. Broken streams are not resumed: 2026-07-28 has no resumption, and servers of 2025-11-25 need not.
+time than `seconds`. A stream of 2025-11-25 that ends before its response is continued: servers may end it to save
+connections. One that breaks off is not continued. 2026-07-28 has no such streams.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import httpx2
 
 from shared.contracts.strict_json import Bounds, parse
 from shared.errors import ForbiddenAddress, InvalidInput, MinionError, TooLarge
-from shared.mcp.faults import McpFault, SessionLost
-from shared.mcp.sse import EventTooLarge, events
+from shared.mcp.faults import McpFault, RpcError, SessionLost
+from shared.mcp.protocol import INVALID_PARAMS, LEGACY_VERSIONS, VERSION_HEADER
+from shared.mcp.sse import EventTooLarge, Position, events
 from shared.mcp.transport import SESSION, Message
 from shared.outbound import NEVER_SENT, NOT_TAKEN, TEMPORARY, guarded_client
 from shared.retry_after import retry_after
@@ -27,17 +29,25 @@ from shared.settings import Settings
 
 JSON = "application/json"
 EVENTS = "text/event-stream"
-BOUNDS = Bounds(values=200_000)
+BOUNDS = Bounds(values=200_000, storable=False)
+"""Of a message. The client checks what is stored of it."""
 MAX_EXCERPT = 2_000
 MAX_WAIT = 86_400.0
+LEAST_PAUSE = 0.1
+"""Seconds before a stream is continued."""
 SESSION_ID = re.compile(r"[\x21-\x7e]{1,1000}")
+NO_SESSION = re.compile(r"session|not initialized", re.IGNORECASE)
+"""How many servers refuse a session that they do not know, with status 400. The protocol demands 404."""
 
 
 class Authorization(Protocol):
     """The credentials of requests to one server."""
 
-    def headers(self) -> Mapping[str, str]:
+    def headers(self, ends: float) -> Mapping[str, str]:
         """Return the headers of the next request.
+
+        Args:
+            ends: the limit for getting them, by the monotonic clock.
 
         Raises:
             MinionError: there are no credentials.
@@ -67,7 +77,7 @@ class FixedHeaders:
         self._headers = headers
         self._secrets = secrets
 
-    def headers(self) -> Mapping[str, str]:
+    def headers(self, ends: float) -> Mapping[str, str]:
         return self._headers
 
     def secrets(self) -> Collection[str]:
@@ -100,7 +110,7 @@ class HttpTransport:
     def send(self, message: Message, headers: Mapping[str, str]) -> Iterator[HttpExchange]:
         """Send a message, once more if the credentials were renewed."""
         try:
-            with self._sent(json.dumps(message, ensure_ascii=False).encode(), headers) as exchange:
+            with self._sent(json.dumps(message).encode(), headers) as exchange:
                 yield exchange
         except McpFault as fault:
             # Any text of a server may repeat them: a status, a header, a body.
@@ -111,34 +121,43 @@ class HttpTransport:
     @contextmanager
     def _sent(self, body: bytes, headers: Mapping[str, str]) -> Iterator[HttpExchange]:
         for attempt in range(2):
-            with self._answered(body, headers) as response:
-                exchange = HttpExchange(self, response)
+            with self._answered("POST", body, headers) as response:
+                exchange = HttpExchange(self, response, headers)
                 renewable = response.status_code in (401, 403) and attempt == 0
                 if renewable and self.authorization.renew(response.status_code, response.headers):
                     continue
                 exchange.refuse_failures(had_session=SESSION in headers)
-                yield exchange
+                try:
+                    yield exchange
+                except RpcError as error:
+                    error.detail["status"] = response.status_code
+                    raise
                 return
 
     def end_session(self, headers: Mapping[str, str]) -> None:
         """Tell the server that a session is no longer needed."""
-        with suppress(MinionError), self._answered(None, headers):
+        with suppress(MinionError), self._answered("DELETE", None, headers):
             pass
+
+    def restart(self) -> bool:
+        """Return False: the server is not ours."""
+        return False
 
     def close(self) -> None:
         """Do nothing: each request has its own connection."""
 
     @contextmanager
-    def _answered(self, body: bytes | None, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
+    def _answered(self, method: str, body: bytes | None, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
+        credentials = self.authorization.headers(self.ends)
         left = self.ends - time.monotonic()
         if left <= 0:
             raise McpFault(self.late(), taken=False, temporary=True)
         own = {"Accept": f"{JSON}, {EVENTS}", "Content-Type": JSON, "Accept-Encoding": "identity"}
         with guarded_client(self.settings, seconds=left) as client:
             request = httpx2.Request(
-                "DELETE" if body is None else "POST",
+                method,
                 self.url,
-                headers={**self.authorization.headers(), **own, **headers},
+                headers={**credentials, **own, **headers},
                 content=body,
             )
             try:
@@ -153,6 +172,18 @@ class HttpTransport:
                 yield response
             finally:
                 response.close()
+
+    @contextmanager
+    def continued(self, position: Position, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
+        """Ask for the events after a position, as late as the server wants."""
+        time.sleep(max(min(position.retry, self.ends - time.monotonic()), LEAST_PAUSE))
+        try:
+            with self._answered("GET", None, {**headers, "Last-Event-ID": position.id}) as response:
+                yield response
+        except McpFault as fault:
+            # The request itself has arrived.
+            fault.taken = None
+            raise
 
     def lost(self, error: httpx2.RequestError) -> McpFault:
         """Return the fault of a request without an answer."""
@@ -172,11 +203,16 @@ class HttpTransport:
 
 
 class HttpExchange:
-    """A POST and its answer."""
+    """A POST and its answer.
 
-    def __init__(self, transport: HttpTransport, response: httpx2.Response) -> None:
+    Args:
+        headers: the protocol's, with which the request was sent.
+    """
+
+    def __init__(self, transport: HttpTransport, response: httpx2.Response, headers: Mapping[str, str]) -> None:
         self.transport = transport
         self.response = response
+        self.headers = headers
         said = response.headers.get(SESSION, "")
         self.session = said if SESSION_ID.fullmatch(said) else None
         self._refusal: Message | None = None
@@ -192,10 +228,12 @@ class HttpExchange:
                 taken=False,
                 status=status,
             )
-        if status == 404 and had_session:
-            raise SessionLost("it no longer knows the session", taken=False, temporary=True, status=status)
         said = self._body()
-        if status not in NOT_TAKEN and (error := _error_in(said)) is not None:
+        error = _error_in(said)
+        if had_session and (status == 404 or (status == 400 and _names_session(said, error))):
+            why = f"it no longer knows the session (HTTP {status}: {said[:MAX_EXCERPT]})"
+            raise SessionLost(why, taken=False, temporary=True, status=status)
+        if status not in NOT_TAKEN and error is not None:
             self._refusal = error
             return
         seconds = retry_after(self.response.headers)
@@ -216,41 +254,51 @@ class HttpExchange:
         elif (kind := self._media_type()) == JSON:
             yield self._message(self._body())
         elif kind == EVENTS:
-            yield from self._stream()
+            yield from self._streams()
         else:
             raise McpFault(
                 f"it answers with {kind[:100] or 'no content type'!r}, not with {JSON} or {EVENTS}", taken=True
             )
 
-    def _media_type(self) -> str:
-        return self.response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    def _media_type(self, response: httpx2.Response | None = None) -> str:
+        return (response or self.response).headers.get("content-type", "").partition(";")[0].strip().lower()
 
     def _body(self) -> str:
         body = bytearray()
-        for chunk in self._chunks():
+        for chunk in self._chunks(self.response):
             body += chunk
             if len(body) > self.transport.max_bytes:
                 raise self._too_large()
         return self._text(bytes(body))
 
-    def _stream(self) -> Iterator[Message]:
+    def _streams(self) -> Iterator[Message]:
+        """Yield the messages of a stream, and of those that continue it."""
+        position = Position()
+        yield from self._stream(self.response, position)
+        while position.id and self.headers.get(VERSION_HEADER) in LEGACY_VERSIONS:
+            with self.transport.continued(position, self.headers) as response:
+                if response.status_code != 200 or self._media_type(response) != EVENTS:
+                    return
+                yield from self._stream(response, position)
+
+    def _stream(self, response: httpx2.Response, position: Position) -> Iterator[Message]:
         try:
-            for data in events(self._chunks(), self.transport.max_bytes):
+            for data in events(self._chunks(response), self.transport.max_bytes, position):
                 yield self._message(self._text(data))
         except EventTooLarge:
             raise self._too_large() from None
 
-    def _chunks(self) -> Iterator[bytes]:
-        encoding = self.response.headers.get("content-encoding", "identity").strip().lower()
+    def _chunks(self, response: httpx2.Response) -> Iterator[bytes]:
+        encoding = response.headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):
             raise McpFault(f"its answer is encoded as {encoding[:50]!r}, which was not asked for", taken=True)
         try:
-            yield from self.response.iter_raw()
+            yield from response.iter_raw()
         except httpx2.RequestError as error:
             raise self.transport.lost(error) from None
 
     def _text(self, data: bytes) -> str:
-        return self.transport.scrubbed(data.decode("utf-8", "replace"))
+        return self.transport.scrubbed(data.decode("utf-8-sig", "replace"))
 
     def _message(self, text: str) -> Message:
         try:
@@ -265,10 +313,18 @@ class HttpExchange:
         return McpFault(f"its answer has more than {self.transport.max_bytes} bytes (max_bytes)", taken=True)
 
 
+def _names_session(said: str, error: Message | None) -> bool:
+    """Return whether a refusal concerns the session, and not the arguments of a call."""
+    number = None if error is None else error["error"].get("code")
+    return number != INVALID_PARAMS and NO_SESSION.search(said) is not None
+
+
 def _error_in(said: str) -> Message | None:
     """Return the JSON-RPC error that an answer consists of, or None."""
     try:
         message = parse(said, bounds=BOUNDS)
     except (InvalidInput, TooLarge):
         return None
-    return message if isinstance(message, dict) and isinstance(message.get("error"), dict) else None
+    # Gateways have errors of another form under the same name.
+    is_rpc = isinstance(message, dict) and message.get("jsonrpc") == "2.0" and isinstance(message.get("error"), dict)
+    return message if is_rpc else None

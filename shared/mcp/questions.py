@@ -14,6 +14,7 @@ from typing import Any
 from shared.contracts.json_schema import check_schema
 from shared.contracts.strict_json import JsonValue, digest
 from shared.errors import InvalidDefinition, InvalidInput
+from shared.mcp.dialects import translated
 from shared.mcp.faults import McpFault
 from shared.outbound import checked_url
 
@@ -109,7 +110,7 @@ def _question(request: Any) -> tuple[str, dict[str, Any]]:
         return f"{message} Open {_address(params.get('url'))} and confirm here.", NO_FIELDS
     if mode != "form":
         raise _fault(f"it asks a question of the unknown mode {str(mode)[:50]!r}")
-    schema = params.get("requestedSchema")
+    schema = translated(params.get("requestedSchema"))
     try:
         check_schema(schema, where="requestedSchema")
     except InvalidDefinition as error:

@@ -15,14 +15,12 @@ from typing import Any
 from shared.mcp import questions
 from shared.mcp.client import McpClient
 from shared.mcp.faults import McpFault, RpcError
-from shared.mcp.protocol import TASKS
+from shared.mcp.protocol import INVALID_PARAMS, TASKS
 from shared.mcp.questions import Questions
 from shared.mcp.transport import Message
 
 CAPABILITIES: dict[str, Any] = {"elicitation": questions.ELICITATION, "extensions": {TASKS: {}}}
 """Capabilities of a client whose calls may wait for a task or a person."""
-INVALID_PARAMS = -32602
-"""Error of a server that does not know a task, or no longer does."""
 FASTEST, USUAL, SLOWEST = 0.5, 5.0, 300.0
 """Seconds between polls: the least, those of a server that does not say, the most."""
 LONGEST_TTL = 366 * 86_400.0
@@ -127,7 +125,7 @@ def cancel(client: McpClient, id: str) -> None:
 
 
 def is_unknown(fault: McpFault) -> bool:
-    """Return whether a server has no such task, or no longer has it."""
+    """Return whether a server has no such task, or no longer has it: this is an error of the parameters."""
     return isinstance(fault, RpcError) and fault.number == INVALID_PARAMS
 
 

@@ -13,7 +13,7 @@ import httpx2
 
 from shared.contracts.strict_json import JsonValue, parse
 from shared.errors import InvalidInput, MinionError
-from shared.mcp.protocol import MODERN, VERSION_HEADER, request
+from shared.mcp.protocol import DISCOVER, MODERN, VERSION_HEADER, request
 from shared.outbound import checked_url, guarded_client, read_body
 from shared.settings import Settings
 
@@ -31,7 +31,7 @@ def authorization_servers(url: str, settings: Settings) -> list[str]:
     """
     for address in _addresses(url, settings):
         found = _get(address, settings)
-        if isinstance(found, dict) and found.get("resource") == url:
+        if isinstance(found, dict) and _covers(found.get("resource"), url):
             return _issuers(found.get("authorization_servers"))
     return []
 
@@ -42,15 +42,15 @@ def _addresses(url: str, settings: Settings) -> list[str]:
     well_known = f"{parts.scheme}://{parts.netloc}/.well-known/oauth-protected-resource"
     path = parts.path.rstrip("/")
     named = NAMED.search(_challenge(url, settings))
-    return [*([named[1]] if named else []), *([well_known + path] if path else []), well_known]
+    # Elsewhere may be an address that only this machine reaches.
+    is_own = named is not None and named[1].startswith(f"{parts.scheme}://{parts.netloc}/")
+    return [*([named[1]] if named and is_own else []), *([well_known + path] if path else []), well_known]
 
 
 def _challenge(url: str, settings: Settings) -> str:
     """Return the header WWW-Authenticate of a refused request without credentials; empty if there is none."""
     with suppress(httpx2.HTTPError, MinionError), guarded_client(settings, seconds=SECONDS) as client:
-        sent = client.build_request(
-            "POST", url, json=request(1, "server/discover", {}), headers={VERSION_HEADER: MODERN}
-        )
+        sent = client.build_request("POST", url, json=request(1, DISCOVER, {}), headers={VERSION_HEADER: MODERN})
         response = client.send(sent, stream=True)
         response.close()
         return response.headers.get("WWW-Authenticate", "")
@@ -70,6 +70,11 @@ def _get(address: str, settings: Settings) -> JsonValue:
 
 def _issuers(given: JsonValue) -> list[str]:
     return [each for each in given[:MOST] if _is_address(each)] if isinstance(given, list) else []
+
+
+def _covers(resource: JsonValue, url: str) -> bool:
+    """Return whether metadata are about an address, or about one above it."""
+    return isinstance(resource, str) and f"{url.rstrip('/')}/".startswith(f"{resource.rstrip('/')}/")
 
 
 def _is_address(given: JsonValue) -> bool:

@@ -20,7 +20,10 @@ MAX_ERROR = 10_000
 """Characters of an error that the model receives."""
 MAX_BLOCKS = 200
 MAX_NOTE = 2_000
+MAX_TITLE = 500
+"""Characters of a document's title that models accept. Addresses with a signature are longer."""
 STRUCTURED = "structuredContent"
+ALIASES = {"image/jpg": "image/jpeg"}
 
 
 def output_of(result: dict[str, Any], output_schema: dict[str, Any] | None, *, name: str) -> JsonValue:
@@ -37,7 +40,10 @@ def output_of(result: dict[str, Any], output_schema: dict[str, Any] | None, *, n
         ToolError: the server says that the call failed; not retryable.
         InvalidOutput: the result is not what the protocol or the schema allows.
     """
-    blocks = result.get("content", [])
+    # Some servers write null for what is absent.
+    blocks = [] if result.get("content") is None else result["content"]
+    if output_schema is None and result.get(STRUCTURED) is None:
+        result = {name: value for name, value in result.items() if name != STRUCTURED}
     if not isinstance(blocks, list):
         raise InvalidOutput(f"The result of tool {name!r} has no list of content.")
     if result.get("isError"):
@@ -120,7 +126,8 @@ def _block(block: Any) -> Block:
 def _resource(resource: dict[str, Any]) -> Block:
     if isinstance(text := resource.get("text"), str) and text.strip():
         source = {"type": "text", "media_type": TEXT, "data": text}
-        return {"type": "document", "source": source, "title": str(resource.get("uri"))[:MAX_NOTE]}
+        title = _named({"uri": resource.get("uri")})[:MAX_TITLE]
+        return {"type": "document", "source": source, **({"title": title} if title else {})}
     if "blob" in resource:
         return _media(resource.get("mimeType"), resource["blob"], f"resource {_named(resource)}")
     return _note(f"[resource {_named(resource)}]")
@@ -128,6 +135,7 @@ def _resource(resource: dict[str, Any]) -> Block:
 
 def _media(media_type: Any, data: Any, what: str) -> Block:
     """Return an image or a PDF as a block. Others, and those that are not valid, become a line of text."""
+    media_type = ALIASES.get(media_type, media_type) if isinstance(media_type, str) else None
     if media_type not in (*IMAGE_TYPES, PDF):
         return _note(f"[{what}: {_about(media_type, data)}; models do not receive this type]")
     kind = "document" if media_type == PDF else "image"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -52,11 +53,11 @@ def secrets_of(server: McpServerDefinition) -> set[str]:
 
 def _process(server: McpServerDefinition, name: str, namespace: str, capabilities: Mapping[str, Any]) -> McpClient:
     """Return a client of a server that is a process of this machine."""
-    process = PROCESSES.get(name, namespace, get_settings())
-    transport = StdioTransport(process, seconds=server.timeout, max_bytes=server.max_bytes)
+    start = partial(PROCESSES.get, name, namespace, get_settings())
+    transport = StdioTransport(start, seconds=server.timeout, max_bytes=server.max_bytes)
     # No other process could ask it about its tasks.
     offered = {name: value for name, value in capabilities.items() if name != "extensions"}
-    return McpClient(transport, process.era, offered)
+    return McpClient(transport, transport.process.era, offered)
 
 
 def _authorization(server: McpServerDefinition, namespace: str) -> Authorization:

@@ -13,12 +13,13 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,33 +28,43 @@ from shared.errors import InvalidInput, NotConfigured, TooLarge
 from shared.mcp.eras import Era
 from shared.mcp.faults import McpFault
 from shared.mcp.http import BOUNDS
+from shared.mcp.protocol import DISCOVER
 from shared.mcp.transport import Message
+from shared.secret_store import scrub
 from shared.settings import Settings, StdioProgram
 
 SUPERVISOR = Path(__file__).with_name("stdio_supervisor.py")
 READ_BYTES = 64 << 10
 KILL_SECONDS = 5.0
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH|(_|^)(PAT|DSN)(_|$)", re.IGNORECASE)
+"""Names of environment variables whose values are secrets."""
+SHORTEST_SECRET = 6
+"""Shorter values, such as flags, would be found everywhere."""
+MOST_OTHER_LINES = 1_000
+"""Lines before a response that are not messages."""
 
 
 class StdioProcess:
     """One running server.
 
     Attributes:
-        era: what is known about it; another process is asked again.
+        era: what is known about it; another process of the same program is asked again.
+        secrets: values of environment variables that its messages must not repeat.
         lock: held during an exchange.
     """
 
-    def __init__(self, name: str, program: StdioProgram) -> None:
+    def __init__(self, name: str, program: StdioProgram, era: Era) -> None:
         if not Path(program.command[0]).is_file():
             raise McpFault(f"its program {program.command[0]} (MINION_MCP_STDIO) is not on this machine", taken=False)
         self.name = name
-        self.era = Era()
+        self.era = era
         self.lock = threading.RLock()
         self._begun = b""
         # Sockets, because reads and writes of them have time-outs, and let other greenlets run.
         self._socket, theirs = socket.socketpair()
         alive, self._alive = os.pipe()
         environment = {variable: os.environ[variable] for variable in program.env if variable in os.environ}
+        self.secrets = [value for variable, value in environment.items() if _is_secret(variable, value)]
         command = [sys.executable, "-I", "-S", str(SUPERVISOR), str(alive), *program.command]
         try:
             self._process = subprocess.Popen(
@@ -123,6 +134,10 @@ class StdioProcess:
             self._process.wait(KILL_SECONDS)
 
 
+def _is_secret(variable: str, value: str) -> bool:
+    return len(value) >= SHORTEST_SECRET and SECRET.search(variable) is not None
+
+
 class StdioProcesses:
     """The servers of this process, by the entry of the operator's list and the namespace that uses it."""
 
@@ -145,9 +160,11 @@ class StdioProcesses:
         with self._lock:
             known = self._running.get((name, namespace))
             if known is None or not known.is_running:
+                era = Era() if known is None else known.era
                 if known is not None:
                     known.kill()
-                known = self._running[name, namespace] = StdioProcess(name, program)
+                    era.known = None
+                known = self._running[name, namespace] = StdioProcess(name, program, era)
             return known
 
     def close(self) -> None:
@@ -166,12 +183,14 @@ class StdioTransport:
     """The way to a server that is a process.
 
     Args:
+        start: returns the running process, which it starts if there is none.
         seconds: limit for all requests together.
         max_bytes: limit of a message.
     """
 
-    def __init__(self, process: StdioProcess, *, seconds: float, max_bytes: int) -> None:
-        self.process = process
+    def __init__(self, start: Callable[[], StdioProcess], *, seconds: float, max_bytes: int) -> None:
+        self.start = start
+        self.process = start()
         self.seconds = seconds
         self.ends = time.monotonic() + seconds
         self.max_bytes = max_bytes
@@ -181,16 +200,30 @@ class StdioTransport:
         """Send a message. Headers are those of HTTP."""
         if not self.process.lock.acquire(timeout=max(self.ends - time.monotonic(), 0.001)):
             raise McpFault(f"other calls kept it busy for {self.seconds:g} s (timeout)", taken=False, temporary=True)
+        process = self.process
         try:
-            self.process.write(json.dumps(message).encode() + b"\n", self.ends)
-            exchange = StdioExchange(self, awaits="id" in message and "method" in message)
+            ends = self._ends_of(message)
+            process.write(json.dumps(message).encode() + b"\n", ends)
+            exchange = StdioExchange(process, ends, self.max_bytes, awaits="id" in message and "method" in message)
             try:
                 yield exchange
             finally:
                 if exchange.awaits:
-                    self.process.kill()
+                    process.kill()
         finally:
-            self.process.lock.release()
+            process.lock.release()
+
+    def _ends_of(self, message: Message) -> float:
+        """Return the time at which the answer must be there. Some programs give none until they are initialized."""
+        now = time.monotonic()
+        return self.ends if message.get("method") != DISCOVER else now + (self.ends - now) / 2
+
+    def restart(self) -> bool:
+        """Start the program again if its process has ended."""
+        if self.process.is_running:
+            return False
+        self.process = self.start()
+        return True
 
     def end_session(self, headers: Mapping[str, str]) -> None:
         """Do nothing: the session is the process."""
@@ -208,23 +241,31 @@ class StdioExchange:
 
     session: str | None = None
 
-    def __init__(self, transport: StdioTransport, *, awaits: bool) -> None:
-        self.transport = transport
+    def __init__(self, process: StdioProcess, ends: float, max_bytes: int, *, awaits: bool) -> None:
+        self.process = process
+        self.ends = ends
+        self.max_bytes = max_bytes
         self.awaits = awaits
 
     def messages(self) -> Iterator[Message]:
-        """Yield the messages up to the response."""
+        """Yield the messages up to the response. Some programs write greetings and logs between them."""
+        others = 0
         while self.awaits:
             message = self._read()
-            self.awaits = "method" in message
-            yield message
+            if message is not None:
+                self.awaits = "method" in message
+                yield message
+            elif (others := others + 1) > MOST_OTHER_LINES:
+                raise McpFault("it writes lines that are not JSON-RPC messages", taken=None)
 
-    def _read(self) -> Message:
-        line = self.transport.process.read(self.transport.ends, self.transport.max_bytes)
+    def _read(self) -> Message | None:
+        """Return the message in the next line; None if it is something else."""
+        line = self.process.read(self.ends, self.max_bytes).decode("utf-8", "replace")
+        if not line.lstrip().startswith("{"):
+            return None
+        line = scrub(line, self.process.secrets)
         try:
-            message = parse(line, what="Its answer", bounds=BOUNDS)
+            message: Message = parse(line, what="Its answer", bounds=BOUNDS)
         except (InvalidInput, TooLarge) as error:
             raise McpFault(error.message, taken=True) from None
-        if not isinstance(message, dict):
-            raise McpFault("its answer is not a JSON-RPC message", taken=True)
-        return message
+        return message if message.get("jsonrpc") == "2.0" else None

@@ -52,5 +52,8 @@ class Transport(Protocol):
             headers: those of the session's requests.
         """
 
+    def restart(self) -> bool:
+        """Start a server that has ended again. Return whether there was one that this transport can start."""
+
     def close(self) -> None:
         """End the connection."""

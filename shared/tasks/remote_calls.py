@@ -229,7 +229,8 @@ def claim(connection: Connection, *, most: int, each: int, busy: Mapping[str, in
 
 def polled(connection: Connection, call: RemoteCall, news: News) -> bool:
     """Record what a poll has brought. Return False if the call is no longer open."""
-    values = {"task": call.task_id, "step": call.step, "remote": call.remote_id, "news": news}
+    content = {**news, "answered": len(call.answered)}
+    values = {"task": call.task_id, "step": call.step, "remote": call.remote_id, "news": content}
     return bool(connection.scalar(POLLED, values))
 
 

@@ -204,6 +204,13 @@ def raw_server(*script: Any, discovers: bool = True) -> Iterator[RawServer]:
                 made: Any = {"supportedVersions": [MODERN], "resultType": "complete"}
             else:
                 made = raw.script.pop(0) if raw.script else text_result("ok")
+            self.answer(made, message)
+
+        def do_GET(self) -> None:
+            raw.asked.append((dict(self.headers), {"method": "GET"}))
+            self.answer(raw.script.pop(0) if raw.script else (405, {}, b""), {})
+
+        def answer(self, made: Any, message: Any) -> None:
             if callable(made):
                 made(self, message)
                 return
@@ -242,7 +249,7 @@ def events(*texts: bytes) -> Callable[[BaseHTTPRequestHandler, Any], None]:
         handler.send_header("Content-Type", "text/event-stream")
         handler.end_headers()
         for text in texts:
-            handler.wfile.write(text.replace(b"%d", str(message["id"]).encode()))
+            handler.wfile.write(text.replace(b"%d", str(message.get("id")).encode()))
             handler.wfile.flush()
 
     return send

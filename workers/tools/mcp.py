@@ -138,7 +138,7 @@ class McpTool:
             raise
         except MinionError as error:
             raise self._failure(error.message, retryable=error.retryable) from None
-        kind = result.get("resultType", "complete")
+        kind = result.get("resultType") or "complete"
         if kind != "complete" and not (capabilities and kind in DEFERRING):
             raise McpFault(f"its result is of type {str(kind)[:50]!r}, which is not supported", taken=True)
         return result

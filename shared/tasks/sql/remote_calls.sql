@@ -93,8 +93,9 @@ RETURNS SETOF remote_calls LANGUAGE sql SET jit = off AS $$
 $$;
 
 -- Records what a server said about a task of its own: {state, message, poll_seconds, ttl_seconds, requests, form, proposed,
--- asks, result, error}. With a `result` the call is over, and the waiting task continues. `requests` are new questions, and
--- `asks` identifies them. `error` says why it could not be asked. False: the call is no longer open.
+-- asks, answered, result, error}. With a `result` the call is over, and the waiting task continues. `requests` are new
+-- questions, and `asks` identifies them. `answered` is the number of answers that the server had before it was asked.
+-- `error` says why it could not be asked. False: the call is no longer open.
 CREATE OR REPLACE FUNCTION minion_remote_polled(t uuid, number integer, remote text, news jsonb) RETURNS boolean
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -107,8 +108,9 @@ BEGIN
         FOR UPDATE;
     IF NOT FOUND THEN
         RETURN false;
-    ELSIF known.answer IS NOT NULL AND NOT news ? 'result' THEN
-        -- A person has answered in the meantime: the server gets the answers first.
+    ELSIF NOT news ? 'result'
+          AND (known.answer IS NOT NULL OR cardinality(known.answered) > (news->>'answered')::integer) THEN
+        -- A person has answered in the meantime: the server gets the answers first, and is asked again then.
         RETURN true;
     ELSIF news ? 'error' THEN
         UPDATE remote_calls SET error = news->>'error', failures = failures + 1,

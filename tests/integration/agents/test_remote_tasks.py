@@ -19,6 +19,7 @@ from orchestrator.maintenance.remote_poller import RemotePoller
 from shared.access.actors import bootstrap_key
 from shared.database.connections import autocommit, transaction
 from shared.errors import Conflict, InvalidInput
+from shared.mcp import remote_tasks
 from shared.mcp.eras import Eras
 from shared.mcp.stdio import PROCESSES
 from shared.secret_store import SecretStore
@@ -234,6 +235,23 @@ def test_withdrawn_question_needs_no_answer(site: Site, jobs: Jobs) -> None:
     assert site.state(task) == ("waiting", "remote_task")
     with pytest.raises(Conflict), transaction() as connection:
         lifecycle.decide(connection, task, "approve", who="ann", value={"branch": "main"})
+
+
+def test_late_poll_does_not_repeat_an_answered_question(site: Site, jobs: Jobs) -> None:
+    task = site.submit("deploy")
+    jobs.job.ask(q1=question())
+    site.poll()
+    with site.engine.begin() as connection:
+        connection.execute(HURRY)
+        [late] = remote_calls.claim(connection, most=1, each=1, busy={}, hold=60.0)
+    before = remote_tasks.read(jobs.job.shown(), "job-1", late.answered)
+    site.decide(task, "approve", {"branch": "main"})
+    site.poll()
+    assert jobs.job.answers
+    site.poller._record(late, site.poller._news(site.poller._connect(late), late, before))
+    assert site.state(task) == ("waiting", "remote_task")
+    jobs.job.finish("deployed")
+    assert site.finish(task)["output"] == "deployed"
 
 
 def test_plain_call_is_repeated_with_answers_and_exact_state(site: Site, jobs: Jobs) -> None:

@@ -19,10 +19,12 @@ from orchestrator.commands import doctor
 from shared.contracts.documents import McpAnnotations, parse_definition, stored_definition
 from shared.database.tables import Tool, ToolVersion
 from shared.definitions.apply import export_definitions
+from shared.definitions.mcp_tools import server_named
 from shared.errors import InvalidDefinition
 from shared.settings import get_settings
 from tests.conftest import Define
 from tests.support.mcp_server import RawServer, Shop, raw_server, reference_server
+from tests.support.processes import wait_until
 
 SERVER = {"kind": "mcp_server", "name": "shop", "url": "https://example.com/mcp"}
 CALL = {"server": "shop", "tool": "a", "listed": "0" * 64}
@@ -61,6 +63,13 @@ def listing() -> Iterator[tuple[RawServer, list[dict[str, Any]]]]:
 
     with raw_server(*[answer] * 20) as raw:
         yield raw, tools
+
+
+def open_transactions(database: Engine) -> list[str]:
+    """The last statements of connections that are idle in a transaction."""
+    idle = "SELECT query FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()"
+    with database.connect() as connection:
+        return list(connection.scalars(text(idle)))
 
 
 def version_of(database: Engine, name: str) -> Any:
@@ -126,15 +135,22 @@ def test_changed_tool_changes_nothing_until_it_is_pulled(
 def test_pull_shows_what_it_stores_and_asks(
     run_cli: Any, listing: Any, database: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    class Reader(io.StringIO):
+        """A person, for whose decision no transaction stays open: it would end after some seconds."""
+
+        def readline(self, size: int | None = -1, /) -> str:
+            wait_until(lambda: not open_transactions(database), "no transaction is open")
+            return super().readline(size)
+
     raw, tools = listing
     run_cli("mcp", "add", "shop", raw.url)
-    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    monkeypatch.setattr("sys.stdin", Reader("n\n"))
     tools[0]["description"] = "Another one than before."
     refused = run_cli("mcp", "pull", "shop")
     assert refused.code == 130
     assert "+description: Another one than before." in refused.out
     assert version_of(database, "shop_a") is None
-    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    monkeypatch.setattr("sys.stdin", Reader("y\n"))
     assert run_cli("mcp", "pull", "shop").code == 0
     assert version_of(database, "shop_a").description == "Another one than before."
 
@@ -174,11 +190,14 @@ def test_unusable_and_gone_tools_are_reported(run_cli: Any, listing: Any) -> Non
     run_cli("mcp", "pull", "shop", "--yes")
     tools[:] = [
         {"name": "x" * 150, "inputSchema": {"$schema": "http://json-schema.org/draft-07/schema#", "type": "object"}},
-        {"name": "b/c", "inputSchema": {"type": "object", "properties": {"p": {"pattern": "(?=a)"}}}},
+        {"name": "b/c", "inputSchema": {"type": "object", "properties": {"p": {"$ref": "http://10.0.0.1/"}}}},
         {"name": "long", "description": "x" * 10_001, "inputSchema": {}},
         {"name": "header", "inputSchema": {"items": {"x-mcp-header": "A"}}},
         {"name": "no schema"},
         {"name": "large", "title": "x" * 200_000, "inputSchema": {}},
+        {"name": "bell\x07\nstored: everything", "inputSchema": {}},
+        {"name": "nul", "inputSchema": {"title": "\0"}},
+        {"title": "no name"},
     ]
     found = json.loads(run_cli("mcp", "tools", "shop", "--json").out)
     states = {each["tool"]: each["state"] for each in found}
@@ -189,6 +208,9 @@ def test_unusable_and_gone_tools_are_reported(run_cli: Any, listing: Any) -> Non
         "header": "unusable",
         "no schema": "unusable",
         "large": "unusable",
+        "(tool 7)": "unusable",
+        "nul": "unusable",
+        "(tool 9)": "unusable",
         "x" * 150: "new",
     }
     pulled = run_cli("mcp", "pull", "shop", "--yes")
@@ -201,9 +223,6 @@ def test_unusable_and_gone_tools_are_reported(run_cli: Any, listing: Any) -> Non
     ("tools", "said"),
     [
         ("many", "is not a list"),
-        ([{"name": "a"}, {"name": "a"}], "lists the tool 'a' twice"),
-        ([{"name": 3}], "without a name"),
-        ([3], "without a name"),
         ([{"name": f"t{n}"} for n in range(1100)], "more than 1,000 tools"),
     ],
 )
@@ -218,7 +237,7 @@ def test_unreadable_list_is_a_clear_error(run_cli: Any, listing: Any, tools: Any
 
 
 def test_endless_list_is_a_clear_error(run_cli: Any) -> None:
-    with raw_server(*[{"tools": [], "nextCursor": "again"}] * 110) as raw:
+    with raw_server(*[{"tools": [], "nextCursor": str(page)} for page in range(110)]) as raw:
         run_cli("mcp", "add", "shop", raw.url)
         assert "100 pages" in run_cli("mcp", "tools", "shop").err
 
@@ -247,6 +266,22 @@ def test_doctor_warns_of_changed_and_silent_servers(
     done = run_cli("doctor", "--json")
     assert json.loads(done.out)[0]["advice"] == "see what it changed: `minion mcp diff shop`"
     assert done.code == 0
+
+
+def test_changed_server_keeps_what_the_command_cannot_say(run_cli: Any, define: Define, database: Engine) -> None:
+    oauth = {"token_url": "https://login.example.com/t", "client_id": "m", "client_secret": "${secret:S}"}
+    define({**SERVER, "oauth": oauth, "max_bytes": 2048, "description": "Ours."})
+
+    def stored() -> Any:
+        with Session(database) as session:
+            return server_named(session, "shop")
+
+    assert run_cli("mcp", "add", "shop", SERVER["url"], "--trusted").code == 0
+    found = stored()
+    assert (found.trusted, found.oauth.client_id, found.max_bytes, found.description) == (True, "m", 2048, "Ours.")
+    assert run_cli("mcp", "add", "shop", "https://example.org/mcp").code == 0
+    found = stored()
+    assert (found.trusted, found.oauth, found.max_bytes, found.description) == (False, None, 4 << 20, "")
 
 
 def test_unknown_server_is_named(run_cli: Any) -> None:
@@ -332,6 +367,19 @@ def test_servers_are_exported_before_their_tools(define: Define, database: Engin
     define(SERVER, REMOTE)
     with Session(database) as session:
         assert [each.kind for each in export_definitions(session)] == ["mcp_server", "tool"]
+
+
+def test_servers_are_listed_over_http(http: Any, define: Define) -> None:
+    define({**SERVER, "url": "https://example.com/mcp?key=x", "description": "Ours."}, REMOTE)
+    define({"kind": "mcp_server", "name": "files", "stdio": "share", "trusted": True})
+    found = http.get("/v1/mcp-servers").json()["items"]
+    assert [(each["name"], each["url"], each["stdio"], each["trusted"], each["tools"]) for each in found] == [
+        ("files", None, "share", True, []),
+        ("shop", "https://example.com/mcp", None, False, ["remote"]),
+    ]
+    page = http.get("/v1/mcp-servers?limit=1").json()
+    assert http.get(f"/v1/mcp-servers?cursor={page['next']}").json()["items"] == found[1:]
+    assert http.get("/v1/mcp-servers?namespace=other").json()["items"] == []
 
 
 def test_namespaces_have_their_own_servers(run_cli: Any, listing: Any, database: Engine) -> None:

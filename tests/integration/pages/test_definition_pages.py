@@ -448,6 +448,22 @@ def test_routing_is_tested_without_a_task(logged_in: Open, client: Client, insta
 # ----------------------------------------------------------------------------------------------- functions and tools
 
 
+def test_tools_are_shown_with_their_servers(logged_in: Open, define: Define) -> None:
+    author = logged_in("author")
+    assert "MCP servers" not in author.get("/tools").text
+    call = {"server": "shop", "tool": "a", "listed": "0" * 64}
+    define(
+        {"kind": "mcp_server", "name": "shop", "url": "https://example.com/mcp?key=x", "description": "<b>Ours</b>"},
+        {"kind": "tool", "name": "remote", "type": "mcp", "mcp": call},
+        {"kind": "mcp_server", "name": "files", "stdio": "share"},
+    )
+    page = author.get("/tools").text
+    assert "https://example.com/mcp<" in page
+    assert "the program share" in page
+    assert "&lt;b&gt;Ours" in page
+    assert "MCP servers" not in author.get("/tools?cursor=remote").text
+
+
 def test_function_is_shown_with_marked_source(logged_in: Open, installed: None) -> None:
     page = logged_in("viewer").get("/functions/double?a=1&b=2").text
     assert '<span class="keyword">def</span>' in page

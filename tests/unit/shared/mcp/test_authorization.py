@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from shared.contracts.documents import parse_definition
 from shared.errors import InvalidDefinition
-from shared.mcp.authorization import ClientCredentials, Tokens, metadata_addresses
+from shared.mcp.authorization import SECONDS, ClientCredentials, Tokens, metadata_addresses
 from shared.mcp.client import McpClient
 from shared.mcp.eras import Era
 from shared.mcp.faults import McpFault
@@ -30,11 +31,11 @@ def authority() -> Iterator[Authority]:
         yield made
 
 
-def client(raw: RawServer, tokens: Tokens, **oauth: Any) -> McpClient:
+def client(raw: RawServer, tokens: Tokens, *, seconds: float = 10.0, **oauth: Any) -> McpClient:
     fields = {"client_id": "minions:x", "client_secret": "${secret:S}", **oauth}
     server = parse_definition({"kind": "mcp_server", "name": "shop", "url": raw.url, "oauth": fields})
     credentials = ClientCredentials(server.oauth, raw.url, SECRET, SETTINGS, {"X-Own": "1"}, (), tokens)  # type: ignore[union-attr,arg-type]
-    transport = HttpTransport(raw.url, SETTINGS, seconds=10, max_bytes=1 << 20, authorization=credentials)
+    transport = HttpTransport(raw.url, SETTINGS, seconds=seconds, max_bytes=1 << 20, authorization=credentials)
     return McpClient(transport, Era())
 
 
@@ -95,6 +96,31 @@ def test_threads_fetch_one_token(authority: Authority) -> None:
         for thread in threads:
             thread.join()
     assert len(authority.asked) == 1
+
+
+def test_hanging_authority_keeps_no_call_beyond_its_timeout(authority: Authority) -> None:
+    released, faults = threading.Event(), []
+
+    def hang(path: str) -> tuple[int, Any]:
+        released.wait()
+        return 404, b""
+
+    def called() -> None:
+        began = time.monotonic()
+        with pytest.raises(McpFault) as caught:
+            call(client(raw, tokens, seconds=0.5, issuer=authority.url))
+        faults.append((caught.value.taken, caught.value.temporary, time.monotonic() - began < SECONDS))
+
+    authority.answer, tokens = hang, Tokens()
+    with raw_server() as raw:
+        threads = [threading.Thread(target=called) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        released.set()
+        assert raw.asked == []
+    assert faults == [(False, True, True)] * 4
 
 
 def test_issuer_is_found_by_its_metadata(authority: Authority) -> None:

@@ -67,6 +67,11 @@ REFUSALS: dict[str, Any] = {
     "method not found": {"error": {"code": protocol.METHOD_NOT_FOUND, "message": "no"}},
     "bad request": (400, {}, b"no"),
     "no route": (404, {}, b""),
+    "error of a gateway": (404, {}, b'{"error": {"message": "Unrecognized URL", "type": "invalid_request_error"}}'),
+    "not initialized": (400, {}, rpc(-32000, "Bad Request: Server not initialized")),
+    "crash": (500, {}, b"Internal Server Error"),
+    "page": (200, {"Content-Type": "text/html"}, b"<html>"),
+    "nothing": (200, {"Content-Type": "application/json"}, b""),
     "invalid request": (400, {}, rpc(protocol.INVALID_REQUEST)),
     "unsupported version": (400, {}, rpc(protocol.UNSUPPORTED_VERSION, supported=["2025-06-18"])),
     "discovers without the version": {"supportedVersions": ["2025-11-25"]},
@@ -87,7 +92,18 @@ def test_legacy_server_is_initialized(how: str) -> None:
     assert "Mcp-Session-Id" not in headers
 
 
-def test_session_is_sent_back_and_begun_again_when_lost() -> None:
+LOST: dict[str, Any] = {
+    "the protocol's way": (404, {}, rpc(-32001, "Session not found")),
+    "plain text": (404, {}, b"session not found"),
+    "TypeScript example": (400, {}, rpc(-32000, "Bad Request: No valid session ID provided")),
+    "TypeScript after a restart": (400, {}, rpc(-32000, "Bad Request: Server not initialized")),
+    "Java": (400, {}, b'{"jsonRpcError": {"code": -32603, "message": "Session ID missing"}}'),
+    "Go": (400, {"Content-Type": "text/plain"}, b"Invalid session ID\n"),
+}
+
+
+@pytest.mark.parametrize("how", LOST)
+def test_session_is_sent_back_and_begun_again_when_lost(how: str) -> None:
     def assign(handler: Any, message: Any) -> None:
         body = json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": ABOUT}).encode()
         handler.send_response(200)
@@ -100,7 +116,7 @@ def test_session_is_sent_back_and_begun_again_when_lost() -> None:
         handler.end_headers()
         handler.wfile.write(body)
 
-    lost, era = (404, {}, rpc(-32001, "Session not found")), Era()
+    lost, era = LOST[how], Era()
     beginning = [(400, {}, b""), assign, ACCEPTED]
     with raw_server(*beginning, DONE, lost, *beginning, DONE, discovers=False) as raw:
         assert call(raw, era) == DONE
@@ -108,6 +124,14 @@ def test_session_is_sent_back_and_begun_again_when_lost() -> None:
         assert call(raw, era) == DONE
     assert raw.methods.count("initialize") == 2
     assert raw.methods[-1] == "tools/call"
+
+
+def test_faulty_parameter_does_not_begin_a_session() -> None:
+    era = Era(Known(protocol.LEGACY, {}, "s"))
+    refused = (400, {}, rpc(-32602, "the session_id is required"))
+    with raw_server(refused) as raw, pytest.raises(RpcError, match="is required"):
+        call(raw, era)
+    assert raw.methods == ["tools/call"]
 
 
 @pytest.mark.parametrize("refused", [(400, {}, rpc(protocol.INVALID_REQUEST)), (404, {}, b"")])
@@ -213,6 +237,7 @@ TEMPORARY: dict[str, tuple[Any, bool | None]] = {
     "empty stream": (events(b": nothing\n\nevent: ping\ndata: x\n\n"), None),
     "stream is cut": (events(b'data: {"jsonrpc'), None),
     "500": ((500, {}, b"x"), True),
+    "502 of a gateway": ((502, {}, b'{"error": {"code": 502, "message": "no upstream"}}'), True),
     "503": ((503, {"Retry-After": "7"}, rpc(1)), False),
     "429": ((429, {"Retry-After": "7"}, b"x"), False),
 }
@@ -227,7 +252,7 @@ def test_temporary_fault_says_whether_it_was_taken(how: str) -> None:
     assert caught.value.retry_after == (7.0 if taken is False else None)
 
 
-@pytest.mark.parametrize("how", TEMPORARY)
+@pytest.mark.parametrize("how", [how for how, (_, taken) in TEMPORARY.items() if not taken])
 def test_request_is_not_taken_before_the_era_is_known(how: str) -> None:
     with raw_server(TEMPORARY[how][0], discovers=False) as raw, pytest.raises(McpFault) as caught:
         call(raw)
@@ -235,11 +260,73 @@ def test_request_is_not_taken_before_the_era_is_known(how: str) -> None:
     assert raw.methods == ["server/discover"]
 
 
-def test_request_may_be_taken_when_an_answer_is_refused() -> None:
-    era = Era(Known(protocol.LEGACY, {}))
-    with raw_server(events(PING, EVENT), (503, {}, b"")) as raw, pytest.raises(McpFault) as caught:
-        call(raw, era)
-    assert (caught.value.temporary, caught.value.taken) == (True, None)
+@pytest.mark.parametrize("refusal", [(503, {}, b""), (404, {}, b""), (400, {}, b"No such session")])
+def test_call_ends_when_an_answer_is_refused(refusal: Any) -> None:
+    era = Era(Known(protocol.LEGACY, {}, "s"))
+    with raw_server(events(PING, EVENT), refusal) as raw:
+        assert call(raw, era) == DONE
+
+
+# As servers send them: events with all fields, comments, empty events to begin with, a byte order mark.
+STREAMS: dict[str, bytes] = {
+    "TypeScript": b"id: 0_a\nretry: 3000\ndata: \n\nevent: message\nid: 1_a\n" + EVENT,
+    "Python": b": ping - 2026-11-30 10:00:00+00:00\r\n\r\nevent: message\r\n" + EVENT.replace(b"\n", b"\r\n"),
+    "Go": b"event: message\nid: 0\n" + EVENT.replace(b"data: ", b"data:"),
+    "C#": b"event: message\n" + EVENT.replace(b"data: ", b"data: \xef\xbb\xbf"),
+    "others": b"event: endpoint\ndata: /x\n\nevent: message\n"
+    + PROGRESS
+    + b'data: {"method": "x", "a": "\\u0000"}\n\n'
+    + EVENT,
+}
+
+
+@pytest.mark.parametrize("who", STREAMS)
+def test_streams_of_servers_are_read(who: str) -> None:
+    with raw_server(events(STREAMS[who])) as raw:
+        assert call(raw) == DONE
+
+
+BEGUN = b"id: a_0\nretry: 1\ndata:\n\n"
+
+
+def test_ended_stream_of_an_earlier_server_is_continued() -> None:
+    era = Era(Known(protocol.LEGACY, {}, "s"))
+    more, last = events(b"id: a_1\n" + PROGRESS), events(b": x\n\nid: a_2\n" + EVENT.replace(b"%d", b"1"))
+    with raw_server(events(BEGUN), more, last) as raw:
+        assert call(raw, era) == DONE
+    assert raw.methods == ["tools/call", "GET", "GET"]
+    assert [headers.get("Last-Event-ID") for headers, _ in raw.asked] == [None, "a_0", "7"]
+    assert {headers["Mcp-Session-Id"] for headers, _ in raw.asked} == {"s"}
+
+
+@pytest.mark.parametrize(
+    ("era", "begun", "asks"),
+    [
+        (Known(protocol.LEGACY, {}, "s"), BEGUN, 1),
+        (Known(protocol.LEGACY, {}, "s"), b"retry: 1\ndata:\n\n", 0),
+        (Known(protocol.LEGACY, {}, "s"), b"id: \xff\ndata:\n\n", 0),
+        (Known(protocol.LEGACY, {}, "s"), b"id: a_0\n", 0),
+        (Known(protocol.MODERN, {}), BEGUN, 0),
+    ],
+)
+def test_stream_that_cannot_be_continued_is_a_fault(era: Known, begun: bytes, asks: int) -> None:
+    with raw_server(events(begun)) as raw, pytest.raises(McpFault, match="without a response") as caught:
+        call(raw, Era(era))
+    assert (caught.value.taken, caught.value.temporary) == (None, True)
+    assert raw.methods.count("GET") == asks
+
+
+def test_endless_continuations_end_with_the_timeout() -> None:
+    era = Era(Known(protocol.LEGACY, {}, "s"))
+    with raw_server(*[events(BEGUN)] * 100) as raw, pytest.raises(McpFault, match="timeout") as caught:
+        call(raw, era, seconds=0.5)
+    assert (caught.value.taken, caught.value.temporary) == (None, True)
+
+
+def test_error_keeps_the_status() -> None:
+    with raw_server((401, {}, rpc(-32001, "Unauthorized"))) as raw, pytest.raises(RpcError) as caught:
+        call(raw, Era(Known(protocol.MODERN, {})))
+    assert caught.value.as_dict()["status"] == 401
 
 
 def test_nothing_listens() -> None:

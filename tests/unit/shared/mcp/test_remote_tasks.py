@@ -102,6 +102,20 @@ def test_defaults_complete_an_answer() -> None:
     assert answers == {"q": {"action": "accept", "content": {"a": "x", "b": "y"}}}
 
 
+def test_question_may_use_an_earlier_dialect() -> None:
+    email = {"type": "string", "format": "email", "pattern": r"^(?!\.)[a-z.]+@[a-z.]+$"}
+    schema = {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "type": "object",
+        "properties": {"to": email, "size": {"type": "string", "enum": ["s", "m"], "enumNames": ["Small", "Medium"]}},
+        "required": None,
+    }
+    assert questions.read({"q": question(schema=schema)}).schema["properties"]["to"] == {
+        "type": "string",
+        "format": "email",
+    }
+
+
 def test_the_same_questions_have_the_same_mark() -> None:
     first, second = questions.read({"q": question()}), questions.read({"q": question(schema=dict(BRANCH))})
     assert first.mark == second.mark

@@ -50,6 +50,27 @@ def test_metadata_about_something_else_are_ignored(found: Any) -> None:
         assert authorization_servers(f"{server.url}/mcp", SETTINGS) == []
 
 
+@pytest.mark.parametrize(
+    ("resource", "is_ours"),
+    [("", True), ("/", True), ("/mcp/", True), ("/mcp/v1", False), ("/mc", False), ("1/", False)],
+)
+def test_metadata_may_be_about_the_whole_server(resource: str, is_ours: bool) -> None:
+    with authority_server() as server:
+        server.answer = lambda asked: (
+            200,
+            {"resource": server.url + resource, "authorization_servers": [ISSUER]},
+        )
+        assert authorization_servers(f"{server.url}/mcp", SETTINGS) == ([ISSUER] if is_ours else [])
+
+
+def test_metadata_elsewhere_are_not_fetched() -> None:
+    with authority_server() as server, authority_server() as internal:
+        server.headers = {"WWW-Authenticate": f'Bearer resource_metadata="{internal.url}/x"'}
+        server.answer = lambda asked: (401, b"")
+        assert authorization_servers(f"{server.url}/mcp", SETTINGS) == []
+        assert internal.asked == []
+
+
 def test_metadata_at_a_private_address_are_not_fetched() -> None:
     with authority_server() as server:
         url = f"{server.url}/mcp"

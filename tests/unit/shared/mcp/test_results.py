@@ -14,7 +14,7 @@ from shared.contracts.strict_json import check
 from shared.errors import InvalidOutput, ToolError
 from shared.mcp.results import MAX_BLOCKS, output_of
 from shared.tasks.directives import is_result
-from tests.support.media_files import b64, pdf, png
+from tests.support.media_files import b64, jpeg_header, pdf, png
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 
@@ -49,10 +49,22 @@ def test_structured_content_replaces_its_text() -> None:
     assert output(structuredContent=None) is None
 
 
+def test_null_means_absent() -> None:
+    assert output(text("hello"), structuredContent=None, isError=None, _meta=None) == "hello"
+    assert output_of({"content": None, "structuredContent": {"n": 1}}, SCHEMA, name="t") == {"n": 1}
+    assert output_of({"content": None}, None, name="t") is None
+    assert output(structuredContent=None, schema={"type": "null"}) is None
+
+
 @pytest.mark.parametrize("fields", [{}, {"structuredContent": {"n": "1"}}, {"structuredContent": None}])
 def test_structured_content_must_match(fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidOutput):
         output(text("x"), schema=SCHEMA, **fields)
+
+
+def test_usual_name_of_a_type_is_accepted() -> None:
+    [block] = output({"type": "image", "data": b64(jpeg_header(2, 1)), "mimeType": "image/jpg"})["$content"]
+    assert block["source"]["media_type"] == "image/jpeg"
 
 
 def test_images_and_documents_become_blocks() -> None:
@@ -61,6 +73,16 @@ def test_images_and_documents_become_blocks() -> None:
     blocks = output(image, paper, structuredContent={"n": 1})["$content"]
     assert [block["type"] for block in blocks] == ["image", "document", "text"]
     assert json.loads(blocks[2]["text"]) == {"n": 1}
+
+
+@pytest.mark.parametrize(("uri", "fields"), [("a://" + "x" * 600, {"title": "a://" + "x" * 496}), (None, {}), (3, {})])
+def test_title_of_a_text_fits(uri: Any, fields: dict[str, Any]) -> None:
+    [block] = output({"type": "resource", "resource": {"uri": uri, "text": "a text"}})["$content"]
+    assert block == {
+        "type": "document",
+        "source": {"type": "text", "media_type": "text/plain", "data": "a text"},
+        **fields,
+    }
 
 
 @pytest.mark.parametrize(

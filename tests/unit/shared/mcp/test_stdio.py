@@ -40,9 +40,14 @@ for line in sys.stdin:
         print("x" * 100_000, flush=True)
         continue
     elif method == "lie":
-        print("not JSON", flush=True)
+        print('{"not": JSON}', flush=True)
+        continue
+    elif method == "babble":
+        print("x\\n" * 2000, flush=True)
         continue
     elif method == "chat":
+        print("Server is running on stdio\\n\\n[dotenv] 3 variables", flush=True)
+        print(json.dumps({"level": 30, "msg": "starting"}), flush=True)
         print(json.dumps({"jsonrpc": "2.0", "method": "notifications/message", "params": {}}), flush=True)
         print(json.dumps({"jsonrpc": "2.0", "method": "ping", "id": "p"}), flush=True)
         result = {}
@@ -73,8 +78,8 @@ def settings_for(program: Path, **fields: Any) -> Settings:
 def client(
     processes: StdioProcesses, settings: Settings, *, seconds: float = 20.0, namespace: str = "default"
 ) -> McpClient:
-    process = processes.get("files", namespace, settings)
-    return McpClient(StdioTransport(process, seconds=seconds, max_bytes=50_000), process.era)
+    transport = StdioTransport(lambda: processes.get("files", namespace, settings), seconds=seconds, max_bytes=50_000)
+    return McpClient(transport, transport.process.era)
 
 
 def is_alive(pid: int) -> bool:
@@ -96,10 +101,55 @@ def test_calls_use_one_process(processes: StdioProcesses, program: Path, monkeyp
     assert client(processes, settings, namespace="other").request("pids", {})["pids"] != first["pids"]
 
 
+def test_secrets_of_the_environment_are_not_repeated(
+    processes: StdioProcesses, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"GITHUB_TOKEN": "ghp_s3cret", "API_KEY": "a\"b'cd", "DB_PASSWORD": "pä/ss\\w", "GITHUB_PAT": "p4t-11"}
+    plain = {"LANG": "C.UTF-8", "USE_AUTH": "1"}
+    for name, value in (values | plain).items():
+        monkeypatch.setenv(name, value)
+    made = client(processes, settings_for(program, env=[*values, *plain]))
+    found = made.request("pids", {})["environment"]
+    assert {name: value for name, value in found.items() if not name.startswith("LC_")} == {
+        **dict.fromkeys(values, "***"),
+        **plain,
+    }
+
+
 def test_notifications_and_requests_of_the_server_are_read(processes: StdioProcesses, program: Path) -> None:
     made = client(processes, settings_for(program))
     assert made.request("chat", {}) == {}
     assert made.request("echo", {"a": "é"})["echo"]["a"] == "é"
+
+
+# As programs of 2025-11-25 that were written in Rust: anything but `initialize` ends them, or gets no answer.
+EARLIER = """
+import json, sys
+for count, line in enumerate(sys.stdin):
+    message = json.loads(line)
+    if count == 0 and message["method"] != "initialize":
+        {otherwise}
+    about = {{"protocolVersion": "2025-06-18", "capabilities": {{}}, "serverInfo": {{"name": "x", "version": "1"}}}}
+    result = about if message["method"] == "initialize" else {{"params": message.get("params")}}
+    if "id" in message:
+        print(json.dumps({{"jsonrpc": "2.0", "id": message["id"], "result": result}}), flush=True)
+"""
+
+
+@pytest.mark.parametrize("otherwise", ["sys.exit('expected initialize')", "import time; time.sleep(600)"])
+def test_program_that_must_be_initialized_first_is_started_again(
+    processes: StdioProcesses, program: Path, otherwise: str
+) -> None:
+    program.write_text(EARLIER.format(otherwise=otherwise))
+    settings = settings_for(program)
+    made = client(processes, settings, seconds=6.0)
+    assert made.request("echo", {"a": 1}) == {"params": {"a": 1}}
+    # The next process is not asked in the way that would end it.
+    processes.get("files", "default", settings).kill()
+    again = client(processes, settings)
+    process = again.transport.process  # type: ignore[attr-defined]
+    assert again.request("echo", {"a": 2}) == {"params": {"a": 2}}
+    assert processes.get("files", "default", settings) is process
 
 
 def test_close_ends_the_whole_group(processes: StdioProcesses, program: Path) -> None:
@@ -115,6 +165,7 @@ def test_close_ends_the_whole_group(processes: StdioProcesses, program: Path) ->
         ("hang", "did not answer in time", None),
         ("long", "more than 50000 bytes", True),
         ("lie", "not valid JSON", True),
+        ("babble", "lines that are not JSON-RPC messages", None),
     ],
 )
 def test_broken_server_is_started_again(
@@ -136,8 +187,8 @@ import json, time
 from shared.mcp.client import McpClient
 from shared.mcp.stdio import StdioProcesses, StdioTransport
 from shared.settings import Settings
-process = StdioProcesses().get("files", "default", {used})
-client = McpClient(StdioTransport(process, seconds=20, max_bytes=50_000), process.era)
+transport = StdioTransport(lambda: StdioProcesses().get("files", "default", {used}), seconds=20, max_bytes=50_000)
+client = McpClient(transport, transport.process.era)
 print(json.dumps(client.request("pids", {{}})["pids"]), flush=True)
 time.sleep(600)
 """
