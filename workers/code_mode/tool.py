@@ -12,25 +12,24 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import structlog
-
 from shared.contracts.code_mode import RUN_PROGRAM, SEARCH_TOOLS, CodeMode, function_name
 from shared.contracts.strict_json import JsonValue
+from shared.database.connections import persistently
 from shared.errors import FunctionError, NotConfigured
+from shared.functions import security_events
 from shared.functions.runner import get_sandbox
 from shared.sandbox import Sandbox
 from shared.sandbox.program import Asleep, Calls, Failed, Finished, Program, ProgramLimits
 from workers.code_mode.calls import ProgramCalls
 from workers.code_mode.result import error_of, value_of
 from workers.code_mode.search import SearchTools
+from workers.code_mode.source import source_of
 from workers.code_mode.stubs import is_parameter, stub, summary
 from workers.conversation import tokens_in
 from workers.journal import Journal, OpenProgram, StepResult
 from workers.outcomes import Suspended
 from workers.task import ClaimedTask
 from workers.tools.base import Tool
-
-log = structlog.get_logger(__name__)
 
 INTRODUCTION = """\
 Run a Python program that calls the functions below, and receive its result. Use it for all calls of these functions: \
@@ -100,7 +99,7 @@ class ProgramTool:
             raise
         if not isinstance(program, OpenProgram):
             return self._read_back(program)
-        end = self._run(str(arguments["code"]), program, task)
+        end = self._run(source_of(str(arguments["code"])), program, task)
         if isinstance(end, Suspended):
             return end
         return self._end(program, end)
@@ -141,7 +140,7 @@ class ProgramTool:
             error.retryable = True
             raise error
         if end.fault.type == "security":
-            log.warning("program_broke_the_rules", why=end.fault.message)
+            persistently(security_events.record_of_program, self.journal.task_id, end.fault)
         return error_of(end, calls.names, self.settings)
 
     def _limits(self) -> ProgramLimits:

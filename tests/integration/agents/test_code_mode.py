@@ -588,6 +588,27 @@ def test_hostile_program_gains_nothing(run: Run, coder: Any, code: str, told: An
     assert [step["name"] for step in run.steps("tool_call", "subtask")[1:]] == calls
 
 
+FORGED = "asyncio.get_running_loop()._selector._line.send(b'X' + bytes(8))\nawait act()"
+
+
+@pytest.mark.parametrize(("code", "kinds"), [(FORGED, ["security"]), ("import requests", []), ("open('x')", [])])
+def test_attack_of_a_program_is_a_security_event(run: Run, coder: Any, code: str, kinds: list[str]) -> None:
+    coder()
+    run(program(code))
+    assert "The program failed" in run.told()
+    with run.inline_worker.engine.connect() as connection:
+        found = connection.execute(text("SELECT task_id, kind, detail->>'type' AS type FROM security_events")).all()
+    assert [tuple(event) for event in found] == [(run.task, kind, kind) for kind in kinds]
+
+
+@pytest.mark.parametrize("code", ["```python\n{}\n```", "    {}"])
+def test_program_in_a_fence_runs(run: Run, coder: Any, code: str) -> None:
+    coder()
+    run(program(code.format("return await echo(n=1)")))
+    assert run.told() == {"result": {"n": 1}}
+    assert run.steps("tool_call")[1]["line"] == code.count("\n", 0, code.index("{")) + 1
+
+
 def test_example_gives_the_same_answer_in_fewer_turns(
     tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi, define: Define
 ) -> None:
