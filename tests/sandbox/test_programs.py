@@ -28,7 +28,7 @@ from shared.sandbox import (
     Sandbox,
 )
 from shared.sandbox.confined.zygote import OVERTIME
-from shared.sandbox.exchange import SHORT_CALL
+from shared.sandbox.exchange import SHORT_CALL, Conversation
 from shared.sandbox.fork_server import ForkServer
 
 # Two depend on how they are called: they have a loop or a module of another name.
@@ -385,6 +385,19 @@ def test_time_of_the_host_counts_to_no_limit(sandbox: Sandbox) -> None:
         assert program.resume([Reply(1, 2)]) == Finished(1, "")
     assert program.duration < 0.5
     assert 0 < program.cpu_time < 0.5
+
+
+def test_time_of_a_busy_host_counts_to_no_limit(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process serves many programs: each reply may have been ready for a while."""
+    receive = Conversation._receive
+
+    def late(*arguments: Any) -> str | None:
+        threading.Event().wait(0.2)
+        return receive(*arguments)
+
+    monkeypatch.setattr(Conversation, "_receive", late)
+    source = "for n in range(4): await double(n)\nreturn n"
+    assert value_of(sandbox, source, limits=ProgramLimits(timeout=0.5)) == 3
 
 
 def test_zygote_ends_no_program_that_waits(sandbox: Sandbox) -> None:
