@@ -121,7 +121,7 @@ class ProgramTool:
     def _run(
         self, code: str, begun: OpenProgram, task: ClaimedTask
     ) -> dict[str, JsonValue] | FunctionError | Suspended:
-        calls = ProgramCalls(self.functions, task, begun.calls, self.arranged)
+        calls = ProgramCalls(self.functions, task, begun, self.arranged)
         functions = {name: _parameters(tool) for name, tool in self.functions.items()}
         seed, now = str(begun.facts["seed"]), float(begun.facts["time"])
         with _confined().program(code, functions, seed=seed, now=now, limits=self._limits()) as program:

@@ -33,6 +33,7 @@ from tests.integration.conftest import InlineWorker, Tasks
 from tests.support.processes import ROOT, Process, killed_on_exit, start_worker, wait_until
 from workers import minion
 from workers.code_mode import tool as code_mode_tool
+from workers.journal import draining
 
 LOOP = """
 total = 0
@@ -400,6 +401,27 @@ return round(time.time() - begin)
         connection.execute(text("UPDATE task_status SET due_at = now()"))
     run.finish()
     assert (wait["program"], run.told()) == (2, {"result": 3600})
+
+
+def test_short_sleeps_are_not_repeated(run: Run, coder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    coder(tools=["checked"])
+    slept: list[float] = []
+    monkeypatch.setattr(draining, "wait", lambda seconds: slept.append(round(seconds, 3)))
+    run(program("for n in range(1, 4):\n    await asyncio.sleep(n / 10)\n    await checked(do='answer', answer=n)"))
+    assert len(run.tasks.executions(run.task)) == 4
+    assert slept == [0.1, 0.2, 0.3]
+
+
+def test_sleeping_program_is_handed_back_by_a_worker_that_stops(
+    run: Run, coder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coder()
+    run.submit(program("await asyncio.sleep(2)\nreturn await act(do='answer', answer=1)"))
+    monkeypatch.setattr(draining, "wait", lambda _: True)
+    run.round()
+    [execution] = run.tasks.executions(run.task)
+    assert execution["outcome"] == "handed_back"
+    monkeypatch.undo()
 
 
 def test_why_names_the_call_in_the_program(run: Run, coder: Any) -> None:
