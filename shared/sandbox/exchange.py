@@ -37,12 +37,14 @@ class Ended:
     Attributes:
         reply: the child's reply; None if a time limit ended the conversation.
         limit: "timeout" or "cpu_limit" if one of them was reached.
+        overran: whether the last exchange ended at its deadline or later.
         duration: seconds of wall time.
         usage: the kernel's counters.
     """
 
     reply: Reply | None
     limit: str | None
+    overran: bool
     duration: float
     usage: Usage
 
@@ -72,6 +74,7 @@ class Conversation:
         self._in_time = True
         self._is_watched = False
         self._charged = 0.0
+        self._overran = False
         self.duration = 0.0
 
     def hold(self, request: bytes, server: ForkServer, limits: Limits) -> Ended:
@@ -99,7 +102,8 @@ class Conversation:
         try:
             return self._send(message) or self._receive(server, inbox)
         finally:
-            taken, computed = time.monotonic() - started, self._child.cpu_time() - cpu_before
+            now, computed = time.monotonic(), self._child.cpu_time() - cpu_before
+            taken, self._overran = now - started, now >= self._deadline
             self.duration += taken
             self._charged += max(computed, taken - HOST_DELAY)
 
@@ -108,7 +112,7 @@ class Conversation:
         usage = self._child.usage()
         if limit is not None and self._child.kill():
             self._child.has_ended(DEATH_PATIENCE)
-        return Ended(reply, limit, self.duration, usage)
+        return Ended(reply, limit, self._overran, self.duration, usage)
 
     def is_interrupted(self) -> bool:
         """Return whether the child did something between two exchanges, when it had to wait."""

@@ -387,8 +387,9 @@ def test_time_of_the_host_counts_to_no_limit(sandbox: Sandbox) -> None:
     assert 0 < program.cpu_time < 0.5
 
 
-def test_time_of_a_busy_host_counts_to_no_limit(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One process serves many programs: each reply may have been ready for a while."""
+@pytest.fixture
+def busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process serves many programs: each reply may have been ready for a while."""
     receive = Conversation._receive
 
     def late(*arguments: Any) -> str | None:
@@ -396,8 +397,25 @@ def test_time_of_a_busy_host_counts_to_no_limit(sandbox: Sandbox, monkeypatch: p
         return receive(*arguments)
 
     monkeypatch.setattr(Conversation, "_receive", late)
+
+
+def test_time_of_a_busy_host_counts_to_no_limit(sandbox: Sandbox, busy: None) -> None:
     source = "for n in range(4): await double(n)\nreturn n"
     assert value_of(sandbox, source, limits=ProgramLimits(timeout=0.5)) == 3
+
+
+def test_kill_is_no_timeout_after_a_busy_time(sandbox: Sandbox, busy: None) -> None:
+    source = "for n in range(9): await double(n)"
+    with sandbox.program(source, FUNCTIONS, seed="s", now=NOW, limits=ProgramLimits(timeout=0.5)) as program:
+        program.start()
+        for number in (1, 2, 3):
+            program.resume([Reply(number, 0)])
+        program._child.kill()
+        program._child.has_ended(5)
+        event = program.resume([Reply(4, 0)])
+    assert program.duration > 0.5
+    assert isinstance(event, Failed)
+    assert event.cause == "unavailable"
 
 
 def test_zygote_ends_no_program_that_waits(sandbox: Sandbox) -> None:
