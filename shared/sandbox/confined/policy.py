@@ -83,9 +83,7 @@ def import_problem(
     return f"the module {name!r} is not among the allowed imports: {_FOR_PROGRAMS if of_program else _way_out(name)}"
 
 
-_FOR_PROGRAMS = (
-    "a program can import modules of the standard library that only compute, and calls functions for the rest"
-)
+_FOR_PROGRAMS = "a program can import modules of the standard library that only compute; call functions for the rest"
 
 
 def _way_out(name: str) -> str:
