@@ -967,7 +967,7 @@ ALTER TABLE ONLY secrets
 
 CREATE TABLE security_events (
     id uuid DEFAULT minion_uuidv7() NOT NULL,
-    function_version_id uuid NOT NULL,
+    function_version_id uuid,
     task_id uuid,
     kind text NOT NULL,
     detail jsonb NOT NULL,

@@ -1,4 +1,7 @@
-"""Which program made a step, and in which line. Runs before 0.3 starts: 0.2 hands tasks with programs back."""
+"""The program that made a step, and its line; security events of programs, which have no function version.
+
+Runs before 0.3 starts: 0.2 hands tasks with programs back.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,10 @@ PHASE = "before"
 
 
 def upgrade() -> None:
-    """Add the columns."""
+    """Add the columns, and permit the events."""
     op.add_column("steps", sa.Column("program", sa.Integer()))
     op.add_column("steps", sa.Column("line", sa.Integer()))
+    op.alter_column("security_events", "function_version_id", nullable=True)
 
 
 def downgrade() -> None:

@@ -81,11 +81,18 @@ RULES = (
         10,
         timedelta(minutes=10),
         text(
-            "SELECT 'function ' || f.name AS subject, f.namespace, count(*) AS number FROM security_events e "
-            "JOIN function_versions v ON v.id = e.function_version_id JOIN functions f ON f.id = v.function_id "
-            "WHERE e.id >= :first AND e.created_at > :since "
-            "AND e.kind IN ('forbidden_name', 'hash_mismatch', 'import_denied', 'security') "
-            "GROUP BY f.namespace, f.name HAVING count(*) >= :most"
+            """
+            SELECT 'function ' || f.name AS subject, f.namespace, count(*) AS number FROM security_events e
+                JOIN function_versions v ON v.id = e.function_version_id JOIN functions f ON f.id = v.function_id
+                WHERE e.id >= :first AND e.created_at > :since
+                  AND e.kind IN ('forbidden_name', 'hash_mismatch', 'import_denied', 'security')
+                GROUP BY f.namespace, f.name HAVING count(*) >= :most
+            UNION ALL
+            SELECT 'agent ' || t.agent_name, t.namespace, count(*) FROM security_events e
+                JOIN tasks t ON t.id = e.task_id
+                WHERE e.id >= :first AND e.created_at > :since AND e.function_version_id IS NULL
+                GROUP BY t.namespace, t.agent_name HAVING count(*) >= :most
+            """
         ),
     ),
     Rule(

@@ -109,11 +109,13 @@ STEPS = _statement(f"""
         GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
 """)  # noqa: S608
 SECURITY = text(f"""
-    SELECT date_trunc('hour', LEAST(x.created_at, now()), 'UTC') AS bucket, f.namespace, v.name AS function,
-           v.number AS version, x.kind AS outcome, count(*) AS count
-        FROM security_events x JOIN function_versions v ON v.id = x.function_version_id
-        JOIN functions f ON f.id = v.function_id
-        WHERE {RANGE.format(row="x", moment="created_at")}
+    SELECT date_trunc('hour', LEAST(x.created_at, now()), 'UTC') AS bucket,
+           COALESCE(f.namespace, t.namespace) AS namespace, COALESCE(v.name, '') AS function,
+           COALESCE(v.number, 0) AS version, x.kind AS outcome, count(*) AS count
+        FROM security_events x LEFT JOIN function_versions v ON v.id = x.function_version_id
+        LEFT JOIN functions f ON f.id = v.function_id
+        LEFT JOIN tasks t ON t.id = x.task_id AND x.function_version_id IS NULL
+        WHERE {RANGE.format(row="x", moment="created_at")} AND COALESCE(f.namespace, t.namespace) IS NOT NULL
         GROUP BY 1, 2, 3, 4, 5
 """)  # noqa: S608
 WEBHOOKS = text(f"""

@@ -106,7 +106,7 @@ COUNTERS = (
     ),
     Counter(
         "minions_security_events",
-        "Denied actions and kills of sandboxed functions, by kind.",
+        "Denied actions and kills of sandboxed functions, and attacks of programs, by kind.",
         "security",
         ("namespace", "kind"),
         from_zero=tuple(sorted(KINDS)),

@@ -104,6 +104,10 @@ DELETE_OUTCOMES = _statement(
     "DELETE FROM task_outcomes o USING tasks t WHERE t.id = o.task_id AND t.root_id = ANY (:roots) "
     "RETURNING o.output_sha256"
 )
+DELETE_EVENTS_OF_PROGRAMS = _statement(
+    "DELETE FROM security_events e USING tasks t "
+    "WHERE t.id = e.task_id AND t.root_id = ANY (:roots) AND e.function_version_id IS NULL"
+)
 # Status, journal, executions, keys and other dependent rows are deleted with it.
 DELETE_TASKS = _statement("DELETE FROM tasks WHERE root_id = ANY (:roots) RETURNING namespace, conversation_id")
 # Locked before counting: a concurrent transaction that refers to a value holds its lock, or waits and stores it again.
@@ -242,6 +246,7 @@ def delete_trees(connection: Connection, roots: list[UUID], export: TaskExport |
                 export.append(_records(connection, roots))
             count_pruned(connection, roots)
             names = sorted({name for name in connection.scalars(DELETE_OUTCOMES, {"roots": roots}) if name})
+            connection.execute(DELETE_EVENTS_OF_PROGRAMS, {"roots": roots})
             talks = {
                 (talk.namespace, talk.conversation_id) for talk in connection.execute(DELETE_TASKS, {"roots": roots})
             }

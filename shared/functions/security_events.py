@@ -1,8 +1,11 @@
-"""Security events of functions: denials, kills and tampering, and the quarantine that follows.
+"""Security events of functions: denials, kills and tampering, and the quarantine that follows. Those of programs.
 
 A function version is quarantined after `MINION_QUARANTINE_AFTER` events since it was stored or last released: it no
 longer runs, and its callers get an error. Limits and crashes, which an input may cause, count once per task within an
 hour; `minion_security_event` in the database does the counting.
+
+A program is written by a model, for one task: there is nothing to quarantine. Its event is an action that the kernel
+refused, or a forged message. A forbidden import or name is none: models try what they know, and correct themselves.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Engine, bindparam, text
+from sqlalchemy import Connection, Engine, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from shared.sandbox import SandboxFault
@@ -31,6 +34,9 @@ FRESH_SECONDS = 1.0
 RECORD = text("SELECT minion_security_event(:version, :task, :kind, :detail, :threshold)").bindparams(
     bindparam("detail", type_=JSONB)
 )
+RECORD_OF_PROGRAM = text(
+    "INSERT INTO security_events (task_id, kind, detail) VALUES (:task, 'security', :detail)"
+).bindparams(bindparam("detail", type_=JSONB))
 STATUS = text("SELECT status, status_reason FROM function_versions WHERE id = :version")
 
 _known: dict[UUID, tuple[float, str, str | None]] = {}
@@ -54,6 +60,12 @@ def record(engine: Engine, version_id: UUID, kind: str, detail: dict[str, Any], 
     _known.pop(version_id, None)
     log.warning("security_event", kind=kind, function_version=str(version_id), task_of=str(task_id), status=status)
     return status
+
+
+def record_of_program(connection: Connection, task_id: UUID, fault: SandboxFault) -> None:
+    """Store an event of a program of this task."""
+    connection.execute(RECORD_OF_PROGRAM, {"task": task_id, "detail": detail_of(fault)})
+    log.warning("security_event", kind=fault.type, task_of=str(task_id), why=fault.message)
 
 
 def detail_of(fault: SandboxFault) -> dict[str, Any]:

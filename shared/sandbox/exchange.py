@@ -20,6 +20,10 @@ PAUSE = 0.01
 DEATH_PATIENCE = 5.0
 """Seconds in which a killed process must be gone: the kernel may still free its memory."""
 
+HOST_DELAY = 1.0
+"""Seconds of one exchange in which the child did not compute, and which may be this process's own: it may have other
+work, or no processor. They do not count to the time limit of the exchanges after it.
+"""
 SUSPENDED = 86_400.0
 """Seconds after which the zygote ends a program to which the host has not come back."""
 SHORT_CALL = 0.02
@@ -33,12 +37,14 @@ class Ended:
     Attributes:
         reply: the child's reply; None if a time limit ended the conversation.
         limit: "timeout" or "cpu_limit" if one of them was reached.
+        overran: whether the last exchange ended at its deadline or later.
         duration: seconds of wall time.
         usage: the kernel's counters.
     """
 
     reply: Reply | None
     limit: str | None
+    overran: bool
     duration: float
     usage: Usage
 
@@ -50,7 +56,8 @@ class ChildGone(Exception):
 class Conversation:
     """Talks to one child until a limit is reached.
 
-    Each message has one reply. The time in between, which is the host's, does not count.
+    Each message has one reply. The time in between, which is the host's, does not count. Within an exchange, the CPU
+    time counts, and any other time beyond `HOST_DELAY`.
 
     Args:
         child: a child without another user.
@@ -66,6 +73,8 @@ class Conversation:
         self._poll = select.poll()
         self._in_time = True
         self._is_watched = False
+        self._charged = 0.0
+        self._overran = False
         self.duration = 0.0
 
     def hold(self, request: bytes, server: ForkServer, limits: Limits) -> Ended:
@@ -85,21 +94,25 @@ class Conversation:
             ChildGone: the child has ended before it received the message.
         """
         started = time.monotonic()
-        self._deadline = started + self._timeout - self.duration
+        self._deadline = started + self._timeout - self._charged
         self._in_time = True
-        if self._child.cpu_time() > self._cpu_limit:
+        cpu_before = self._child.cpu_time()
+        if cpu_before > self._cpu_limit:
             return "cpu_limit"
         try:
             return self._send(message) or self._receive(server, inbox)
         finally:
-            self.duration += time.monotonic() - started
+            now, computed = time.monotonic(), self._child.cpu_time() - cpu_before
+            taken, self._overran = now - started, now >= self._deadline
+            self.duration += taken
+            self._charged += max(computed, taken - HOST_DELAY)
 
     def end(self, limit: str | None, reply: Reply | None) -> Ended:
         """Read the counters; after a limit, kill the child."""
         usage = self._child.usage()
         if limit is not None and self._child.kill():
             self._child.has_ended(DEATH_PATIENCE)
-        return Ended(reply, limit, self.duration, usage)
+        return Ended(reply, limit, self._overran, self.duration, usage)
 
     def is_interrupted(self) -> bool:
         """Return whether the child did something between two exchanges, when it had to wait."""

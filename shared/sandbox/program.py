@@ -50,7 +50,8 @@ class ProgramLimits:
     """Limits of one program. Time that the host takes for its replies counts to none of them.
 
     Attributes:
-        timeout: seconds of wall time in which the program itself runs, in all.
+        timeout: seconds in which the program itself runs, in all: its CPU time, and its idle time after each message,
+            without the first second, in which this process may have been busy.
         cpu: seconds of CPU time; None leaves it to `timeout`.
         memory: megabytes that the program may add to the interpreter.
         calls: calls in all, those that it cancels included; a sleep counts as one.

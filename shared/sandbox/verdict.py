@@ -113,7 +113,7 @@ def _post_mortem(server: Server, child: Child, bounds: Bounds, ended: Ended) -> 
 
 def _killed(bounds: Bounds, ended: Ended) -> SandboxFault:
     # The hard time limit, which applies if this process was too slow to enforce its own.
-    if ended.duration >= bounds.timeout:
+    if ended.overran:
         return _over("timeout", "is still running after", bounds.timeout, ended.duration, bounds)
     message = (
         f"the {bounds.subject}'s process was killed from outside, most likely because memory ran out on this machine "

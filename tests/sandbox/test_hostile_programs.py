@@ -12,7 +12,19 @@ from typing import Any
 
 import pytest
 
-from shared.sandbox import Asleep, Calls, Event, Failed, Finished, Outcome, Program, ProgramLimits, Reply, Sandbox
+from shared.sandbox import (
+    Asleep,
+    Calls,
+    Event,
+    Failed,
+    Finished,
+    Outcome,
+    Program,
+    ProgramLimits,
+    Reply,
+    Sandbox,
+    exchange,
+)
 from tests.sandbox.run_corpus import DANGEROUS, as_program, attack_all
 
 ATTACKS = json.loads((Path(__file__).parent / "data" / "attacks.json").read_text(encoding="utf-8"))
@@ -260,6 +272,12 @@ def test_time_used_while_the_host_answers_counts(bare_sandbox: Sandbox) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert failure_of(program.resume([Reply(1, 2)])) == "cpu_limit"
+
+
+def test_idling_between_calls_counts(bare_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "HOST_DELAY", 0.05)
+    source = "import threading\nwhile True:\n    threading.Event().wait(0.2)\n    await double(1)"
+    assert failure_of(run(bare_sandbox, source, timeout=0.5)) == "timeout"
 
 
 def test_kernel_ends_a_program_that_the_host_keeps_waiting(bare_sandbox: Sandbox) -> None:

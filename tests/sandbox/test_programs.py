@@ -28,7 +28,7 @@ from shared.sandbox import (
     Sandbox,
 )
 from shared.sandbox.confined.zygote import OVERTIME
-from shared.sandbox.exchange import SHORT_CALL
+from shared.sandbox.exchange import SHORT_CALL, Conversation
 from shared.sandbox.fork_server import ForkServer
 
 # Two depend on how they are called: they have a loop or a module of another name.
@@ -196,6 +196,7 @@ def test_failed_call_raises_tool_error(sandbox: Sandbox) -> None:
         ("n = (", "syntax_error", 1, "never closed"),
         ("yield 1", "syntax_error", 1, "'yield' outside function"),
         ("n = 1\nimport os", "import_denied", 2, "'os'"),
+        ("import pandas", "import_denied", 1, "a program can import modules of the standard library that only compute"),
         ("n = 1\nopen('x')", "forbidden_name", 2, "'open'"),
         ("().__class__.__bases__", "forbidden_name", 1, "__bases__"),
         ("n = 1\ndouble(number=n)\nreturn 1", "exception", 2, "without await"),
@@ -385,6 +386,37 @@ def test_time_of_the_host_counts_to_no_limit(sandbox: Sandbox) -> None:
         assert program.resume([Reply(1, 2)]) == Finished(1, "")
     assert program.duration < 0.5
     assert 0 < program.cpu_time < 0.5
+
+
+@pytest.fixture
+def busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process serves many programs: each reply may have been ready for a while."""
+    receive = Conversation._receive
+
+    def late(*arguments: Any) -> str | None:
+        threading.Event().wait(0.2)
+        return receive(*arguments)
+
+    monkeypatch.setattr(Conversation, "_receive", late)
+
+
+def test_time_of_a_busy_host_counts_to_no_limit(sandbox: Sandbox, busy: None) -> None:
+    source = "for n in range(4): await double(n)\nreturn n"
+    assert value_of(sandbox, source, limits=ProgramLimits(timeout=0.5)) == 3
+
+
+def test_kill_is_no_timeout_after_a_busy_time(sandbox: Sandbox, busy: None) -> None:
+    source = "for n in range(9): await double(n)"
+    with sandbox.program(source, FUNCTIONS, seed="s", now=NOW, limits=ProgramLimits(timeout=0.5)) as program:
+        program.start()
+        for number in (1, 2, 3):
+            program.resume([Reply(number, 0)])
+        program._child.kill()
+        program._child.has_ended(5)
+        event = program.resume([Reply(4, 0)])
+    assert program.duration > 0.5
+    assert isinstance(event, Failed)
+    assert event.cause == "unavailable"
 
 
 def test_zygote_ends_no_program_that_waits(sandbox: Sandbox) -> None:

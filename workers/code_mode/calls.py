@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from shared.contracts.strict_json import JsonValue
 from shared.errors import MinionError
 from shared.sandbox.program_events import Call, Calls, Reply, ReplyError
-from workers.journal import Journal
-from workers.outcomes import IN_PLACE_SECONDS, Caller, Suspended
+from workers.journal import OpenProgram, draining
+from workers.outcomes import IN_PLACE_SECONDS, Caller, Postponed, Suspended
 from workers.task import ClaimedTask
 from workers.tool_calls import CallResult, PreparedCall, ToolCalls
 from workers.tools.base import Tool
@@ -29,7 +29,7 @@ class ProgramCalls:
 
     Args:
         functions: the tools, by the names of their functions.
-        journal: that of the program's calls.
+        program: the program, with the journal of its calls.
         arranged: as for `ToolCalls`.
     """
 
@@ -37,13 +37,14 @@ class ProgramCalls:
         self,
         functions: dict[str, Tool],
         task: ClaimedTask,
-        journal: Journal,
+        program: OpenProgram,
         arranged: Callable[[JsonValue], JsonValue],
     ) -> None:
-        self.journal = journal
+        self.journal = program.calls
         self.names: list[str] = []
-        self._program = journal.caller.program
-        self._tool_calls = ToolCalls(functions, task, journal, arranged)
+        self._program = program
+        self._number = program.record["number"]
+        self._tool_calls = ToolCalls(functions, task, self.journal, arranged)
         self._arranged = arranged
         self._written_at = time.monotonic()
 
@@ -62,16 +63,27 @@ class ProgramCalls:
         return [self._reply(call, outcome) for call, outcome in zip(wanted, outcomes, strict=True)]
 
     def sleep(self, seconds: float) -> Suspended | None:
-        """Let a sleep of the program pass: a short one here, a longer one without a worker."""
+        """Let a sleep of the program pass: a short one here, a longer one without a worker.
+
+        Raises:
+            Postponed: this process stops.
+        """
         if seconds <= IN_PLACE_SECONDS:
-            time.sleep(seconds)
+            self._sleep_here(seconds)
             return None
-        self.journal.caller = Caller(self._program)
+        self.journal.caller = Caller(self._number)
         waited = self.journal.wait(None, seconds)
         return waited if isinstance(waited, Suspended) else None
 
+    def _sleep_here(self, seconds: float) -> None:
+        """Sleep, unless the program got further when it ran before, or nothing waits in this task."""
+        if self.journal.is_trial or self.journal.later_call(self._program) is not None:
+            return
+        if draining.wait(seconds):
+            raise Postponed(0.0, "handed_back")
+
     def _prepared(self, call: Call) -> PreparedCall:
-        caller = Caller(self._program, call.line)
+        caller = Caller(self._number, call.line)
         return self._tool_calls.prepare(str(call.id), call.name, call.arguments, caller)
 
     def _write_kept(self) -> None:

@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import structlog
-
 from shared.contracts.code_mode import RUN_PROGRAM, SEARCH_TOOLS, CodeMode, function_name
 from shared.contracts.strict_json import JsonValue
+from shared.database.connections import persistently
 from shared.errors import FunctionError, NotConfigured
+from shared.functions import security_events
 from shared.functions.runner import get_sandbox
 from shared.sandbox import Sandbox
 from shared.sandbox.program import Program, ProgramLimits
@@ -24,14 +24,13 @@ from shared.sandbox.program_events import Asleep, Calls, Failed, Finished
 from workers.code_mode.calls import ProgramCalls
 from workers.code_mode.result import error_of, value_of
 from workers.code_mode.search import SearchTools
+from workers.code_mode.source import source_of
 from workers.code_mode.stubs import is_parameter, stub, summary
 from workers.conversation import tokens_in
 from workers.journal import Journal, OpenProgram, StepResult
 from workers.outcomes import Suspended
 from workers.task import ClaimedTask
 from workers.tools.base import Tool
-
-log = structlog.get_logger(__name__)
 
 INTRODUCTION = """\
 Run a Python program that calls the functions below, and receive its result. Use it for all calls of these functions: \
@@ -101,7 +100,7 @@ class ProgramTool:
             raise
         if not isinstance(program, OpenProgram):
             return self._read_back(program)
-        end = self._run(str(arguments["code"]), program, task)
+        end = self._run(source_of(str(arguments["code"])), program, task)
         if isinstance(end, Suspended):
             return end
         return self._end(program, end)
@@ -123,7 +122,7 @@ class ProgramTool:
     def _run(
         self, code: str, begun: OpenProgram, task: ClaimedTask
     ) -> dict[str, JsonValue] | FunctionError | Suspended:
-        calls = ProgramCalls(self.functions, task, begun.calls, self.arranged)
+        calls = ProgramCalls(self.functions, task, begun, self.arranged)
         functions = {name: _parameters(tool) for name, tool in self.functions.items()}
         seed, now = str(begun.facts["seed"]), float(begun.facts["time"])
         with _confined().program(code, functions, seed=seed, now=now, limits=self._limits()) as program:
@@ -142,7 +141,7 @@ class ProgramTool:
             error.retryable = True
             raise error
         if end.fault.type == "security":
-            log.warning("program_broke_the_rules", why=end.fault.message)
+            persistently(security_events.record_of_program, self.journal.task_id, end.fault)
         return error_of(end, calls.names, self.settings)
 
     def _limits(self) -> ProgramLimits:

@@ -258,7 +258,7 @@ class FunctionVersion(Base):
 
 
 class SecurityEvent(Base):
-    """A denied action or a kill of a function version, or a hash that did not match."""
+    """A denied action or a kill of a function version, or a hash that did not match; or an attack by a program."""
 
     __tablename__ = "security_events"
     __table_args__ = (
@@ -274,7 +274,7 @@ class SecurityEvent(Base):
     )
 
     id: Mapped[UUID] = new_id()
-    function_version_id: Mapped[UUID] = mapped_column(ForeignKey("function_versions.id", ondelete="CASCADE"))
+    function_version_id: Mapped[UUID | None] = mapped_column(ForeignKey("function_versions.id", ondelete="CASCADE"))
     task_id: Mapped[UUID | None] = mapped_column(ForeignKey("tasks.id", ondelete="SET NULL"), index=True)
     kind: Mapped[str]
     detail: Mapped[dict[str, Any]]

@@ -70,7 +70,9 @@ def _constants(values: Sequence[object] | frozenset[object]) -> Iterator[CodeTyp
             yield from _constants(value)
 
 
-def import_problem(name: str, fromlist: Sequence[str], level: int, allowed: frozenset[str]) -> str | None:
+def import_problem(
+    name: str, fromlist: Sequence[str], level: int, allowed: frozenset[str], *, of_program: bool = False
+) -> str | None:
     """Explain why an import is refused, and the alternative; None if it is allowed."""
     if level:
         return "relative imports are not possible: a function is one module"
@@ -78,7 +80,10 @@ def import_problem(name: str, fromlist: Sequence[str], level: int, allowed: froz
         return facades.hidden_name(name, fromlist)
     if fromlist and all(f"{name}.{part}" in allowed | LANGUAGE_IMPORTS for part in fromlist):
         return None
-    return f"the module {name!r} is not among the allowed imports: {_way_out(name)}"
+    return f"the module {name!r} is not among the allowed imports: {_FOR_PROGRAMS if of_program else _way_out(name)}"
+
+
+_FOR_PROGRAMS = "a program can import modules of the standard library that only compute; call functions for the rest"
 
 
 def _way_out(name: str) -> str:
@@ -110,20 +115,22 @@ def missing_package(name: str) -> str | None:
     return f"this worker does not preload the package of {name!r}: it must be named in MINION_SANDBOX_PRELOAD"
 
 
-def restricted_builtins(allowed: frozenset[str]) -> dict[str, Any]:
-    """Return the builtins for a checked function.
+def restricted_builtins(allowed: frozenset[str], *, of_program: bool = False) -> dict[str, Any]:
+    """Return the builtins for a checked function or program.
 
     The table is created once, in the zygote, and completed here: a child serves one call, and a copy would
     touch every builtin object, each on a separate page.
     """
-    _RESTRICTED["__import__"] = _import_hook(builtins.__import__, allowed)
+    _RESTRICTED["__import__"] = _import_hook(builtins.__import__, allowed, of_program)
     return _RESTRICTED
 
 
 _RESTRICTED = {name: value for name, value in vars(builtins).items() if name not in ABSENT_BUILTINS}
 
 
-def _import_hook(real: Callable[..., ModuleType], allowed: frozenset[str]) -> Callable[..., ModuleType]:
+def _import_hook(
+    real: Callable[..., ModuleType], allowed: frozenset[str], of_program: bool
+) -> Callable[..., ModuleType]:
     def __import__(
         name: str,
         globals: Mapping[str, object] | None = None,
@@ -135,7 +142,7 @@ def _import_hook(real: Callable[..., ModuleType], allowed: frozenset[str]) -> Ca
         # `datetime.strptime` imports `_strptime` this way. Those modules are harmless, or the operator's choice.
         if type(fromlist) is list and (name in IMPLICIT_IMPORTS or is_allowed(name, facades.preloaded)):
             return real(name, globals, locals, fromlist, level)
-        if problem := import_problem(name, fromlist or (), level, allowed):
+        if problem := import_problem(name, fromlist or (), level, allowed, of_program=of_program):
             raise ImportDenied(problem, name=name)
         if reason := missing_package(name):
             raise ImportError(reason, name=name)

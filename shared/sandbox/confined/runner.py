@@ -119,7 +119,7 @@ def _load(request: Request, name: str = MODULE_NAME) -> ModuleType:
     sys.modules[name] = module
     code = _compile(request)
     if request.check:
-        module.__dict__["__builtins__"] = policy.restricted_builtins(request.allowed)
+        module.__dict__["__builtins__"] = policy.restricted_builtins(request.allowed, of_program=_is_program(request))
     exec(code, module.__dict__)  # noqa: S102 the purpose of this package
     return module
 

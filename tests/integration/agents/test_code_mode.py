@@ -33,6 +33,7 @@ from tests.integration.conftest import InlineWorker, Tasks
 from tests.support.processes import ROOT, Process, killed_on_exit, start_worker, wait_until
 from workers import minion
 from workers.code_mode import tool as code_mode_tool
+from workers.journal import draining
 
 LOOP = """
 total = 0
@@ -428,6 +429,27 @@ return round(time.time() - begin)
     assert (wait["program"], run.told()) == (2, {"result": 3600})
 
 
+def test_short_sleeps_are_not_repeated(run: Run, coder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    coder(tools=["checked"])
+    slept: list[float] = []
+    monkeypatch.setattr(draining, "wait", lambda seconds: slept.append(round(seconds, 3)))
+    run(program("for n in range(1, 4):\n    await asyncio.sleep(n / 10)\n    await checked(do='answer', answer=n)"))
+    assert len(run.tasks.executions(run.task)) == 4
+    assert slept == [0.1, 0.2, 0.3]
+
+
+def test_sleeping_program_is_handed_back_by_a_worker_that_stops(
+    run: Run, coder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coder()
+    run.submit(program("await asyncio.sleep(2)\nreturn await act(do='answer', answer=1)"))
+    monkeypatch.setattr(draining, "wait", lambda _: True)
+    run.round()
+    [execution] = run.tasks.executions(run.task)
+    assert execution["outcome"] == "handed_back"
+    monkeypatch.undo()
+
+
 def test_why_names_the_call_in_the_program(run: Run, coder: Any) -> None:
     coder()
     run.submit(program("await act(do='answer')\nawait careful(do='answer', answer=2)"))
@@ -612,6 +634,27 @@ def test_hostile_program_gains_nothing(run: Run, coder: Any, code: str, told: An
     assert run(program(code))["state"] == "succeeded"
     assert told in run.told() if isinstance(told, str) else run.told() == told
     assert [step["name"] for step in run.steps("tool_call", "subtask")[1:]] == calls
+
+
+FORGED = "asyncio.get_running_loop()._selector._line.send(b'X' + bytes(8))\nawait act()"
+
+
+@pytest.mark.parametrize(("code", "kinds"), [(FORGED, ["security"]), ("import requests", []), ("open('x')", [])])
+def test_attack_of_a_program_is_a_security_event(run: Run, coder: Any, code: str, kinds: list[str]) -> None:
+    coder()
+    run(program(code))
+    assert "The program failed" in run.told()
+    with run.inline_worker.engine.connect() as connection:
+        found = connection.execute(text("SELECT task_id, kind, detail->>'type' AS type FROM security_events")).all()
+    assert [tuple(event) for event in found] == [(run.task, kind, kind) for kind in kinds]
+
+
+@pytest.mark.parametrize("code", ["```python\n{}\n```", "    {}"])
+def test_program_in_a_fence_runs(run: Run, coder: Any, code: str) -> None:
+    coder()
+    run(program(code.format("return await echo(n=1)")))
+    assert run.told() == {"result": {"n": 1}}
+    assert run.steps("tool_call")[1]["line"] == code.count("\n", 0, code.index("{")) + 1
 
 
 def test_example_gives_the_same_answer_in_fewer_turns(

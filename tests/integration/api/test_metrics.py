@@ -24,6 +24,8 @@ from orchestrator.observe import gauges, metrics
 from orchestrator.observe.counting import catch_up
 from orchestrator.observe.statistician import STORE, Statistician
 from shared.errors import NotConfigured
+from shared.functions import security_events
+from shared.sandbox import SandboxFault
 from shared.settings import Settings
 from shared.tasks import lifecycle
 from shared.tasks.states import State
@@ -137,6 +139,14 @@ def test_first_failures_are_increases(driver: LifecycleDriver, settings: Setting
     assert samples(page, "minions_executions_total")["A", "work", "default", "lost"] == 0
     assert samples(page, "minions_security_events_total")["import_denied", "default"] == 0
     assert samples(page, "minions_webhook_deliveries_total")["default", "failed"] == 0
+
+
+def test_attack_of_a_program_counts_in_its_namespace(driver: LifecycleDriver, settings: Settings) -> None:
+    task = driver.run()
+    with driver.engine.begin() as connection:
+        security_events.record_of_program(connection, task, SandboxFault("security", "a forged message"))
+    driver.finish(task)
+    assert samples(measure(driver, settings), "minions_security_events_total")["security", "default"] == 1
 
 
 def test_scrapers_do_not_wait_one_after_another_while_the_database_is_away(settings: Settings) -> None:

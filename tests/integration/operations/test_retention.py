@@ -27,6 +27,8 @@ from shared.access.actors import local_actor
 from shared.audit import log
 from shared.audit.log import AuditFilter
 from shared.errors import FileFault, NotConfigured
+from shared.functions import security_events
+from shared.sandbox import SandboxFault
 from shared.settings import Settings, get_settings
 from shared.tasks.queries import first_id_at
 from shared.tasks.states import State
@@ -199,8 +201,9 @@ def old_ids(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_deleted_task_leaves_no_rows(
     database: Engine, run_tasks: Any, old_ids: None, settings: Settings, act: Any
 ) -> None:
-    run_tasks({"answer": LARGE}, idempotency_key="key", conversation_id="talk")
+    [task] = run_tasks({"answer": LARGE}, idempotency_key="key", conversation_id="talk")
     with database.begin() as connection:
+        security_events.record_of_program(connection, task, SandboxFault("security", "a forged message"))
         connection.execute(text("UPDATE workers SET status = 'stopped', last_seen = now() - interval '2 years'"))
     before = {table: count(database, table) for table in ("executions", "steps", "idempotency_keys", "conversations")}
     assert all(before.values()), before

@@ -13,7 +13,10 @@ from orchestrator.maintenance.threat_watch import RULES, TAKE_LOCK, WATCH_LOCK, 
 from shared.access.actors import Actor, Key, bootstrap_key, unknown_key
 from shared.audit import log
 from shared.audit.log import AuditFilter
+from shared.functions import security_events
+from shared.sandbox import SandboxFault
 from tests.conftest import Define
+from tests.integration.conftest import ACT, Tasks
 from tests.support.definitions import function_definition
 
 ADMIN = bootstrap_key("0f1e2d3c")
@@ -105,6 +108,16 @@ def test_approvals_in_several_namespaces_are_counted_together(database: Engine) 
     assert alerts(database) == [("alert.approvals", "key bootstrap api:0f1e2d3c", 20)]
     with database.connect() as connection:
         assert log.list_rows(connection, AuditFilter(act="alert"), limit=1)[0]["namespace"] is None
+
+
+def test_attacks_of_programs_name_the_agent(database: Engine, define: Define, tasks: Tasks) -> None:
+    define(ACT, {"kind": "agent", "name": "Coder", "type": "function", "tool": "act"})
+    task = tasks.submit("Coder")
+    with database.begin() as connection:
+        for _ in range(10):
+            security_events.record_of_program(connection, task, SandboxFault("security", "a forbidden system call"))
+    ThreatWatch(database).run_once()
+    assert alerts(database) == [("alert.sandbox_denials", "agent Coder", 10)]
 
 
 def test_little_raises_no_alert(database: Engine, define: Define) -> None:
