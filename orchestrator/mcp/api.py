@@ -49,11 +49,11 @@ class Api(AsyncClient):
             "agent": agent,
             "input": value,
             # Also without the caller's: a request that was sent and not answered is repeated under it.
-            "idempotency_key": idempotency_key or str(uuid4()),
+            "idempotency_key": str(uuid4()) if idempotency_key is None else idempotency_key,
             **({"traceparent": traceparent} if traceparent else {}),
             **({"namespace": self.namespace} if self.namespace else {}),
         }
-        sent = to_json(request, what="The arguments")
+        sent = to_json(request, what="The call")
         params = {"wait": wait or None}
         answer = await self._transport.post("/v1/tasks", sent, safe=True, params=params, extra_time=wait)
         return AsyncTask.of(answer, self)

@@ -58,6 +58,8 @@ class Calls:
         """
         if params.request_state is not None:
             task = await tasks.find(caller, params.request_state)
+            if task.agent != agent:
+                raise InvalidInput(f"`requestState` is that of a call of another tool than {params.name[:200]!r}.")
             await tasks.update(caller, task, params.input_responses or {})
             task = await tasks.find(caller, task.id, wait=self._answer_seconds)
         else:
