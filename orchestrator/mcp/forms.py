@@ -32,6 +32,11 @@ def key_of(decision: Decision) -> str:
     return f"{decision['step']}-{decision['proposal']}-{decision['approvals'] or 0}"
 
 
+def same_decision(key: str, other: str) -> bool:
+    """Return whether two keys are those of forms for one decision, before and after an approval of several."""
+    return key.rpartition("-")[0] == other.rpartition("-")[0]
+
+
 def form_of(decision: Decision, sentence: str) -> ElicitRequest:
     """Return the form for a decision.
 
@@ -59,7 +64,7 @@ def decided(decision: Decision, answer: ElicitResult) -> dict[str, Any] | None:
         _check_fields(decision, content)
     if decision["kind"] == "approval":
         if answer.action == "decline":
-            return {**names, "verdict": "reject", "reason": "Declined by the user of an MCP client."}
+            return {**names, "verdict": "reject", "reason": "Declined by the user of an MCP client"}
         return {**names, "verdict": "approve", **_changed(decision, content), **_reason(content)}
     if answer.action == "decline":
         return None

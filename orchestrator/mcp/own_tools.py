@@ -137,8 +137,7 @@ async def _get_task(caller: Caller, asked: GetTask) -> CallToolResult:
     task = await tasks.find(caller, asked.task_id, wait=asked.wait_seconds)
     if task.final:
         return result_of(task, any_json=caller.is_modern)
-    why = await caller.api.why(task.id)
-    return structured({"task_id": task.id, "state": task.state, "why": why["sentence"]})
+    return structured({"task_id": task.id, "state": task.state, "why": await caller.api.sentence(task.id)})
 
 
 async def _cancel_task(caller: Caller, asked: CancelTask) -> CallToolResult:

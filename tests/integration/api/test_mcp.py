@@ -149,15 +149,25 @@ def test_approvals_of_sub_tasks_are_forms_of_the_task(act: Any, define: Define, 
 
 def test_form_is_answered_within_a_call_without_tasks(act: Any, connect: Any) -> None:
     act("Acts", input_schema=SCHEMA, config={"approval": True})
+    asked = []
 
-    async def approve(context: Any, params: Any) -> ElicitResult:
+    async def answer(context: Any, params: Any) -> ElicitResult:
         assert "asks for the approval" in params.message
-        return ElicitResult(action="accept", content={})
+        asked.append(params)
+        return ElicitResult(action="cancel" if len(asked) == 1 else "accept", content={})
 
     async def main() -> None:
-        async with connect(mode="2026-07-28", elicitation_callback=approve) as client:
+        async with connect(mode="2026-07-28", elicitation_callback=answer) as client:
+            # A user who dismisses the form is not asked again.
+            left = await client.call_tool("Acts", {"do": "answer", "answer": "a\u202eb"})
+            assert (left.structured_content["state"], len(asked)) == ("waiting", 1)
+            assert "\\u202e" in left.structured_content["why"]
             result = await client.call_tool("Acts", {"do": "answer", "answer": "approved"})
-            assert result.content[0].text == "approved"
+            assert (result.content[0].text, len(asked)) == ("approved", 2)
+            state = {"request_state": left.structured_content["task_id"]}
+            act("Other", input_schema=SCHEMA)
+            with pytest.raises(MCPError, match="another tool than 'Other'"):
+                await client.session.call_tool("Other", {}, **state)
 
     run(main())
 
