@@ -44,8 +44,16 @@ sent = await send(do="answer", answer=checked * 2, log=LOGS + "/send")
 return {"total": total, "sent": sent}
 """
 """Each call depends on the result of the one before: in a loop, then with an approval, then unsafe."""
-CALLED = ("act", "careful", "send")
-TOOLS = ["echo", *CALLED, "checked", "help"]
+ROUNDS = """
+async def one(number):
+    paid = await act(do="answer", answer=number, log=LOGS + "/act")
+    return await checked(do="answer", answer=paid + 1, log=LOGS + "/checked")
+
+got = await asyncio.gather(one(1), one(2), help(do="answer", answer=8))
+return await send(do="answer", answer=sum(got), log=LOGS + "/send")
+"""
+"""Several calls at once: the second round waits for two people and a sub-task."""
+TOOLS = ["echo", "act", "careful", "send", "checked", "help"]
 
 
 def program(code: str, **values: Any) -> dict[str, Any]:
@@ -109,8 +117,10 @@ class Run:
 
     def lose(self) -> None:
         """The worker is found to be gone."""
+        below = [child["id"] for child in self.tasks.children(self.task)]
         with self.inline_worker.engine.begin() as connection:
-            connection.execute(RELEASE, {"task": self.task})
+            for task in (self.task, *below):
+                connection.execute(RELEASE, {"task": task})
 
     def steps(self, *kinds: str) -> list[dict[str, Any]]:
         return [step for step in self.tasks.steps(self.task) if not kinds or step["kind"] in kinds]
@@ -158,14 +168,29 @@ def test_calls_of_a_program_are_steps(run: Run, coder: Any, tmp_path: Path) -> N
     assert {step["status"] for step in steps} == {"finished"}
 
 
+@pytest.mark.parametrize(
+    ("code", "told", "calls", "moments"),
+    [
+        (LOOP, {"total": 4, "sent": 8}, {"act": 2, "careful": 1, "send": 1}, (True, False)),
+        (ROUNDS, 13, {"act": 2, "checked": 2, "send": 1}, (False,)),
+    ],
+    ids=["loop", "rounds"],
+)
 def test_each_call_is_made_once_wherever_the_process_dies(
-    run: Run, coder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run,
+    coder: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: str,
+    told: Any,
+    calls: dict[str, int],
+    moments: tuple[bool, ...],
 ) -> None:
     coder(config={"retry_backoff": 0, "max_attempts": 100})
-    for commit, before in itertools.product(range(1, 30), (True, False)):
+    for commit, before in itertools.product(range(1, 40), moments):
         logs = tmp_path / f"{commit}{before}"
         logs.mkdir()
-        run.submit(program(LOOP, LOGS=str(logs)))
+        run.submit(program(code, LOGS=str(logs)))
         try:
             with dying(monkeypatch, commit, before=before):
                 run.finish(looking_at=logs)
@@ -174,11 +199,12 @@ def test_each_call_is_made_once_wherever_the_process_dies(
             run.finish(looking_at=logs)
         else:
             break
-        assert run.told() == {"result": {"total": 4, "sent": 8}}, (commit, before)
-        keys = {name: [line.split()[2] for line in (logs / name).read_text().splitlines()] for name in CALLED}
+        assert run.told() == {"result": told}, (commit, before)
+        keys = {log.name: [line.split()[2] for line in log.read_text().splitlines()] for log in logs.iterdir()}
         # The service recognises a repeated idempotent call by its key.
-        assert {name: len({*made}) for name, made in keys.items()} == {"act": 2, "careful": 1, "send": 1}
-        assert (len(keys["careful"]), len(keys["send"])) == (1, 1), (commit, before)
+        assert {name: len({*made}) for name, made in keys.items()} == calls
+        unsafe = [name for name in ("careful", "send") if name in calls]
+        assert [len(keys[name]) for name in unsafe] == [1] * len(unsafe), (commit, before)
         assert {step["status"] for step in run.steps()} == {"finished"}
     assert commit > 12
 
