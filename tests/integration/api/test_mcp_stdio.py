@@ -59,6 +59,10 @@ def test_client_that_has_gone_is_no_error(http_api: Api) -> None:
 def test_wrong_address_is_an_error_of_the_command(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINION_API_URL", "minions.example.com")
     get_settings.cache_clear()
+    # Structured logs: those of an unconfigured process show variables, such as arguments.
+    logs: list[str] = []
+    monkeypatch.setattr("shared.telemetry.configure", lambda settings, component: logs.append(component))
     done = run_cli("mcp", "serve")
+    assert logs == ["mcp"]
     assert (done.code, done.out) == (78, "")
     assert "is not the address of an API" in done.line
