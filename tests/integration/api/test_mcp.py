@@ -451,6 +451,13 @@ def test_changes_are_sent_to_a_stream(act: Any, http_api: Api, monkeypatch: pyte
     with Client(http_api.url, http_api.key) as client:
         task = client.submit("Acts", {"do": "sleep", "seconds": 0.5}).id
     heard = run(main())
+    for bound in ("MOST_STREAMS", "MOST_WATCHED"):
+        monkeypatch.setattr(f"orchestrator.mcp.subscriptions.{bound}", 0)
+        body = request("subscriptions/listen", notifications={"taskIds": [task]})
+        with http_api.http() as http:
+            refused = said(http.post("/mcp", json=body, headers=headers_of(body)))
+        assert "Poll in place of" in refused["error"]["message"]
+        monkeypatch.setattr(f"orchestrator.mcp.subscriptions.{bound}", 1)
     assert heard[0]["method"] == "notifications/subscriptions/acknowledged"
     assert heard[0]["params"]["notifications"] == {"toolsListChanged": True, "taskIds": [task]}
 
