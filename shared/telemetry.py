@@ -42,7 +42,7 @@ def configure(settings: Settings, *, component: str) -> None:
     """Send structlog's and the standard library's records to standard error, and errors to Sentry if it is on.
 
     Args:
-        component: the kind of process: `orchestrator`, `worker` or `cli`.
+        component: the kind of process: `orchestrator`, `worker`, `flower` or `mcp`.
     """
     _configure_logs(settings, component)
     _configure_sentry(settings, component)

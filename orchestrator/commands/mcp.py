@@ -165,8 +165,11 @@ def serve(
     """
     # Imported here, because it takes a while, and no other command needs it.
     from orchestrator.mcp import stdio
+    from shared.telemetry import configure
 
     settings = get_settings()
+    # Clients keep what a server writes to standard error. Without this, tracebacks would show variables.
+    configure(settings, component="mcp")
     stdio.serve(settings.require_api_url(), settings.require_api_key(), namespace=namespace, actor=actor)
 
 

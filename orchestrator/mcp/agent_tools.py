@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from mcp_types import Tool, ToolAnnotations
 
-from minions.errors import InvalidInput
+from minions.errors import InvalidInput, UnknownAgent
 
 Contract = dict[str, Any]
 
-RENAMED = "agent."
-"""Begins the tool's name of an agent that is called like a tool of ours."""
+AGENT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
+"""That of definitions, without loading them: they take longer to load than a client waits for its first answer."""
+RENAMED = "agent_"
+"""Begins the tool's name of an agent that is called like a tool of ours, or like another agent that was renamed."""
 WRAPPED = "input"
 """The argument for the input of an agent whose schema does not describe an object: arguments are always one."""
 HEADER = "x-mcp-header"
+REFERENCES = ("$ref", "$dynamicRef")
 AT_ROOT = ("$schema", "$defs", "definitions")
 HANDLE = {
     "type": "object",
@@ -34,7 +38,7 @@ def tool_of(contract: Contract, *, taken: frozenset[str], has_tasks: bool, any_j
     """
     name = contract["name"]
     return Tool(
-        name=f"{RENAMED}{name}" if name in taken else name,
+        name=f"{RENAMED}{name}" if _is_taken(name, taken) else name,
         description=contract["description"] or f"The agent {name}.",
         input_schema=_arguments_schema(contract),
         output_schema=_output_schema(contract["output_schema"], has_tasks=has_tasks, any_json=any_json),
@@ -43,8 +47,20 @@ def tool_of(contract: Contract, *, taken: frozenset[str], has_tasks: bool, any_j
 
 
 def agent_of(name: str, *, taken: frozenset[str]) -> str:
-    """Return the agent behind a tool's name."""
-    return bare if (bare := name.removeprefix(RENAMED)) in taken else name
+    """Return the agent behind a tool's name.
+
+    Raises:
+        UnknownAgent: no agent can have the name, or it is that of a tool of ours.
+    """
+    if not AGENT_NAME.fullmatch(name) or name in taken:
+        raise UnknownAgent(f"There is no agent behind the tool {name[:200]!r}.")
+    return name.removeprefix(RENAMED) if _is_taken(name, taken) else name
+
+
+def _is_taken(name: str, taken: frozenset[str]) -> bool:
+    while name.startswith(RENAMED):
+        name = name.removeprefix(RENAMED)
+    return name in taken
 
 
 def input_of(contract: Contract, arguments: dict[str, Any]) -> Any:
@@ -64,7 +80,7 @@ def _arguments_schema(contract: Contract) -> dict[str, Any]:
     schema = _without_headers(contract["input_schema"])
     if _is_object(schema):
         return {**schema, "type": "object"}
-    parts, inner = _split(schema)
+    parts, inner = _split(schema, f"/properties/{WRAPPED}")
     return {**parts, "type": "object", "properties": {WRAPPED: inner}, "required": [WRAPPED]}
 
 
@@ -82,21 +98,55 @@ def _without_headers(schema: Any) -> Any:
     }
 
 
-def _split(schema: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what must stay at the root, because references name it from there, and the rest of a schema."""
-    parts = {keyword: schema[keyword] for keyword in AT_ROOT if keyword in schema}
-    return parts, {keyword: value for keyword, value in schema.items() if keyword not in parts}
+def _split(schema: dict[str, Any], place: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what must stay at the root, because references name it from there, and the rest of a schema, which moves.
+
+    Args:
+        place: where the rest moves to, as a JSON pointer: references to it must follow.
+    """
+    moved = _with_references_to(place, schema)
+    parts = {keyword: moved[keyword] for keyword in AT_ROOT if keyword in moved}
+    # All references are fragments, so an `$id` is not needed; it would be the base of those below it.
+    return parts, {keyword: value for keyword, value in moved.items() if keyword not in (*AT_ROOT, "$id")}
+
+
+def _with_references_to(place: str, schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_with_references_to(place, each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        name: f"#{place}{part[1:]}" if name in REFERENCES and _is_moved(part) else _with_references_to(place, part)
+        for name, part in schema.items()
+    }
+
+
+def _is_moved(reference: Any) -> bool:
+    if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
+        return False
+    return reference.split("/")[1:2] not in [[keyword] for keyword in AT_ROOT]
 
 
 def _output_schema(schema: dict[str, Any] | None, *, has_tasks: bool, any_json: bool) -> dict[str, Any] | None:
-    if schema is None or not (any_json or _is_object(schema)):
+    """Return the schema that clients check results against; None if an output that fits the agent's schema may not
+    pass their check."""
+    if schema is None or _allows_null(schema) or not (any_json or schema.get("type") == "object"):
         return None
-    root = {"type": "object"} if _is_object(schema) else {}
     if has_tasks:
-        return {**schema, **root}
-    # Clients check a result against the schema, and a handle is one too.
-    parts, own = _split(schema)
+        return schema
+    parts, own = _split(schema, "/anyOf/0")
+    root = {"type": "object"} if own.get("type") == "object" else {}
     return {**parts, **root, "anyOf": [own, HANDLE]}
+
+
+def _allows_null(schema: Any) -> bool:
+    """Return whether a schema may allow null, which clients take for a result without structured content."""
+    if not isinstance(schema, dict):
+        return True
+    if (kinds := schema.get("type")) is not None:
+        return "null" in ([kinds] if isinstance(kinds, str) else kinds)
+    choices = schema.get("anyOf") or schema.get("oneOf")
+    return not choices or any(_allows_null(each) for each in choices)
 
 
 def _is_object(schema: dict[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from minions.aio.submissions import task_path
 from minions.aio.task import AsyncTask
 from minions.aio.transport import AsyncTransport
 from minions.wire import to_json
+from shared.contracts.visible_text import visible
 
 SECONDS = 30.0
 
@@ -49,14 +50,18 @@ class Api(AsyncClient):
             "agent": agent,
             "input": value,
             # Also without the caller's: a request that was sent and not answered is repeated under it.
-            "idempotency_key": idempotency_key or str(uuid4()),
+            "idempotency_key": str(uuid4()) if idempotency_key is None else idempotency_key,
             **({"traceparent": traceparent} if traceparent else {}),
             **({"namespace": self.namespace} if self.namespace else {}),
         }
-        sent = to_json(request, what="The arguments")
+        sent = to_json(request, what="The call")
         params = {"wait": wait or None}
         answer = await self._transport.post("/v1/tasks", sent, safe=True, params=params, extra_time=wait)
         return AsyncTask.of(answer, self)
+
+    async def sentence(self, task: str) -> str:
+        """Return why a task is in its state. Models choose parts of it, such as arguments: it hides no characters."""
+        return visible(str((await self.why(task))["sentence"]))
 
     async def look(self, task: str, *, wait: float = 0.0) -> AsyncTask:
         """Return a task once it has ended, or after `wait` seconds.

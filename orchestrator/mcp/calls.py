@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from mcp.server.context import HandlerResult, ServerRequestContext
@@ -16,6 +16,7 @@ from minions.errors import InvalidInput
 from orchestrator.mcp import tasks
 from orchestrator.mcp.agent_tools import input_of
 from orchestrator.mcp.callers import Caller, idempotency_key, traceparent
+from orchestrator.mcp.forms import same_decision
 from orchestrator.mcp.results import TASK_KEY, result_of, text_of
 
 ANSWER_SECONDS = 2.0
@@ -56,9 +57,13 @@ class Calls:
         Raises:
             MinionsError: the API refused it, but for input that the agent does not take: a model can correct that.
         """
+        answered: dict[str, Any] = {}
         if params.request_state is not None:
             task = await tasks.find(caller, params.request_state)
-            await tasks.update(caller, task, params.input_responses or {})
+            if task.agent != agent:
+                raise InvalidInput(f"`requestState` is that of a call of another tool than {params.name[:200]!r}.")
+            answered = params.input_responses or {}
+            await tasks.update(caller, task, answered)
             task = await tasks.find(caller, task.id, wait=self._answer_seconds)
         else:
             contract = await caller.api.contract(agent, caller.api.namespace)
@@ -76,22 +81,33 @@ class Calls:
             return result_of(task, any_json=caller.is_modern)
         if caller.has_tasks:
             return await tasks.created(caller, task)
-        return await self._wait(context, caller, task, _patience(context, params))
+        return await self._wait(context, caller, task, _patience(context, params), answered)
 
     async def _wait(
-        self, context: ServerRequestContext, caller: Caller, task: AsyncTask, patience: float
+        self,
+        context: ServerRequestContext,
+        caller: Caller,
+        task: AsyncTask,
+        patience: float,
+        answered: Iterable[str],
     ) -> HandlerResult:
-        """Report progress until the task ends, needs its caller, or the client's patience ends."""
+        """Report progress until the task ends, needs its caller, or the client's patience ends.
+
+        Args:
+            answered: the keys of the forms that the client has answered: no user is asked twice for one decision.
+        """
         end = time.monotonic() + patience
         reports = 0
         while True:
-            if requests := await tasks.input_requests(caller, task):
+            requests = await tasks.input_requests(caller, task)
+            is_left_open = any(same_decision(key, asked) for key in answered for asked in requests)
+            if requests and not is_left_open:
                 return InputRequiredResult(input_requests=dict(requests), request_state=task.id)
-            why = await caller.api.why(task.id)
+            why = await caller.api.sentence(task.id)
             left = end - time.monotonic()
-            if left <= 0 or self._is_closing():
+            if is_left_open or left <= 0 or self._is_closing():
                 return _handle(task, why)
-            await context.session.report_progress(reports, message=why["sentence"])
+            await context.session.report_progress(reports, message=why)
             reports += 1
             task = await _next_look(caller, task, min(left, self._progress_seconds))
             if task.final:
@@ -114,10 +130,10 @@ async def _next_look(caller: Caller, task: AsyncTask, seconds: float) -> AsyncTa
     return found
 
 
-def _handle(task: AsyncTask, why: dict[str, Any]) -> CallToolResult:
-    facts = {"task_id": task.id, "state": task.state, "why": why["sentence"]}
+def _handle(task: AsyncTask, why: str) -> CallToolResult:
+    facts = {"task_id": task.id, "state": task.state, "why": why}
     text = (
-        f"The call goes on as task {task.id}: {why['sentence']} Call the tool `get_task` with this id for its result. "
+        f"The call continues as task {task.id}: {why} Call the tool `get_task` with this id for its result. "
         "Do not repeat the call: that would be another task."
     )
     return CallToolResult(content=[text_of(text)], structured_content=facts, _meta={TASK_KEY: task.id})

@@ -12,6 +12,7 @@ from mcp_types import INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST
 from pydantic import ValidationError
 
 from minions.errors import Conflict, InvalidInput, MinionsError, NotFound, TooLarge, Unauthorized
+from shared.contracts.strict_model import faults_of
 
 log = structlog.get_logger(__name__)
 
@@ -35,8 +36,13 @@ async def with_our_errors(ctx: ServerRequestContext[Any, Any], call_next: CallNe
     """Middleware that answers each error with a text of ours, and logs unexpected ones under the id that it names."""
     try:
         return await call_next(ctx)
-    except (MCPError, ValidationError):  # the package answers these
+    except MCPError:
         raise
+    except ValidationError as error:  # the package's own text does not name the parameter
+        faults = "; ".join(faults_of(error))
+        raise MCPError(
+            INVALID_PARAMS, f"The parameters are not valid: {faults}.", {"code": InvalidInput.code}
+        ) from None
     except MinionsError as error:
         raise fault_of(error) from None
     except Exception as error:

@@ -32,13 +32,18 @@ def key_of(decision: Decision) -> str:
     return f"{decision['step']}-{decision['proposal']}-{decision['approvals'] or 0}"
 
 
+def same_decision(key: str, other: str) -> bool:
+    """Return whether two keys are those of forms for one decision, before and after an approval of several."""
+    return key.rpartition("-")[0] == other.rpartition("-")[0]
+
+
 def form_of(decision: Decision, sentence: str) -> ElicitRequest:
     """Return the form for a decision.
 
     Args:
         sentence: says what the task waits for.
     """
-    hint, properties, required = _approval(decision) if decision["kind"] == "approval" else _answer(decision)
+    hint, properties, required = _questions(decision)
     schema = {"type": "object", "properties": properties, **({"required": required} if required else {})}
     # Models choose the arguments: no character of them may hide others.
     message = visible(f"{sentence} {hint}\n\n{_cut(_json(decision['value']))}")
@@ -55,9 +60,11 @@ def decided(decision: Decision, answer: ElicitResult) -> dict[str, Any] | None:
         return None
     names = {"step": decision["step"], "proposal": decision["proposal"]}
     content = answer.content or {}
+    if answer.action == "accept":
+        _check_fields(decision, content)
     if decision["kind"] == "approval":
         if answer.action == "decline":
-            return {**names, "verdict": "reject", "reason": "Declined by the user of an MCP client."}
+            return {**names, "verdict": "reject", "reason": "Declined by the user of an MCP client"}
         return {**names, "verdict": "approve", **_changed(decision, content), **_reason(content)}
     if answer.action == "decline":
         return None
@@ -66,6 +73,21 @@ def decided(decision: Decision, answer: ElicitResult) -> dict[str, Any] | None:
         raise InvalidInput(f"The field `outcome` must be one of {', '.join(VERDICTS)}.")
     value = {"value": _result(decision, content)} if outcome == "result" else {}
     return {**names, "verdict": outcome, **value, **_reason(content)}
+
+
+def _check_fields(decision: Decision, content: Mapping[str, Any]) -> None:
+    """Refuse arguments and results that the form has no field for: the user has seen no such field. Other fields that
+    were not asked for mean nothing, and some clients send them.
+    """
+    _, asked, _ = _questions(decision)
+    for name in content:
+        if name not in asked and (name in ("arguments", "result") or name.startswith(MARK)):
+            raise InvalidInput(f"The form has no field {name[:100]!r}. Its fields are {', '.join(asked)}.")
+
+
+def _questions(decision: Decision) -> tuple[str, dict[str, Any], list[str]]:
+    """Return a hint, the fields of a form, and the names of the required ones."""
+    return _approval(decision) if decision["kind"] == "approval" else _answer(decision)
 
 
 def _approval(decision: Decision) -> tuple[str, dict[str, Any], list[str]]:
@@ -121,8 +143,8 @@ def _field(name: str, part: Mapping[str, Any], values: Mapping[str, Any]) -> dic
 
 def _changed(decision: Decision, content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that replace the proposed ones, if the form has others."""
-    if isinstance(content.get("arguments"), str):
-        value = _parsed(content["arguments"], "arguments")
+    if (written := content.get("arguments")) is not None:
+        value = _parsed(written, "arguments")
     elif sent := _sent(content):
         proposed = decision["value"]
         value = {**(proposed if isinstance(proposed, dict) else {}), **sent}
@@ -132,8 +154,8 @@ def _changed(decision: Decision, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _result(decision: Decision, content: Mapping[str, Any]) -> Any:
-    if isinstance(content.get("result"), str):
-        return _parsed(content["result"], "result")
+    if (written := content.get("result")) is not None:
+        return _parsed(written, "result")
     return _sent(content)
 
 
@@ -152,7 +174,9 @@ def _cut(text: str) -> str:
     return text if left <= 0 else f"{text[:LONGEST_SHOWN]}… ({left:,} more characters)"
 
 
-def _parsed(text: str, field: str) -> Any:
+def _parsed(text: Any, field: str) -> Any:
+    if not isinstance(text, str):
+        raise InvalidInput(f"The field `{field}` must be text: JSON.")
     try:
         return parse(text)
     except InvalidInput as error:
@@ -161,4 +185,6 @@ def _parsed(text: str, field: str) -> Any:
 
 def _reason(content: Mapping[str, Any]) -> dict[str, Any]:
     reason = content.get("reason")
-    return {"reason": reason} if isinstance(reason, str) and reason else {}
+    if reason is not None and not isinstance(reason, str):
+        raise InvalidInput("The field `reason` must be text.")
+    return {"reason": reason} if reason else {}

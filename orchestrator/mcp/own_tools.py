@@ -95,7 +95,7 @@ class OwnTool:
         return Tool(
             name=self.name,
             description=self.description,
-            input_schema=self.arguments.model_json_schema(),
+            input_schema=_plain(self.arguments.model_json_schema()),
             annotations=ToolAnnotations(
                 read_only_hint=not self.changes, destructive_hint=self.changes, idempotent_hint=self.idempotent
             ),
@@ -113,6 +113,21 @@ class OwnTool:
             return CallToolResult(content=[text_of(error.message)], is_error=True)
 
 
+def _plain(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema without what is no concern of models, and which some clients refuse: choices with null."""
+    properties = {
+        name: {
+            keyword: value
+            for keyword, value in {**part, **(part.get("anyOf") or [{}])[0]}.items()
+            if keyword not in ("anyOf", "title") and value is not None
+        }
+        for name, part in schema["properties"].items()
+    }
+    return {keyword: value for keyword, value in schema.items() if keyword not in ("title", "description")} | {
+        "properties": properties
+    }
+
+
 def offered(terms: Terms) -> list[OwnTool]:
     """Return the tools that a key may use."""
     return [tool for tool in TOOLS if terms.allow(*tool.endpoints)]
@@ -122,8 +137,7 @@ async def _get_task(caller: Caller, asked: GetTask) -> CallToolResult:
     task = await tasks.find(caller, asked.task_id, wait=asked.wait_seconds)
     if task.final:
         return result_of(task, any_json=caller.is_modern)
-    why = await caller.api.why(task.id)
-    return structured({"task_id": task.id, "state": task.state, "why": why["sentence"]})
+    return structured({"task_id": task.id, "state": task.state, "why": await caller.api.sentence(task.id)})
 
 
 async def _cancel_task(caller: Caller, asked: CancelTask) -> CallToolResult:

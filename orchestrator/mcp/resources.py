@@ -24,6 +24,7 @@ from mcp_types import (
 
 from minions.errors import NotFound
 from orchestrator.mcp import tasks
+from orchestrator.mcp.agent_tools import AGENT_NAME
 from orchestrator.mcp.callers import Caller, Terms
 from shared.access.roles import MASK
 
@@ -87,6 +88,8 @@ async def get_prompt(caller: Caller, name: str) -> GetPromptResult:
         MinionsError: there is no such agent.
         MCPError: it has no system prompt, or the key may not read it.
     """
+    if not AGENT_NAME.fullmatch(name):
+        raise MCPError(INVALID_PARAMS, f"There is no prompt {name[:200]!r}.", {"code": "unknown_agent"})
     agent = await caller.api.agent(name, caller.api.namespace)
     text = agent["definition"].get("system_prompt")
     if not text or text == MASK:

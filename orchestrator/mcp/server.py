@@ -144,11 +144,8 @@ class McpServer(Server[Any]):
         own = own_tools.BY_NAME.get(params.name)
         if own is not None and (await Terms.of(caller.api)).allow(*own.endpoints):
             return await own.call(caller, params.arguments or {})
-        agent = agent_of(params.name, taken=own_tools.NAMES)
-        if own is not None and agent == params.name:
-            raise _unknown_tool(params.name)
         try:
-            return await self.calls.call(context, caller, params, agent)
+            return await self.calls.call(context, caller, params, agent_of(params.name, taken=own_tools.NAMES))
         except UnknownAgent:
             raise _unknown_tool(params.name) from None
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from mcp.server.context import ServerRequestContext
+from mcp.server.streamable_http import check_accept_headers
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
-from mcp_types import PARSE_ERROR
+from mcp_types import INVALID_REQUEST, PARSE_ERROR
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -29,6 +31,7 @@ PATH = "/mcp"
 METADATA = "/.well-known/oauth-protected-resource"
 NAMESPACE = "namespace"
 """The query parameter that chooses a namespace, for keys that are not bound to one."""
+NOT_ACCEPTABLE = "The header Accept must allow both application/json and text/event-stream: an answer may be either."
 
 IsClosing = Callable[[], bool]
 Make = Callable[[Connect, IsClosing], McpServer]
@@ -80,10 +83,13 @@ async def admit(request: Request, credentials: Credentials) -> None:
 async def serve(request: Request, sent: TaskBody) -> Response:
     """Answers a message of an MCP client."""
     try:
-        strict_json.parse(sent)
+        message = strict_json.parse(sent)
     except InvalidInput as error:
-        fault = {"code": PARSE_ERROR, "message": error.message}
-        return JSONResponse({"jsonrpc": "2.0", "id": None, "error": fault}, 400)
+        return _refusal(PARSE_ERROR, error.message)
+    if fault := _fault_of_envelope(message):
+        return _refusal(INVALID_REQUEST, fault)
+    if not all(check_accept_headers(request)):
+        return _refusal(INVALID_REQUEST, NOT_ACCEPTABLE, status=406)
     return _Answer(request.app.state.mcp.manager, sent)
 
 
@@ -144,6 +150,28 @@ def check_origin(request: Request) -> None:
     theirs = _host_of(origin)
     if theirs != known and not (local and is_loopback(theirs)):
         raise Forbidden(f"Requests of pages from {origin[:100]!r} are refused: it is not this installation.")
+
+
+def _fault_of_envelope(message: Any) -> str | None:
+    """Return what is wrong with a JSON-RPC message; None if nothing is."""
+    if isinstance(message, list):
+        return "Batches are not supported: send each message in a request of its own."
+    if not isinstance(message, dict):
+        return "The body must be a JSON-RPC message: an object."
+    if message.get("jsonrpc") != "2.0":
+        return 'The member `jsonrpc` must be "2.0".'
+    if "id" in message and (isinstance(message["id"], bool) or not isinstance(message["id"], str | int)):
+        return "The member `id` must be text or an integer. Leave it out in notifications."
+    if not message.keys() & {"result", "error"}:
+        if not isinstance(message.get("method"), str):
+            return "The member `method` must be the name of a method."
+        if not isinstance(message.get("params", {}), dict | None):
+            return "The member `params` must be an object."
+    return None
+
+
+def _refusal(code: int, text: str, *, status: int = 400) -> Response:
+    return JSONResponse({"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": text}}, status)
 
 
 def _host_of(address: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 
 from mcp.server.stdio import stdio_server
 
@@ -19,8 +20,16 @@ def serve(url: str, key: str, *, namespace: str | None, actor: str | None) -> No
 
     Raises:
         NotConfigured: the address or the key is not valid.
+        BrokenPipeError: the client has closed the output.
     """
-    asyncio.run(_serve(url, key, namespace, actor))
+    # A thread waits for input, which nothing interrupts; the process has nothing to tidy up.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        asyncio.run(_serve(url, key, namespace, actor))
+    except ExceptionGroup as errors:
+        if errors.subgroup(BrokenPipeError) is None:
+            raise
+        raise BrokenPipeError from None
 
 
 async def _serve(url: str, key: str, namespace: str | None, actor: str | None) -> None:

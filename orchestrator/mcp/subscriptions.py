@@ -30,8 +30,11 @@ from orchestrator.mcp.callers import Caller
 LOOK_SECONDS = 1.0
 TOOLS_SECONDS = 5.0
 MOST_STREAMS = 200
-"""In one process: each costs a look a second."""
+"""In one process."""
 MOST_TASKS = 50
+"""Of one stream."""
+MOST_WATCHED = 400
+"""Tasks of all streams of one process: each costs a look a second, of about a millisecond."""
 
 Send = Callable[[Notification[Any, Any]], Awaitable[None]]
 
@@ -53,7 +56,7 @@ class Subscriptions:
     def __init__(self, is_closing: Callable[[], bool], tools_seconds: float = TOOLS_SECONDS) -> None:
         self._is_closing = is_closing
         self._tools_seconds = tools_seconds
-        self._open = 0
+        self._open = self._watched = 0
 
     async def listen(
         self, context: ServerRequestContext, caller: Caller, params: SubscriptionsListenRequestParams
@@ -76,11 +79,18 @@ class Subscriptions:
             raise MCPError(INVALID_PARAMS, f"`taskIds` must be a list of at most {MOST_TASKS} ids of tasks.")
         if self._open >= MOST_STREAMS:
             raise MCPError(INTERNAL_ERROR, f"This process serves {MOST_STREAMS} streams already. Poll in place of one.")
+        if self._watched + len(wanted) > MOST_WATCHED:
+            full = (
+                f"This process watches {self._watched} tasks already, and at most {MOST_WATCHED}. Poll in place of it."
+            )
+            raise MCPError(INTERNAL_ERROR, full)
         self._open += 1
+        self._watched += len(wanted)
         try:
             return await self._serve(context, caller, bool(asked.tools_list_changed), wanted)
         finally:
             self._open -= 1
+            self._watched -= len(wanted)
 
     async def _serve(
         self, context: ServerRequestContext, caller: Caller, tools: bool, wanted: list[str]

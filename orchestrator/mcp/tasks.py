@@ -76,7 +76,7 @@ async def detailed(caller: Caller, task: AsyncTask) -> dict[str, Any]:
     if task.final:
         return _ended(caller, task, terms)
     requests = await _forms(caller, task, terms)
-    sentence = str((await caller.api.why(task.id))["sentence"])
+    sentence = await caller.api.sentence(task.id)
     if not requests:
         return _task(task, terms, "working", sentence)
     shown = {key: form.model_dump(by_alias=True, mode="json", exclude_none=True) for key, form in requests.items()}

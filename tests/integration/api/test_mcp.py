@@ -95,14 +95,14 @@ def test_long_call_is_a_task_for_a_client_with_tasks(act: Any, connect: Any) -> 
 
     async def main() -> None:
         async with connect(tasks=True, mode="2026-07-28") as client:
-            created = await client.session.call_tool("Acts", {"do": "sleep", "seconds": 1.5}, allow_claimed=True)
+            created = await client.session.call_tool("Acts", {"do": "sleep", "seconds": 0.9}, allow_claimed=True)
             found = created.model_dump(by_alias=True)
             assert (found["resultType"], found["status"]) == ("task", "working")
             assert found["ttlMs"] > 29 * 86_400_000
             assert found["pollIntervalMs"] == 1000
             assert "running" in found["statusMessage"]
             ended = await until_ended(client, found["taskId"])
-            assert ended["result"]["structuredContent"] == {"slept": 1.5}
+            assert ended["result"]["structuredContent"] == {"slept": 0.9}
 
     run(main())
 
@@ -149,15 +149,25 @@ def test_approvals_of_sub_tasks_are_forms_of_the_task(act: Any, define: Define, 
 
 def test_form_is_answered_within_a_call_without_tasks(act: Any, connect: Any) -> None:
     act("Acts", input_schema=SCHEMA, config={"approval": True})
+    asked = []
 
-    async def approve(context: Any, params: Any) -> ElicitResult:
+    async def answer(context: Any, params: Any) -> ElicitResult:
         assert "asks for the approval" in params.message
-        return ElicitResult(action="accept", content={})
+        asked.append(params)
+        return ElicitResult(action="cancel" if len(asked) == 1 else "accept", content={})
 
     async def main() -> None:
-        async with connect(mode="2026-07-28", elicitation_callback=approve) as client:
+        async with connect(mode="2026-07-28", elicitation_callback=answer) as client:
+            # A user who dismisses the form is not asked again.
+            left = await client.call_tool("Acts", {"do": "answer", "answer": "a\u202eb"})
+            assert (left.structured_content["state"], len(asked)) == ("waiting", 1)
+            assert "\\u202e" in left.structured_content["why"]
             result = await client.call_tool("Acts", {"do": "answer", "answer": "approved"})
-            assert result.content[0].text == "approved"
+            assert (result.content[0].text, len(asked)) == ("approved", 2)
+            state = {"request_state": left.structured_content["task_id"]}
+            act("Other", input_schema=SCHEMA)
+            with pytest.raises(MCPError, match="another tool than 'Other'"):
+                await client.session.call_tool("Other", {}, **state)
 
     run(main())
 
@@ -175,11 +185,11 @@ def test_client_without_tasks_gets_progress_and_a_handle(
 
     async def main() -> None:
         async with connect(mode=mode) as client:
-            result = await client.call_tool("Acts", {"do": "sleep", "seconds": 1.5}, progress_callback=hear)
+            result = await client.call_tool("Acts", {"do": "sleep", "seconds": 0.9}, progress_callback=hear)
             assert result.structured_content["state"] == "running"
             handle = {"task_id": result.structured_content["task_id"], "wait_seconds": 30}
             ended = await client.call_tool("get_task", handle)
-            assert ended.structured_content == {"slept": 1.5}
+            assert ended.structured_content == {"slept": 0.9}
 
     run(main())
     assert heard
@@ -198,6 +208,8 @@ def test_call_is_repeated_under_its_key_and_runs_once(act: Any, connect: Any, ta
             assert one == other
             with pytest.raises(MCPError, match="idempotency key"):
                 await client.call_tool("Acts", {"do": "other"}, meta=meta)
+            for wrong in ("", 5):
+                assert (await client.call_tool("Acts", {}, meta={"minions/idempotency-key": wrong})).is_error
             return one
 
     assert tasks.get(run(main()))["traceparent"] == caller
@@ -439,6 +451,13 @@ def test_changes_are_sent_to_a_stream(act: Any, http_api: Api, monkeypatch: pyte
     with Client(http_api.url, http_api.key) as client:
         task = client.submit("Acts", {"do": "sleep", "seconds": 0.5}).id
     heard = run(main())
+    for bound in ("MOST_STREAMS", "MOST_WATCHED"):
+        monkeypatch.setattr(f"orchestrator.mcp.subscriptions.{bound}", 0)
+        body = request("subscriptions/listen", notifications={"taskIds": [task]})
+        with http_api.http() as http:
+            refused = said(http.post("/mcp", json=body, headers=headers_of(body)))
+        assert "Poll in place of" in refused["error"]["message"]
+        monkeypatch.setattr(f"orchestrator.mcp.subscriptions.{bound}", 1)
     assert heard[0]["method"] == "notifications/subscriptions/acknowledged"
     assert heard[0]["params"]["notifications"] == {"toolsListChanged": True, "taskIds": [task]}
 
@@ -464,6 +483,13 @@ def headers_of(body: dict[str, Any]) -> dict[str, str]:
         "Accept": "application/json, text/event-stream",
         **({"Mcp-Name": name} if name else {}),
     }
+
+
+def said(answer: httpx2.Response) -> dict[str, Any]:
+    """Return the message in an answer, which may be a stream with one."""
+    text = answer.text.partition("data: ")[2] if "event-stream" in answer.headers["Content-Type"] else answer.text
+    message: dict[str, Any] = json.loads(text)
+    return message
 
 
 def test_request_without_a_key_learns_where_to_get_one(http_api: Api) -> None:
@@ -511,6 +537,9 @@ BAD = (
     b"", b"{", b"[]", b"null", b"1", b'{"jsonrpc": "2.0"}', b'{"a": NaN}', b'{"a": 1, "a": 2}', rb'"\u0000"',
     b"[" * 5000,
     b'{"jsonrpc": "2.0", "id": null, "method": "tools/list"}', b'{"jsonrpc": "2.0", "id": {}, "method": 1}', b"\xff",
+    b'{"jsonrpc": "2.0", "id": 1.5, "method": "tools/list"}', b'{"jsonrpc": "2.0", "id": true, "method": "tools/list"}',
+    b'[{"jsonrpc": "2.0", "id": 1, "method": "tools/list"}]', b'{"id": 1, "method": "tools/list"}',
+    b'{"jsonrpc": "2.0", "id": 1, "method": "a", "params": []}', b'{"jsonrpc": "2.0", "id": 1}',
 )  # fmt: skip
 
 
@@ -519,9 +548,43 @@ def test_bad_body_is_refused(http_api: Api) -> None:
     with http_api.http() as http:
         for sent, headers in itertools.product(BAD, eras):
             answer = http.post("/mcp", content=sent, headers=headers | {"Content-Type": "application/json"})
-            # Until 2025-11-25, `"id": null` makes a notification.
-            assert answer.status_code == 202 or 400 <= answer.status_code < 500, (sent, answer.text)
-            assert "Traceback" not in answer.text
+            assert answer.status_code == 400, (sent, answer.text)
+            assert "JSONRPC" not in answer.text  # a class of the package
+
+
+def test_client_that_accepts_too_little_learns_what_to_accept(http_api: Api) -> None:
+    body = request("tools/list")
+    with http_api.http() as http:
+        for headers in (headers_of(body), {}):
+            refused = http.post("/mcp", json=body, headers=headers | {"Accept": "application/json"})
+            assert refused.status_code == 406
+            assert "text/event-stream" in refused.json()["error"]["message"]
+            assert http.post("/mcp", json=body, headers=headers | {"Accept": "*/*"}).status_code == 200
+
+
+def test_any_handshake_is_answered(http_api: Api) -> None:
+    for version in ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2099-01-01"):
+        with http_api.http() as http:
+            spoken = handshake(http, version)
+            assert spoken == ("2025-11-25" if version == "2099-01-01" else version)
+            http.headers["MCP-Protocol-Version"] = spoken
+            assert http.post("/mcp", json={"jsonrpc": "2.0", "method": "notifications/initialized"}).status_code == 202
+            for method in ("tools/list", "resources/list", "resources/templates/list", "prompts/list", "ping"):
+                answer = said(http.post("/mcp", json={"jsonrpc": "2.0", "id": "a", "method": method}))
+                assert (answer["id"], "error" in answer) == ("a", False)
+
+
+def handshake(http: httpx2.Client, version: str) -> str:
+    """Return the version that the server agrees to."""
+    hello = {"protocolVersion": version, "capabilities": {"roots": {}}, "clientInfo": {"name": "any", "version": "1"}}
+    agreed = said(http.post("/mcp", json={"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": hello}))
+    spoken: str = agreed["result"]["protocolVersion"]
+    return spoken
+
+
+def test_wrong_parameter_is_named(http: httpx2.Client) -> None:
+    wrong = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"cursor": 5}}
+    assert "params.cursor" in said(http.post("/mcp", json=wrong))["error"]["message"]
 
 
 def test_large_or_foreign_body_is_refused(http_api: Api) -> None:
@@ -530,8 +593,9 @@ def test_large_or_foreign_body_is_refused(http_api: Api) -> None:
         assert http.post("/mcp", content=b"<a/>", headers={"Content-Type": "text/xml"}).status_code == 415
 
 
+TEXTS = ("Acts", str(uuid4()), ".", "..", "../tasks", "a/b", "")
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=20) | st.just("Acts") | st.just(str(uuid4())),
+    st.none() | st.booleans() | st.integers() | st.text(max_size=20) | st.sampled_from(TEXTS),
     lambda part: st.lists(part, max_size=3) | st.dictionaries(st.text(max_size=10), part, max_size=3),
     max_leaves=6,
 )
@@ -559,6 +623,5 @@ def test_any_parameters_are_answered_without_a_fault(
             headers["Mcp-Name"] = value
     answer = http.post("/mcp", json=body, headers=headers)
     assert answer.status_code < 500, answer.text
-    said = answer.text.partition("data: ")[2] if "event-stream" in answer.headers["Content-Type"] else answer.text
-    error = json.loads(said).get("error", {})
+    error = said(answer).get("error", {})
     assert error.get("code") not in (0, -32603), error

@@ -36,8 +36,8 @@ class Machines:
 
     def __init__(self, folder: Path, engine: Engine, stack: ExitStack) -> None:
         self._folder, self._engine, self._stack = folder, engine, stack
-        self.orchestrator = self._orchestrator("0")
-        self.worker = self.start_worker()
+        self.orchestrator, self.worker = self._orchestrator("0"), self._worker()
+        self._wait()
 
     @property
     def port(self) -> str:
@@ -49,18 +49,25 @@ class Machines:
         port = self.port
         self.orchestrator.kill()
         self.orchestrator = self._orchestrator(port)
+        self._wait()
 
-    def start_worker(self) -> Process:
-        process = start_worker(self._folder, "journey")
-        self._stack.enter_context(killed_on_exit(process))
-        wait_online(self._engine, process)
-        return process
+    def replace_worker(self) -> None:
+        self.worker.kill()
+        self.worker = self._worker()
 
     def _orchestrator(self, port: str) -> Process:
-        process = start_orchestrator(self._folder, env={"MINION_API_PORT": port})
+        return self._started(start_orchestrator(self._folder, env={"MINION_API_PORT": port}))
+
+    def _worker(self) -> Process:
+        return self._started(start_worker(self._folder, "journey"))
+
+    def _started(self, process: Process) -> Process:
         self._stack.enter_context(killed_on_exit(process))
-        wait_until(lambda: ready(process), "orchestrator", 60)
         return process
+
+    def _wait(self) -> None:
+        wait_until(lambda: ready(self.orchestrator), "orchestrator", 60)
+        wait_online(self._engine, self.worker)
 
 
 @pytest.fixture
@@ -109,9 +116,8 @@ def test_journey_survives_orchestrator_and_worker(
             await asyncio.to_thread(machines.replace_orchestrator)
             await ask(client, "tasks/update", taskId=task_id, inputResponses={key: {"action": "accept", "content": {}}})
             await asyncio.to_thread(wait_until, lambda: log.exists(), "the call")
-            machines.worker.kill()
+            machines.replace_worker()
             assert (await until(client, task_id, "working"))["statusMessage"]
-            await asyncio.to_thread(machines.start_worker)
             return await until(client, task_id, "completed")
 
     ended = asyncio.run(journey())

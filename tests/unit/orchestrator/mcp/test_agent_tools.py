@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
-from minions.errors import InvalidInput
-from orchestrator.mcp.agent_tools import HANDLE, agent_of, input_of, tool_of
+from minions.errors import InvalidInput, UnknownAgent
+from orchestrator.mcp.agent_tools import AGENT_NAME, HANDLE, agent_of, input_of, tool_of
+from shared.contracts.documents import NAME
 
+TEXT = {"type": "string"}
 TAKEN = frozenset({"why"})
 LIST = {"type": "array", "items": {"$ref": "#/$defs/part"}, "$defs": {"part": {"type": "string"}}}
 OBJECT = {"type": "object", "properties": {"a": {"$ref": "#/$defs/part"}}, "$defs": {"part": {"type": "string"}}}
@@ -24,9 +27,20 @@ def tool(has_tasks: bool = True, any_json: bool = True, **more: Any) -> Any:
 
 
 def test_agent_called_like_a_tool_of_ours_is_renamed() -> None:
-    assert tool(name="why").name == "agent.why"
-    assert agent_of("agent.why", taken=TAKEN) == "why"
-    assert agent_of("agent.other", taken=TAKEN) == "agent.other"
+    renamed = {"why": "agent_why", "agent_why": "agent_agent_why", "agent_other": "agent_other", "Acts": "Acts"}
+    for agent, name in renamed.items():
+        assert tool(name=agent).name == name
+        assert agent_of(name, taken=TAKEN) == agent
+
+
+@pytest.mark.parametrize("name", ["why", "", ".", "..", "a/b", "../Acts", "Acts?x", "x" * 101, "Nö"])
+def test_name_that_no_agent_can_have_is_unknown(name: str) -> None:
+    with pytest.raises(UnknownAgent):
+        agent_of(name, taken=TAKEN)
+
+
+def test_names_are_those_of_definitions() -> None:
+    assert f"^{AGENT_NAME.pattern}$" == NAME
 
 
 def test_input_that_is_no_object_is_one_argument() -> None:
@@ -56,6 +70,32 @@ def test_output_schema_allows_the_handle_that_a_client_may_get() -> None:
     assert other == {"type": "object", "$defs": OBJECT["$defs"], "anyOf": [own, HANDLE]}
     assert tool(output_schema=LIST).output_schema == LIST
     assert tool(output_schema=LIST, any_json=False).output_schema is None
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "items": {"anyOf": [{"type": "string"}, {"$ref": "#"}]}},
+        {"type": "array", "items": {"$ref": "#/$defs/part"}, "$defs": {"part": {"anyOf": [TEXT, {"$ref": "#"}]}}},
+        {"$id": "https://a.example", "type": "array", "items": {"$ref": "#/prefixItems/0"}, "prefixItems": [TEXT]},
+        {"$anchor": "top", "type": "array", "items": {"anyOf": [{"type": "string"}, {"$ref": "#top"}]}},
+    ],
+)
+def test_references_follow_a_schema_that_moves(schema: dict[str, Any]) -> None:
+    within = tool(input_schema=schema).input_schema
+    either = tool(output_schema=schema, has_tasks=False).output_schema
+    for value in ([], ["a"], ["a", ["b"]], ["a", 5], ["a", ["b", [5]]], 5):
+        fits = Draft202012Validator(schema).is_valid(value)
+        assert Draft202012Validator(within).is_valid({"input": value}) == fits
+        assert Draft202012Validator(either).is_valid(value) == fits
+
+
+@pytest.mark.parametrize(
+    "schema", [{}, {"type": ["object", "null"]}, {"anyOf": [TEXT, {"type": "null"}]}, {"properties": {"a": TEXT}}]
+)
+def test_output_schema_that_allows_null_is_left_out(schema: dict[str, Any]) -> None:
+    assert tool(output_schema=schema).output_schema is None
+    assert tool(output_schema={"anyOf": [TEXT, OBJECT]}).output_schema is not None
 
 
 def test_headers_are_removed_from_schemas() -> None:

@@ -80,7 +80,8 @@ def test_accepting_approves_and_declining_rejects() -> None:
     assert decided(decision(), answer("accept", reason="Half.", **{"argument.amount": 5})) == {
         **approved, "value": changed, "reason": "Half."
     }  # fmt: skip
-    assert decided(decision(), answer("accept", arguments='{"order": "A-18"}')) == {
+    whole = decision(schema={"type": "object"})
+    assert decided(whole, answer("accept", arguments='{"order": "A-18"}')) == {
         **approved, "value": {"order": "A-18"}
     }  # fmt: skip
     assert decided(decision(), answer("decline"))["verdict"] == "reject"
@@ -99,6 +100,16 @@ def test_outcome_of_an_interrupted_call_is_asked_for() -> None:
     for wrong in ({}, {"outcome": "yes"}, {"outcome": "result", "result": "{"}):
         with pytest.raises(InvalidInput):
             decided(interrupted, answer("accept", **wrong))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"argument.other": "x"}, {"arguments": "{}"}, {"result": "{}"}, {"reason": 5}, {"reason": ["x"]}],
+)
+def test_field_that_the_form_does_not_have_is_refused(content: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput):
+        decided(decision(), answer("accept", **content))
+    assert decided(decision(), answer("accept", confirmed=True)) == {**NAMED, "verdict": "approve"}
 
 
 VALUES = st.none() | st.booleans() | st.integers() | st.text(max_size=9) | st.lists(st.text(max_size=3), max_size=2)
