@@ -12,7 +12,7 @@ from minions.errors import InvalidInput, UnknownAgent
 Contract = dict[str, Any]
 
 AGENT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
-"""That of definitions, without loading them: they take longer to load than a client waits for its first answer."""
+"""The pattern of definitions; importing them would slow down the start of `minion mcp serve`."""
 RENAMED = "agent_"
 """Begins the tool's name of an agent that is called like a tool of ours, or like another agent that was renamed."""
 WRAPPED = "input"

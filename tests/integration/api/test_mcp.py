@@ -36,8 +36,11 @@ ERAS = pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
 
 
 @pytest.fixture(autouse=True)
-def _running(loops: None, worker: Any, http_api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loops and a worker; calls become tasks soon."""
+def _running(request: pytest.FixtureRequest, http_api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loops and a worker, for tests with agents; calls become tasks soon."""
+    if "act" in request.fixturenames:
+        request.getfixturevalue("loops")
+        request.getfixturevalue("worker")
     monkeypatch.setattr(http_api.app.state.mcp.server.calls, "_answer_seconds", 0.5)
 
 
