@@ -1,7 +1,8 @@
 """Runs the commands of a page of the documentation as its reader would: in a shell, one block after the other.
 
 A page is a list of blocks. `bash` blocks run in one shell. Blocks with a title are files, which are written first. A
-`text` block after a `bash` block lists texts that its output must contain, one a line. A comment before a block says:
+`text` block after a `bash` block lists texts that its output must contain, one a line; "…" is for lines that the page
+leaves out. A comment before a block says:
 
 `<!-- not run: REASON -->`     the block needs what a test does not have
 `<!-- terminal: NAME -->`      the block runs in the background until the end; its output must have the expected text
@@ -28,6 +29,7 @@ BLOCK = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 END = "--- end of block"
+CUT = "…"
 SECONDS = 120
 
 
@@ -54,7 +56,8 @@ def blocks_of(page: Path) -> list[Block]:
     blocks = []
     for index, each in enumerate(found):
         after = found[index + 1] if index + 1 < len(found) else None
-        expected = after["body"].splitlines() if after and after["language"] == "text" else ()
+        lines = after["body"].splitlines() if after and after["language"] == "text" else ()
+        expected = [line for line in lines if line != CUT]
         if each["language"] == "bash" or each["title"]:
             blocks.append(
                 Block(each["language"], each["body"], each["direction"] or "", each["title"] or "", tuple(expected))
