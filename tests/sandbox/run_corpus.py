@@ -1,6 +1,8 @@
 """Run the corpora in one setting and print the results as JSON.
 
-    python run_corpus.py FOLDER_WITH_shared DATA_FOLDER
+    python run_corpus.py FOLDER_WITH_shared DATA_FOLDER [FIRST STEP]
+
+FIRST and STEP choose a part of each corpus: the entry with this index, and every STEPth after it.
 
 A separate script, because most settings belong to another user: `test_settings.py` starts it as root, as
 nobody, or inside `container.py`. It imports only the standard library and `shared.sandbox`.
@@ -113,8 +115,9 @@ def honest_all(sandbox: Sandbox, functions: list[dict[str, Any]]) -> list[str]:
 
 def main() -> None:
     data = Path(sys.argv[2])
-    attacks = json.loads((data / "attacks.json").read_text(encoding="utf-8"))
-    honest = json.loads((data / "honest.json").read_text(encoding="utf-8"))
+    first, step = map(int, sys.argv[3:]) if len(sys.argv) > 3 else (0, 1)
+    attacks = json.loads((data / "attacks.json").read_text(encoding="utf-8"))[first::step]
+    honest = json.loads((data / "honest.json").read_text(encoding="utf-8"))[first::step]
     # Without the policy the zygote is one that is shared: an attack could then concern other processes too.
     door = Keeper(DANGEROUS).door
     with Sandbox() as checked, Sandbox(preload=DANGEROUS, door=door) as unchecked:

@@ -40,8 +40,11 @@ def unchecked_sandbox() -> Iterator[Sandbox]:
         yield started
 
 
+@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("check", [True, False], ids=["policy", "kernel layers alone"])
-def test_attacks_of_the_corpus_fail_in_programs(sandbox: Sandbox, unchecked_sandbox: Sandbox, check: bool) -> None:
+def test_attacks_of_the_corpus_fail_in_programs(
+    sandbox: Sandbox, unchecked_sandbox: Sandbox, check: bool, step: int
+) -> None:
     def run(sandbox: Sandbox, attack: dict[str, Any], check: bool) -> Outcome:
         outcome = as_program(sandbox, attack, check)
         refused = outcome.error is not None and BLOCKS in outcome.error.message
@@ -49,7 +52,7 @@ def test_attacks_of_the_corpus_fail_in_programs(sandbox: Sandbox, unchecked_sand
         return as_program(sandbox, {**attack, "code": "def f():\n    while True: pass"}, True) if refused else outcome
 
     attacked = sandbox if check else unchecked_sandbox
-    attacks = [attack for attack in ATTACKS if attack["must_hold"].startswith("policy") == check]
+    attacks = [attack for attack in ATTACKS if attack["must_hold"].startswith("policy") == check][::step]
     assert attack_all(attacked, [{"repeat": 1, **attack} for attack in attacks], check, run) == []
 
 
