@@ -46,7 +46,7 @@ up: install  ## Run everything on this machine until Ctrl-C: servers, orchestrat
 
 # Tests start many processes. They keep their bytecode, even if the environment disables that.
 test: install  ## Run the tests against real servers, which they start themselves
-	@PYTHONDONTWRITEBYTECODE= $(RUN) pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations=25
+	@PYTHONDONTWRITEBYTECODE= $(RUN) pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder --durations=25
 
 unit: install  ## Run the tests that need no server (under a minute)
 	@PYTHONDONTWRITEBYTECODE= $(RUN) pytest --numprocesses 3 tests/unit
