@@ -6,11 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
-from urllib.parse import quote
 from uuid import UUID
 
 from minions.transport import Transport
-from minions.wire import PAGE, given, to_json
+from minions.wire import PAGE, given, segment, to_json
 
 
 class Alerts:
@@ -77,8 +76,8 @@ class Alerts:
         Raises:
             NotFound: there is no such silence.
         """
-        self._transport.delete(f"/v1/silences/{quote(str(silence), safe='')}")
+        self._transport.delete(f"/v1/silences/{segment(silence)}")
 
 
 def _path(alert: str | UUID) -> str:
-    return f"/v1/alerts/{quote(str(alert), safe='')}"
+    return f"/v1/alerts/{segment(alert)}"

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
-from urllib.parse import quote
 from uuid import UUID
 
 from minions.transport import Transport
-from minions.wire import PAGE, given, to_json
+from minions.wire import PAGE, given, segment, to_json
 
 
 class BulkActs:
@@ -71,4 +70,4 @@ class BulkActs:
 
 
 def _path(bulk_act: str | UUID) -> str:
-    return f"/v1/bulk-acts/{quote(str(bulk_act), safe='')}"
+    return f"/v1/bulk-acts/{segment(bulk_act)}"

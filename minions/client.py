@@ -19,7 +19,6 @@ from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import quote
 from uuid import UUID
 
 from minions.alerts import Alerts
@@ -36,7 +35,7 @@ from minions.submissions import NOT_GIVEN, NotGiven, Submissions, TaskId, id_of,
 from minions.task import Task, TaskSummary
 from minions.task_event import TaskEvent
 from minions.transport import Transport
-from minions.wire import PAGE, given, to_json
+from minions.wire import PAGE, given, segment, to_json
 
 WHOLE_ID = 32  # characters, without hyphens
 
@@ -246,7 +245,7 @@ class Client(Submissions, Operations, BulkActs, Alerts, Files, Keys, Audit, Memo
             Conflict: it has ended.
         """
         body = to_json({"payload": payload}, what="The payload")
-        return self._task(self._transport.post(task_path(task, f"signals/{quote(name, safe='')}"), body, safe=False))
+        return self._task(self._transport.post(task_path(task, f"signals/{segment(name)}"), body, safe=False))
 
     def decide(
         self,
@@ -321,9 +320,7 @@ class Client(Submissions, Operations, BulkActs, Alerts, Files, Keys, Audit, Memo
         Raises:
             UnknownAgent: there is no agent of that name.
         """
-        found: dict[str, Any] = self._transport.get(
-            f"/v1/agents/{quote(name, safe='')}", params={"namespace": namespace}
-        )
+        found: dict[str, Any] = self._transport.get(f"/v1/agents/{segment(name)}", params={"namespace": namespace})
         return found
 
     def agent_version(self, name: str, number: int, namespace: str | None = None) -> dict[str, Any]:
@@ -332,7 +329,7 @@ class Client(Submissions, Operations, BulkActs, Alerts, Files, Keys, Audit, Memo
         Raises:
             UnknownAgent, NotFound: there is no such agent or version.
         """
-        path = f"/v1/agents/{quote(name, safe='')}/versions/{number}"
+        path = f"/v1/agents/{segment(name)}/versions/{number}"
         found: dict[str, Any] = self._transport.get(path, params={"namespace": namespace})
         return found
 
@@ -348,7 +345,7 @@ class Client(Submissions, Operations, BulkActs, Alerts, Files, Keys, Audit, Memo
             InvalidDefinition: the version calls agents that now call it.
         """
         body = to_json(given(version=version, reason=reason), what="The request")
-        path = f"/v1/agents/{quote(name, safe='')}/rollback"
+        path = f"/v1/agents/{segment(name)}/rollback"
         agent: dict[str, Any] = self._transport.post(path, body, params={"namespace": namespace}, safe=True)
         return agent
 
@@ -391,7 +388,7 @@ class Client(Submissions, Operations, BulkActs, Alerts, Files, Keys, Audit, Memo
             max_score_drop=max_score_drop,
             min_tasks=min_tasks,
         )
-        path = f"/v1/agents/{quote(name, safe='')}/canary"
+        path = f"/v1/agents/{segment(name)}/canary"
         body = to_json(asked, what="The request")
         agent: dict[str, Any] = self._transport.put(path, body, params={"namespace": namespace})
         return agent
@@ -445,7 +442,7 @@ class Client(Submissions, Operations, BulkActs, Alerts, Files, Keys, Audit, Memo
             UnknownAgent: there is no agent of that name.
         """
         body = to_json(given(status=status, reason=reason), what="The request")
-        path = f"/v1/agents/{quote(name, safe='')}/status"
+        path = f"/v1/agents/{segment(name)}/status"
         agent: dict[str, Any] = self._transport.put(path, body, params={"namespace": namespace})
         return agent
 
@@ -466,7 +463,7 @@ class Client(Submissions, Operations, BulkActs, Alerts, Files, Keys, Audit, Memo
         Raises:
             UnknownAgent: there is no active agent of that name, or it has no input schema.
         """
-        path = f"/v1/contracts/{quote(name, safe='')}"
+        path = f"/v1/contracts/{segment(name)}"
         found: dict[str, Any] = self._transport.get(path, params={"namespace": namespace})
         return found
 
@@ -488,7 +485,7 @@ class Client(Submissions, Operations, BulkActs, Alerts, Files, Keys, Audit, Memo
         Raises:
             NotFound: there is no tool of that name.
         """
-        path = f"/v1/tools/{quote(name, safe='')}"
+        path = f"/v1/tools/{segment(name)}"
         found: dict[str, Any] = self._transport.get(path, params={"namespace": namespace})
         return found
 
@@ -502,7 +499,7 @@ class Client(Submissions, Operations, BulkActs, Alerts, Files, Keys, Audit, Memo
         Raises:
             NotFound: there is no function of that name.
         """
-        path = f"/v1/functions/{quote(name, safe='')}"
+        path = f"/v1/functions/{segment(name)}"
         found: dict[str, Any] = self._transport.get(path, params={"namespace": namespace})
         return found
 
@@ -512,7 +509,7 @@ class Client(Submissions, Operations, BulkActs, Alerts, Files, Keys, Audit, Memo
         Raises:
             NotFound: there is no function of that name.
         """
-        path = f"/v1/functions/{quote(name, safe='')}/security-events"
+        path = f"/v1/functions/{segment(name)}/security-events"
         items: list[dict[str, Any]] = self._transport.get(path, params={"namespace": namespace})["items"]
         return items
 
@@ -535,7 +532,7 @@ class Client(Submissions, Operations, BulkActs, Alerts, Files, Keys, Audit, Memo
             Conflict: the version is to be active, and its row was changed from outside.
         """
         body = to_json(given(status=status, version=version, reason=reason), what="The request")
-        path = f"/v1/functions/{quote(name, safe='')}/status"
+        path = f"/v1/functions/{segment(name)}/status"
         function: dict[str, Any] = self._transport.put(path, body, params={"namespace": namespace})
         return function
 

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from minions.transport import Transport
-from minions.wire import PAGE
+from minions.wire import PAGE, segment
 
 
 class Files:
@@ -87,4 +86,4 @@ def _read(file: str | PathLike[str] | bytes) -> tuple[bytes, str | None]:
 
 
 def _path(file_id: str) -> str:
-    return f"/v1/files/{quote(file_id, safe='')}"
+    return f"/v1/files/{segment(file_id)}"

@@ -6,11 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
-from urllib.parse import quote
 from uuid import UUID
 
 from minions.transport import Transport
-from minions.wire import PAGE, given, to_json
+from minions.wire import PAGE, given, segment, to_json
 
 MARK = "mk_"
 SHOWN = 9
@@ -133,7 +132,7 @@ class Keys:
         Raises:
             NotFound: there is no such login.
         """
-        ended: dict[str, Any] = self._transport.delete(f"/v1/sessions/{quote(str(session), safe='')}")
+        ended: dict[str, Any] = self._transport.delete(f"/v1/sessions/{segment(session)}")
         return ended
 
     def revoke_sessions_of(self, user: str) -> list[str]:
@@ -151,4 +150,4 @@ def _path(key: str | UUID) -> str:
     if named.startswith(MARK):
         # The whole text would be in the logs of proxies.
         named = named[:SHOWN]
-    return f"/v1/keys/{quote(named, safe='')}"
+    return f"/v1/keys/{segment(named)}"

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import quote
 from uuid import UUID
 
 from minions.transport import Transport
-from minions.wire import PAGE
+from minions.wire import PAGE, segment
 
 
 class Memories:
@@ -68,4 +67,4 @@ class Memories:
 
 
 def _path(store: UUID | str) -> str:
-    return f"/v1/memory/{quote(str(store), safe='')}"
+    return f"/v1/memory/{segment(store)}"

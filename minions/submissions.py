@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from datetime import datetime
 from itertools import islice
 from typing import Any, Final, Literal, overload
-from urllib.parse import quote
 from uuid import UUID, uuid4
 
 from minions.current_span import current_traceparent
@@ -16,7 +15,7 @@ from minions.task import Output, Task, TaskSummary
 from minions.transport import Transport
 from minions.typed_output import check_type
 from minions.waiting import WaitEnd
-from minions.wire import given, to_json
+from minions.wire import given, segment, to_json
 
 BULK_TASKS = 10_000
 BULK_BYTES = 16 << 20
@@ -388,7 +387,7 @@ def id_of(task: TaskId) -> str:
 
 def task_path(task: TaskId, part: str | None = None) -> str:
     """Return the path of a task, or of a part of it."""
-    path = f"/v1/tasks/{quote(id_of(task), safe='')}"
+    path = f"/v1/tasks/{segment(id_of(task))}"
     return f"{path}/{part}" if part else path
 
 

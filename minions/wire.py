@@ -8,6 +8,8 @@ import ssl
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
+from urllib.parse import quote
+from uuid import UUID
 
 import httpx2
 
@@ -96,6 +98,12 @@ def to_json(value: Any, *, what: str) -> str:
         return json.dumps(value, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInput(f"{what} is not JSON: {error}.") from None
+
+
+def segment(name: str | UUID) -> str:
+    """Return a name as one segment of a path. The HTTP client resolves `.` and `..` unless they are encoded too."""
+    part = quote(str(name), safe="")
+    return part.replace(".", "%2E") if part in (".", "..") else part
 
 
 def present(params: Mapping[str, Any] | None) -> dict[str, Any]:

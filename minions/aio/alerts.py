@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any
-from urllib.parse import quote
 from uuid import UUID
 
 from minions.aio.transport import AsyncTransport
-from minions.wire import PAGE, given, to_json
+from minions.wire import PAGE, given, segment, to_json
 
 
 class AsyncAlerts:
@@ -76,8 +75,8 @@ class AsyncAlerts:
         Raises:
             NotFound: there is no such silence.
         """
-        await self._transport.delete(f"/v1/silences/{quote(str(silence), safe='')}")
+        await self._transport.delete(f"/v1/silences/{segment(silence)}")
 
 
 def _path(alert: str | UUID) -> str:
-    return f"/v1/alerts/{quote(str(alert), safe='')}"
+    return f"/v1/alerts/{segment(alert)}"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Literal
-from urllib.parse import quote
 from uuid import UUID
 
 from minions.aio.transport import AsyncTransport
-from minions.wire import PAGE, given, to_json
+from minions.wire import PAGE, given, segment, to_json
 
 
 class AsyncBulkActs:
@@ -72,4 +71,4 @@ class AsyncBulkActs:
 
 
 def _path(bulk_act: str | UUID) -> str:
-    return f"/v1/bulk-acts/{quote(str(bulk_act), safe='')}"
+    return f"/v1/bulk-acts/{segment(bulk_act)}"

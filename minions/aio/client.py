@@ -18,7 +18,6 @@ from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import quote
 from uuid import UUID
 
 from minions.aio.alerts import AsyncAlerts
@@ -35,7 +34,7 @@ from minions.aio.transport import AsyncTransport
 from minions.comparison import Comparison, Record, compare
 from minions.errors import NotConfigured
 from minions.task_event import TaskEvent
-from minions.wire import PAGE, given, to_json
+from minions.wire import PAGE, given, segment, to_json
 
 WHOLE_ID = 32  # characters, without hyphens
 
@@ -250,9 +249,7 @@ class AsyncClient(
             Conflict: it has ended.
         """
         body = to_json({"payload": payload}, what="The payload")
-        return self._task(
-            await self._transport.post(task_path(task, f"signals/{quote(name, safe='')}"), body, safe=False)
-        )
+        return self._task(await self._transport.post(task_path(task, f"signals/{segment(name)}"), body, safe=False))
 
     async def decide(
         self,
@@ -328,7 +325,7 @@ class AsyncClient(
             UnknownAgent: there is no agent of that name.
         """
         found: dict[str, Any] = await self._transport.get(
-            f"/v1/agents/{quote(name, safe='')}", params={"namespace": namespace}
+            f"/v1/agents/{segment(name)}", params={"namespace": namespace}
         )
         return found
 
@@ -338,7 +335,7 @@ class AsyncClient(
         Raises:
             UnknownAgent, NotFound: there is no such agent or version.
         """
-        path = f"/v1/agents/{quote(name, safe='')}/versions/{number}"
+        path = f"/v1/agents/{segment(name)}/versions/{number}"
         found: dict[str, Any] = await self._transport.get(path, params={"namespace": namespace})
         return found
 
@@ -354,7 +351,7 @@ class AsyncClient(
             InvalidDefinition: the version calls agents that now call it.
         """
         body = to_json(given(version=version, reason=reason), what="The request")
-        path = f"/v1/agents/{quote(name, safe='')}/rollback"
+        path = f"/v1/agents/{segment(name)}/rollback"
         agent: dict[str, Any] = await self._transport.post(path, body, params={"namespace": namespace}, safe=True)
         return agent
 
@@ -397,7 +394,7 @@ class AsyncClient(
             max_score_drop=max_score_drop,
             min_tasks=min_tasks,
         )
-        path = f"/v1/agents/{quote(name, safe='')}/canary"
+        path = f"/v1/agents/{segment(name)}/canary"
         body = to_json(asked, what="The request")
         agent: dict[str, Any] = await self._transport.put(path, body, params={"namespace": namespace})
         return agent
@@ -451,7 +448,7 @@ class AsyncClient(
             UnknownAgent: there is no agent of that name.
         """
         body = to_json(given(status=status, reason=reason), what="The request")
-        path = f"/v1/agents/{quote(name, safe='')}/status"
+        path = f"/v1/agents/{segment(name)}/status"
         agent: dict[str, Any] = await self._transport.put(path, body, params={"namespace": namespace})
         return agent
 
@@ -474,7 +471,7 @@ class AsyncClient(
         Raises:
             UnknownAgent: there is no active agent of that name, or it has no input schema.
         """
-        path = f"/v1/contracts/{quote(name, safe='')}"
+        path = f"/v1/contracts/{segment(name)}"
         found: dict[str, Any] = await self._transport.get(path, params={"namespace": namespace})
         return found
 
@@ -496,7 +493,7 @@ class AsyncClient(
         Raises:
             NotFound: there is no tool of that name.
         """
-        path = f"/v1/tools/{quote(name, safe='')}"
+        path = f"/v1/tools/{segment(name)}"
         found: dict[str, Any] = await self._transport.get(path, params={"namespace": namespace})
         return found
 
@@ -510,7 +507,7 @@ class AsyncClient(
         Raises:
             NotFound: there is no function of that name.
         """
-        path = f"/v1/functions/{quote(name, safe='')}"
+        path = f"/v1/functions/{segment(name)}"
         found: dict[str, Any] = await self._transport.get(path, params={"namespace": namespace})
         return found
 
@@ -520,7 +517,7 @@ class AsyncClient(
         Raises:
             NotFound: there is no function of that name.
         """
-        path = f"/v1/functions/{quote(name, safe='')}/security-events"
+        path = f"/v1/functions/{segment(name)}/security-events"
         items: list[dict[str, Any]] = (await self._transport.get(path, params={"namespace": namespace}))["items"]
         return items
 
@@ -543,7 +540,7 @@ class AsyncClient(
             Conflict: the version is to be active, and its row was changed from outside.
         """
         body = to_json(given(status=status, version=version, reason=reason), what="The request")
-        path = f"/v1/functions/{quote(name, safe='')}/status"
+        path = f"/v1/functions/{segment(name)}/status"
         function: dict[str, Any] = await self._transport.put(path, body, params={"namespace": namespace})
         return function
 

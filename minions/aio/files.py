@@ -6,10 +6,9 @@ from collections.abc import AsyncIterator
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from minions.aio.transport import AsyncTransport
-from minions.wire import PAGE
+from minions.wire import PAGE, segment
 
 
 class AsyncFiles:
@@ -88,4 +87,4 @@ def _read(file: str | PathLike[str] | bytes) -> tuple[bytes, str | None]:
 
 
 def _path(file_id: str) -> str:
-    return f"/v1/files/{quote(file_id, safe='')}"
+    return f"/v1/files/{segment(file_id)}"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import quote
 from uuid import UUID
 
 from minions.aio.transport import AsyncTransport
-from minions.wire import PAGE
+from minions.wire import PAGE, segment
 
 
 class AsyncMemories:
@@ -67,4 +66,4 @@ class AsyncMemories:
 
 
 def _path(store: UUID | str) -> str:
-    return f"/v1/memory/{quote(str(store), safe='')}"
+    return f"/v1/memory/{segment(store)}"

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
-from urllib.parse import quote
 from uuid import UUID, uuid4
 
 from minions.aio.task import AsyncTask
 from minions.aio.transport import AsyncTransport
 from minions.errors import InvalidInput
-from minions.wire import PAGE, given, to_json
+from minions.wire import PAGE, given, segment, to_json
 
 
 class AsyncOperations:
@@ -468,13 +467,13 @@ class AsyncOperations:
             NotFound: there is no such delivery.
             Conflict: its webhook is disabled.
         """
-        path = f"/v1/webhooks/deliveries/{quote(str(delivery), safe='')}/retry"
+        path = f"/v1/webhooks/deliveries/{segment(delivery)}/retry"
         found: dict[str, Any] = await self._transport.post(path, "{}", safe=True)
         return found
 
 
 def _error_path(fingerprint: str) -> str:
-    return f"/v1/errors/{quote(fingerprint, safe='')}"
+    return f"/v1/errors/{segment(fingerprint)}"
 
 
 def _range(since: datetime | None, until: datetime | None) -> dict[str, str | None]:
@@ -485,7 +484,7 @@ def _range(since: datetime | None, until: datetime | None) -> dict[str, str | No
 
 
 def _rule_path(kind: str, scope: str, name: str) -> str:
-    return f"/v1/{kind}/{quote(scope, safe='')}/{quote(name, safe='')}"
+    return f"/v1/{kind}/{segment(scope)}/{segment(name)}"
 
 
 def _stop_target(agent: str | None, key: str | None, namespace: str | None) -> dict[str, Any]:
@@ -500,10 +499,10 @@ def _stop_target(agent: str | None, key: str | None, namespace: str | None) -> d
 
 
 def _schedule_path(name: str, part: str | None = None) -> str:
-    path = f"/v1/schedules/{quote(name, safe='')}"
+    path = f"/v1/schedules/{segment(name)}"
     return f"{path}/{part}" if part else path
 
 
 def _webhook_path(name: str, part: str | None = None) -> str:
-    path = f"/v1/webhooks/{quote(name, safe='')}"
+    path = f"/v1/webhooks/{segment(name)}"
     return f"{path}/{part}" if part else path

@@ -105,22 +105,25 @@ def test_why_a_task_is_queued_or_running(
     assert message.task_id == task
 
 
-def test_pause_reaches_queued_tasks(client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker) -> None:
-    task = tasks.submit(act(), {}, key="tenant")
+@pytest.mark.parametrize("key", ["tenant", ".."])
+def test_pause_reaches_queued_tasks(
+    client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker, key: str
+) -> None:
+    task = tasks.submit(act(), {}, key=key)
     [message] = inline_worker.dispatch()
-    client.pause("key", "tenant")
-    client.pause("key", "tenant", "why not")
+    client.pause("key", key)
+    client.pause("key", key, "why not")
     from workers import minion
 
     assert minion.run(message.task_id, message.claim, inline_worker.id) == "skipped"
     assert tasks.get(task)["state"] == "pending"
     assert inline_worker.dispatch() == []
-    assert [(p["scope"], p["name"], p["reason"]) for p in client.pauses()] == [("key", "tenant", "why not")]
-    client.resume("key", "tenant")
+    assert [(p["scope"], p["name"], p["reason"]) for p in client.pauses()] == [("key", key, "why not")]
+    client.resume("key", key)
     inline_worker.run_all()
     assert tasks.get(task)["state"] == "succeeded"
     with pytest.raises(errors.NotFound, match="is not paused"):
-        client.resume("key", "tenant")
+        client.resume("key", key)
 
 
 def test_a_rate_spreads_starts(client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker) -> None:

@@ -63,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text)
 
-    do_POST = do_GET
+    do_POST = do_PUT = do_GET
 
     def log_message(self, *arguments: Any) -> None:
         """Log nothing."""
@@ -119,6 +119,21 @@ def test_bulk_submit_is_retried_with_the_same_keys(server: Server, client: Clien
     first, second = (request for _, request in server.asked)
     assert first == second
     assert first["tasks"][1]["idempotency_key"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [(".", "%2E"), ("..", "%2E%2E"), ("...", "..."), ("../x", "..%2Fx"), ("a.b ?#", "a.b%20%3F%23")]
+)
+def test_any_name_stays_one_segment_of_the_path(server: Server, client: Client, name: str, part: str) -> None:
+    server.answers = [(200, TASK)] * 3
+    client.signal("id", name)
+    client.pause(name, name)
+    client.get(name)
+    assert [path for path, _ in server.asked] == [
+        f"/v1/tasks/id/signals/{part}",
+        f"/v1/pauses/{part}/{part}",
+        f"/v1/tasks/{part}",
+    ]
 
 
 @pytest.mark.parametrize("fault", [(503, PROBLEM), DROP])
