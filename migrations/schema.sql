@@ -1888,7 +1888,8 @@ BEGIN
         RETURN false;
     END IF;
     PERFORM minion_put_steps(t, c, journal);
-    DELETE FROM remote_calls WHERE task_id = t AND step = (call->>'step')::integer;
+    DELETE FROM remote_calls r WHERE r.task_id = t AND (r.step = (call->>'step')::integer OR EXISTS (
+        SELECT 1 FROM steps s WHERE s.task_id = t AND s.number = r.step AND s.status <> 'started'));
     INSERT INTO remote_calls (task_id, step, namespace, server, server_version_id, remote_id, state, message, requests,
                               form, proposed, request_state, round, poll_seconds, due_at, expires_at)
         SELECT t, n.step, n.namespace, n.server, n.server_version_id, n.remote_id, n.state, n.message, n.requests, n.form,
@@ -2576,6 +2577,16 @@ CREATE FUNCTION minion_effect_origin(parent uuid, step integer) RETURNS uuid
     SELECT encode(substring(sha256(convert_to(parent::text || '/' || step::text, 'UTF8')) FOR 16), 'hex')::uuid
 $$;
 
+CREATE FUNCTION minion_end_remote(ended uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    DELETE FROM remote_calls WHERE task_id = ANY (ended) AND (remote_id IS NULL OR state = 'done');
+    UPDATE remote_calls SET state = 'cancelling', due_at = now(), failures = 0, failing_since = NULL,
+                            message = NULL, requests = NULL, form = NULL, proposed = NULL, answer = NULL
+        WHERE task_id = ANY (ended);
+END $$;
+
 CREATE FUNCTION minion_end_tree(t uuid, final text, failure jsonb) RETURNS text
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
@@ -2732,14 +2743,16 @@ BEGIN
     END IF;
     INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, input, input_order, output,
                        output_order, error, stdout, usage, cost_microdollars, function_version_id, started_at,
-                       finished_at)
+                       finished_at, program, line)
     SELECT (e->>'task')::uuid, s.number, s.kind, s.name, s.status, COALESCE(s.effect, 'pure'), s.request_hash,
            (e->>'claim')::integer, s.input, s.input_order, s.output, s.output_order, s.error, s.stdout, s.usage,
-           COALESCE(s.cost_microdollars, 0), s.function_version_id, COALESCE(s.started_at, now()), s.finished_at
+           COALESCE(s.cost_microdollars, 0), s.function_version_id, COALESCE(s.started_at, now()), s.finished_at,
+           s.program, s.line
         FROM jsonb_array_elements(ended) AS e, jsonb_to_recordset(e->'result'->'steps') AS s (
             number integer, kind text, name text, status text, effect text, request_hash text, input jsonb,
             input_order jsonb, output jsonb, output_order jsonb, error jsonb, stdout text, usage jsonb,
-            cost_microdollars bigint, function_version_id uuid, started_at timestamptz, finished_at timestamptz)
+            cost_microdollars bigint, function_version_id uuid, started_at timestamptz, finished_at timestamptz,
+            program integer, line integer)
         WHERE (e->>'task')::uuid = ANY (fenced)
     ON CONFLICT (task_id, number) DO UPDATE SET
         status = EXCLUDED.status, output = EXCLUDED.output, output_order = EXCLUDED.output_order,
@@ -2771,6 +2784,9 @@ BEGIN
                 LATERAL (SELECT octet_length(v.value::text) > 65536 AS large) AS l
             WHERE (e->>'task')::uuid = ANY (fenced);
     DELETE FROM unique_tasks WHERE task_id = ANY (fenced);
+    IF EXISTS (SELECT 1 FROM remote_calls WHERE task_id = ANY (fenced)) THEN
+        PERFORM minion_end_remote(fenced);
+    END IF;
     IF EXISTS (SELECT 1 FROM webhooks WHERE enabled) THEN
         FOREACH member IN ARRAY fenced LOOP
             PERFORM minion_owe_webhooks(member, 'succeeded');
@@ -4371,6 +4387,9 @@ BEGIN
             CASE WHEN value <> 'null' THEN NULLIF(result->'output_order', 'null'::jsonb) END,
             failure, CASE WHEN failure IS NOT NULL THEN minion_fingerprint(failure) END);
     DELETE FROM unique_tasks WHERE task_id = t;
+    IF EXISTS (SELECT 1 FROM remote_calls WHERE task_id = t) THEN
+        PERFORM minion_end_remote(ARRAY[t]);
+    END IF;
     PERFORM minion_owe_webhooks(t, final);
     SELECT parent_id AS id, parent_step AS step, namespace, conversation_id INTO parent FROM tasks WHERE id = t;
     IF parent.id IS NULL THEN
@@ -4961,32 +4980,6 @@ BEGIN
         END IF;
     END LOOP;
     DELETE FROM message_batches m WHERE m.ended_at < now() - interval '30 days';
-    RETURN tidied;
-END $$;
-
-CREATE FUNCTION minion_tidy_remote(most integer) RETURNS integer
-    LANGUAGE plpgsql
-    SET jit TO 'off'
-    AS $$
-DECLARE
-    over remote_calls;
-    tidied integer := 0;
-BEGIN
-    FOR over IN
-        SELECT r.* FROM remote_calls r WHERE r.state <> 'cancelling' AND (
-            EXISTS (SELECT 1 FROM task_outcomes o WHERE o.task_id = r.task_id)
-            OR EXISTS (SELECT 1 FROM steps s WHERE s.task_id = r.task_id AND s.number = r.step AND s.status <> 'started'))
-            LIMIT most FOR UPDATE SKIP LOCKED
-    LOOP
-        IF over.remote_id IS NOT NULL AND over.state <> 'done' THEN
-            UPDATE remote_calls SET state = 'cancelling', due_at = now(), failures = 0, failing_since = NULL,
-                    message = NULL, requests = NULL, form = NULL, proposed = NULL, answer = NULL
-                WHERE task_id = over.task_id AND step = over.step;
-        ELSE
-            DELETE FROM remote_calls WHERE task_id = over.task_id AND step = over.step;
-        END IF;
-        tidied := tidied + 1;
-    END LOOP;
     RETURN tidied;
 END $$;
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
@@ -39,7 +38,6 @@ from shared.tasks.remote_calls import News, RemoteCall
 log = structlog.get_logger(__name__)
 
 PAUSE_SECONDS = 0.25
-TIDY_SECONDS = 1.0
 MOST, EACH = 16, 4
 """Requests at a time: in all, and to one server."""
 LONGEST_POLL_SECONDS = 20.0
@@ -76,17 +74,13 @@ class RemotePoller(Loop):
         self._lock = threading.Lock()
         self._servers: dict[UUID, McpServerDefinition] = {}
         self._freed = threading.Event()
-        self._tidied = 0.0
 
     def run_once(self) -> float:
         """Start the polls that are due, as far as there is room."""
+        with self._lock:
+            busy = +self.busy
+        room = MOST - busy.total()
         with self.statements.connect() as connection:
-            if time.monotonic() - self._tidied >= TIDY_SECONDS:
-                remote_calls.tidy(connection)
-                self._tidied = time.monotonic()
-            with self._lock:
-                busy = +self.busy
-            room = MOST - busy.total()
             due = remote_calls.claim(connection, most=room, each=EACH, busy=busy, hold=HOLD_SECONDS) if room else []
         self._freed.clear()
         for call in due:
@@ -104,7 +98,7 @@ class RemotePoller(Loop):
         self.threads.shutdown(wait=True, cancel_futures=True)
 
     def _attend(self, call: RemoteCall) -> None:
-        """Do what a call needs next. Whatever fails is tried again when its claim has run out."""
+        """Do what a call needs next. What fails is retried when its claim has run out."""
         try:
             if call.state == "cancelling":
                 self._cancel(call)

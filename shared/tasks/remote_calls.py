@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, NotRequired, TypedDict
 from uuid import UUID
 
@@ -28,8 +28,8 @@ RESUME = text("SELECT minion_resume_remote(:task, :claim, :step)")
 FORGET = text("SELECT minion_forget_remote(:task, :claim, :step)")
 COLUMNS = (
     "task_id, step, namespace, server, server_version_id, remote_id, state, message, requests, request_state, answer, "
-    "answered, round, result, poll_seconds, expires_at, expires_at <= now() AS is_expired, "
-    "extract(epoch FROM clock_timestamp() - r.created_at)::float AS age, failures, failing_since, "
+    "answered, round, result, poll_seconds, expires_at <= now() AS is_expired, "
+    "extract(epoch FROM clock_timestamp() - r.created_at)::float AS age, failures, "
     "extract(epoch FROM clock_timestamp() - failing_since)::float AS seconds_failing"
 )
 OF = text(
@@ -49,7 +49,6 @@ CANCEL_LATER = text(
     "UPDATE remote_calls SET failures = failures + 1, error = :why, due_at = now() + :delay "
     "WHERE task_id = :task AND step = :step AND state = 'cancelling'"
 )
-TIDY = text("SELECT minion_tidy_remote(:most)")
 FORM = text(
     """
     SELECT r.form, COALESCE(s.approvals->'arguments', r.proposed) AS proposed, r.server
@@ -173,11 +172,9 @@ class RemoteCall:
     round: int
     result: str | None
     poll_seconds: float
-    expires_at: datetime | None
     is_expired: bool | None
     age: float
     failures: int
-    failing_since: datetime | None
     seconds_failing: float | None
     usage: dict[str, Any] | None
 
@@ -255,11 +252,6 @@ def cancel_later(connection: Connection, call: RemoteCall, why: str, *, delay: f
     """Try a cancellation again in `delay` seconds."""
     values = {"task": call.task_id, "step": call.step, "why": why, "delay": timedelta(seconds=delay)}
     connection.execute(CANCEL_LATER, values)
-
-
-def tidy(connection: Connection, *, limit: int = 1000) -> int:
-    """Delete calls that nothing waits for any more, and cancel their tasks at the servers. Return their number."""
-    return int(connection.scalar(TIDY, {"most": limit}) or 0)
 
 
 # ---------------------------------------------------------------------------------------------------- for a person

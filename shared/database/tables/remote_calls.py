@@ -16,7 +16,7 @@ POLLED = text("remote_id IS NOT NULL AND state IN ('working', 'input_required', 
 
 
 class RemoteCall(Base):
-    """A tool call that its server finishes later, from its answer until a minion has read the result.
+    """A tool call that its server finishes later, until its task makes another such call, or ends.
 
     `namespace`: that of the server's definition.
 

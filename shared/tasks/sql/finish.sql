@@ -76,6 +76,9 @@ BEGIN
             CASE WHEN value <> 'null' THEN NULLIF(result->'output_order', 'null'::jsonb) END,
             failure, CASE WHEN failure IS NOT NULL THEN minion_fingerprint(failure) END);
     DELETE FROM unique_tasks WHERE task_id = t;
+    IF EXISTS (SELECT 1 FROM remote_calls WHERE task_id = t) THEN
+        PERFORM minion_end_remote(ARRAY[t]);
+    END IF;
     PERFORM minion_owe_webhooks(t, final);
     SELECT parent_id AS id, parent_step AS step, namespace, conversation_id INTO parent FROM tasks WHERE id = t;
     IF parent.id IS NULL THEN

@@ -70,14 +70,16 @@ BEGIN
     END IF;
     INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, input, input_order, output,
                        output_order, error, stdout, usage, cost_microdollars, function_version_id, started_at,
-                       finished_at)
+                       finished_at, program, line)
     SELECT (e->>'task')::uuid, s.number, s.kind, s.name, s.status, COALESCE(s.effect, 'pure'), s.request_hash,
            (e->>'claim')::integer, s.input, s.input_order, s.output, s.output_order, s.error, s.stdout, s.usage,
-           COALESCE(s.cost_microdollars, 0), s.function_version_id, COALESCE(s.started_at, now()), s.finished_at
+           COALESCE(s.cost_microdollars, 0), s.function_version_id, COALESCE(s.started_at, now()), s.finished_at,
+           s.program, s.line
         FROM jsonb_array_elements(ended) AS e, jsonb_to_recordset(e->'result'->'steps') AS s (
             number integer, kind text, name text, status text, effect text, request_hash text, input jsonb,
             input_order jsonb, output jsonb, output_order jsonb, error jsonb, stdout text, usage jsonb,
-            cost_microdollars bigint, function_version_id uuid, started_at timestamptz, finished_at timestamptz)
+            cost_microdollars bigint, function_version_id uuid, started_at timestamptz, finished_at timestamptz,
+            program integer, line integer)
         WHERE (e->>'task')::uuid = ANY (fenced)
     ON CONFLICT (task_id, number) DO UPDATE SET
         status = EXCLUDED.status, output = EXCLUDED.output, output_order = EXCLUDED.output_order,
@@ -109,6 +111,9 @@ BEGIN
                 LATERAL (SELECT octet_length(v.value::text) > 65536 AS large) AS l
             WHERE (e->>'task')::uuid = ANY (fenced);
     DELETE FROM unique_tasks WHERE task_id = ANY (fenced);
+    IF EXISTS (SELECT 1 FROM remote_calls WHERE task_id = ANY (fenced)) THEN
+        PERFORM minion_end_remote(fenced);
+    END IF;
     IF EXISTS (SELECT 1 FROM webhooks WHERE enabled) THEN
         FOREACH member IN ARRAY fenced LOOP
             PERFORM minion_owe_webhooks(member, 'succeeded');

@@ -1,15 +1,15 @@
--- Calls that an MCP server finishes later, without a worker of ours: as a task of its own, which is polled, or after a
--- person has answered its questions. The step of the call stays `started`, and its row in `remote_calls` says how far the
--- call is. A row is written before anything waits for it, in the transaction that has the fence.
+-- Calls that an MCP server finishes later, without a worker of ours: as its own task, which is polled, or after a person
+-- has answered its questions. The step of the call stays `started`, and its row in `remote_calls` says how far the call
+-- is. A row is written before anything waits for it, in the transaction that has the fence.
 --
 -- States: `working` and `input_required` as the server says; `answered`: the worker must repeat a plain call with the
--- answers; `sent`: it has begun to; `done`: the result is there; `cancelling`: the task of ours that waited has ended, and
--- the server gets a cancellation. Only rows with a `remote_id` are polled.
+-- answers; `sent`: it has begun to; `done`: the result has arrived; `cancelling`: the task of ours that waited has ended,
+-- and the server gets a cancellation. Only rows with a `remote_id` are polled.
 --
 -- Lock order: a task's row, then its rows of `remote_calls`.
 
--- Writes journal steps under the fence, and the call of one of them, which the server finishes later. A call that
--- was begun by an earlier claim is replaced. False: the fence is lost.
+-- Writes journal steps under the fence, and the call of one of them, which the server finishes later. A call that an
+-- earlier claim began is replaced, and calls of steps that have ended are deleted. False: the fence is lost.
 CREATE OR REPLACE FUNCTION minion_begin_remote(t uuid, c integer, journal jsonb, call jsonb) RETURNS boolean
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 BEGIN
@@ -17,7 +17,8 @@ BEGIN
         RETURN false;
     END IF;
     PERFORM minion_put_steps(t, c, journal);
-    DELETE FROM remote_calls WHERE task_id = t AND step = (call->>'step')::integer;
+    DELETE FROM remote_calls r WHERE r.task_id = t AND (r.step = (call->>'step')::integer OR EXISTS (
+        SELECT 1 FROM steps s WHERE s.task_id = t AND s.number = r.step AND s.status <> 'started'));
     INSERT INTO remote_calls (task_id, step, namespace, server, server_version_id, remote_id, state, message, requests,
                               form, proposed, request_state, round, poll_seconds, due_at, expires_at)
         SELECT t, n.step, n.namespace, n.server, n.server_version_id, n.remote_id, n.state, n.message, n.requests, n.form,
@@ -92,7 +93,7 @@ RETURNS SETOF remote_calls LANGUAGE sql SET jit = off AS $$
         WHERE r.task_id = c.task_id AND r.step = c.step RETURNING r.*
 $$;
 
--- Records what a server said about a task of its own: {state, message, poll_seconds, ttl_seconds, requests, form, proposed,
+-- Records what a server said about its task: {state, message, poll_seconds, ttl_seconds, requests, form, proposed,
 -- asks, answered, result, error}. With a `result` the call is over, and the waiting task continues. `requests` are new
 -- questions, and `asks` identifies them. `answered` is the number of answers that the server had before it was asked.
 -- `error` says why it could not be asked. False: the call is no longer open.
@@ -180,27 +181,12 @@ BEGIN
     RETURN FOUND;
 END $$;
 
--- Tidies up `most` calls that nothing waits for any more, because the step or the task has ended. A task of a server that
--- may still run is cancelled first. Returns the number of rows.
-CREATE OR REPLACE FUNCTION minion_tidy_remote(most integer) RETURNS integer LANGUAGE plpgsql SET jit = off AS $$
-DECLARE
-    over remote_calls;
-    tidied integer := 0;
+-- Ends the calls of tasks that have ended. The caller must hold the tasks' locks. A task of a server that may still run
+-- is cancelled first.
+CREATE OR REPLACE FUNCTION minion_end_remote(ended uuid[]) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    FOR over IN
-        SELECT r.* FROM remote_calls r WHERE r.state <> 'cancelling' AND (
-            EXISTS (SELECT 1 FROM task_outcomes o WHERE o.task_id = r.task_id)
-            OR EXISTS (SELECT 1 FROM steps s WHERE s.task_id = r.task_id AND s.number = r.step AND s.status <> 'started'))
-            LIMIT most FOR UPDATE SKIP LOCKED
-    LOOP
-        IF over.remote_id IS NOT NULL AND over.state <> 'done' THEN
-            UPDATE remote_calls SET state = 'cancelling', due_at = now(), failures = 0, failing_since = NULL,
-                    message = NULL, requests = NULL, form = NULL, proposed = NULL, answer = NULL
-                WHERE task_id = over.task_id AND step = over.step;
-        ELSE
-            DELETE FROM remote_calls WHERE task_id = over.task_id AND step = over.step;
-        END IF;
-        tidied := tidied + 1;
-    END LOOP;
-    RETURN tidied;
+    DELETE FROM remote_calls WHERE task_id = ANY (ended) AND (remote_id IS NULL OR state = 'done');
+    UPDATE remote_calls SET state = 'cancelling', due_at = now(), failures = 0, failing_since = NULL,
+                            message = NULL, requests = NULL, form = NULL, proposed = NULL, answer = NULL
+        WHERE task_id = ANY (ended);
 END $$;

@@ -36,6 +36,8 @@ def test_program_waits_for_remote_tasks_and_questions(
     site.poll()
     site.worker.run_due()
     deployed = jobs.jobs["job-2"]
+    # The call that has ended is not kept beside the next one.
+    assert site.rows() == 1
     assert deployed.arguments == {"target": "built"}
     deployed.ask(q=question())
     site.poll()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -21,6 +21,7 @@ from shared.database.connections import autocommit, transaction
 from shared.errors import Conflict, InvalidInput
 from shared.mcp import remote_tasks
 from shared.mcp.eras import Eras
+from shared.mcp.faults import McpFault
 from shared.mcp.stdio import PROCESSES
 from shared.secret_store import SecretStore
 from shared.settings import Settings, get_settings
@@ -30,7 +31,7 @@ from tests.conftest import Define
 from tests.integration.conftest import InlineWorker, Tasks, everything_written
 from tests.support.authority import authority_server
 from tests.support.mcp_server import Shop, raw_server, reference_server, text_result
-from tests.support.mcp_tasks import BRANCH, Jobs, answered_by, question
+from tests.support.mcp_tasks import BRANCH, Jobs, question
 from tests.support.processes import wait_until
 from workers.outcomes import ClaimLost
 
@@ -60,7 +61,6 @@ class Site:
         """Poll all calls now."""
         with self.engine.begin() as connection:
             connection.execute(HURRY)
-        self.poller._tidied = 0.0
         self.poller.run_once()
         wait_until(lambda: not +self.poller.busy, "all polls ended")
 
@@ -163,7 +163,6 @@ def test_task_waits_for_remote_task_without_a_worker(site: Site, jobs: Jobs) -> 
     [step] = site.tasks.steps(task)
     assert step["usage"]["remote"] == {"server": "ci", "task": "job-1"}
     assert len(jobs.calls) == 1
-    site.poll()
     assert site.rows() == 0
 
 
@@ -272,7 +271,6 @@ def test_plain_call_is_repeated_with_answers_and_exact_state(site: Site, jobs: J
     )
     assert (third["requestState"], third["inputResponses"]["branch"]["content"]) == ("two", {"branch": "main"})
     assert len({call["meta"]["minions/idempotency-key"] for call in jobs.calls}) == 1
-    site.poll()
     assert site.rows() == 0
 
 
@@ -395,6 +393,15 @@ def test_unknown_task_is_a_tool_error(site: Site, jobs: Jobs) -> None:
     assert "Task job-1 of the MCP server 'ci' has no result: the server does not know it" in done["error"]["message"]
 
 
+def test_refused_answer_is_a_tool_error(site: Site, jobs: Jobs) -> None:
+    task = site.submit("deploy")
+    jobs.job.ask(q1=question())
+    site.poll()
+    site.decide(task, "approve", {"branch": "main"})
+    jobs.jobs.clear()
+    assert "the server refused a person's answer" in site.finish(task)["error"]["message"]
+
+
 def test_task_that_outlives_its_time_is_lost_and_cancelled(site: Site, jobs: Jobs) -> None:
     jobs.prepare = lambda job: setattr(job, "ttl_ms", -5)
     task = site.submit("build")
@@ -473,13 +480,38 @@ def test_poll_of_a_dead_orchestrator_is_made_by_another(site: Site, jobs: Jobs) 
     assert site.finish(task)["output"] == "built"
 
 
-def test_each_server_gets_few_polls_at_a_time(site: Site, jobs: Jobs) -> None:
-    for _ in range(5):
+def test_each_server_gets_four_polls_at_a_time(site: Site, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(7):
         site.submit("build")
+    monkeypatch.setattr(site.poller.threads, "submit", lambda *_: None)
     with autocommit(site.engine).connect() as connection:
         connection.execute(HURRY)
+        for _ in range(2):
+            site.poller.run_once()
+            assert site.poller.busy == {"default/ci": 4}
         assert len(remote_calls.claim(connection, most=9, each=4, busy={"default/ci": 2}, hold=60.0)) == 2
         assert len(remote_calls.claim(connection, most=1, each=4, busy={}, hold=60.0)) == 1
+
+
+AWAY, UNREADABLE = McpFault("HTTP 504", taken=True, temporary=True), McpFault("not JSON", taken=True)
+
+
+@pytest.mark.parametrize(
+    ("fault", "is_expired", "seconds"),
+    [(AWAY, False, 86_400.0), (AWAY, True, 600.0), (UNREADABLE, False, 3_600.0), (UNREADABLE, True, 600.0)],
+)
+def test_failing_polls_become_rarer_and_end(
+    site: Site, jobs: Jobs, fault: McpFault, is_expired: bool, seconds: float
+) -> None:
+    site.submit("build")
+    with autocommit(site.engine).connect() as connection:
+        connection.execute(HURRY)
+        [call] = remote_calls.claim(connection, most=1, each=1, busy={}, hold=60.0)
+    call = replace(call, is_expired=is_expired, seconds_failing=seconds - 1)
+    pauses = [site.poller._trouble(replace(call, failures=n), fault)["poll_seconds"] for n in (0, 3, 20)]
+    assert pauses == sorted(pauses)
+    assert pauses[0] < 3 < 300 <= pauses[-1] <= 330
+    assert "result" in site.poller._trouble(replace(call, seconds_failing=seconds), fault)
 
 
 def test_output_schema_holds_for_remote_results(site: Site, jobs: Jobs, define: Define, shop_with_jobs: Any) -> None:
@@ -637,10 +669,10 @@ def test_lies_about_a_task_are_given_up_after_a_while(
 def test_endless_questions_are_given_up(site: Site, define: Define) -> None:
     numbers = iter(range(1000))
 
-    def ask(_: Any) -> dict[str, Any]:
+    def ask(*_: Any) -> dict[str, Any]:
         return {"resultType": "input_required", "inputRequests": {f"q{next(numbers)}": question()}}
 
-    with raw_server(*[answered_by(ask)] * 50) as raw:
+    with raw_server(*[ask] * 50) as raw:
         define(*definitions(raw.url, "build"))
         task = site.submit("build")
         for _ in range(10):

@@ -21,12 +21,20 @@ STEP: Any = {
     "number": 1, "kind": "tool_call", "name": "echo", "status": "finished", "effect": "pure", "request_hash": "h",
     "input": {"b": 1, "a": 2}, "started_at": "2026-01-01T00:00:00+00:00", "finished_at": "2026-01-01T00:00:01+00:00",
     "output": {"z": 1, "yy": 2}, "stdout": "said", "usage": {"input_tokens": 3}, "cost_microdollars": 4,
+    "program": 1, "line": 2,
 }  # fmt: skip
 RESULT: ExecutionResult = {
     "steps": [STEP], "output": {"z": [1, None], "yy": "ü"}, "messages": [], "cpu_seconds": 0.5,
     "peak_memory_bytes": 7, "input_tokens": 3, "output_tokens": 2, "cost_microdollars": 4,
 }  # fmt: skip
 TABLES = ("task_status", "executions", "steps", "task_outcomes", "task_events", "unique_tasks", "webhook_deliveries")
+REMOTE_CALLS = """
+    INSERT INTO remote_calls (task_id, step, remote_id, state, result,
+                              namespace, server, server_version_id, poll_seconds)
+        SELECT task_id, v.*, 'default', 'ci', gen_random_uuid(), 5
+            FROM task_status,
+                 (VALUES (1, 'x', 'working', NULL), (2, NULL, 'answered', NULL), (3, 'x', 'done', '{}')) AS v
+"""
 # Ids, times and random values differ in any case.
 OWN = {"task_id", "id", "webhook_id", "stream_key", "rank"}
 
@@ -91,6 +99,18 @@ def test_pack_leaves_the_rows_of_single_tasks(driver: LifecycleDriver, fields: d
     assert driver.finish(alone, **result) == State.SUCCEEDED
     assert finish_pack(driver, packed, result=result) == set(packed)
     assert [rows_of(driver, task) for task in packed] == [rows_of(driver, alone)] * 3
+
+
+def test_pack_ends_calls_that_a_server_would_finish(driver: LifecycleDriver) -> None:
+    """A task that waited for such a call may run in a pack when it continues."""
+    packed, other = [driver.submit(), driver.submit()], driver.run()
+    driver.dispatch()
+    assert claim_pack(driver, packed) == set(packed)
+    driver.sql(REMOTE_CALLS)
+    assert finish_pack(driver, packed) == set(packed)
+    left = "SELECT array_agg(state ORDER BY step) FROM remote_calls WHERE task_id = :task"
+    assert [driver.sql(left, task=task) for task in packed] == [["cancelling"]] * 2
+    assert driver.sql(left, task=other) == ["working", "answered", "done"]
 
 
 def test_sub_tasks_of_a_pack_wake_their_parents_once(driver: LifecycleDriver) -> None:
