@@ -1,4 +1,4 @@
-"""Tool calls that an MCP server finishes later: as a task of its own, or after a person has answered its questions.
+"""Tool calls that an MCP server finishes later: as its own task, or after a person has answered its questions.
 
 The orchestrator polls the server's tasks (`orchestrator.maintenance.remote_poller`), and a person decides through the
 same endpoint as about any approval. The minion begins such a call, repeats a plain one with the answers, and reads the

@@ -1,6 +1,6 @@
 """Tasks of a server: the extension `io.modelcontextprotocol/tasks` (SEP-2663), as a client reads it.
 
-A server may answer `tools/call` with a task of its own (`resultType: task`), which is then polled with `tasks/get`,
+A server may answer `tools/call` with its own task (`resultType: task`), which is then polled with `tasks/get`,
 gets answers to its questions with `tasks/update`, and is ended by `tasks/cancel`. Each of these names it in `Mcp-Name`.
 """
 
