@@ -135,7 +135,7 @@ class HttpTransport:
                 return
 
     def end_session(self, headers: Mapping[str, str]) -> None:
-        """Tell the server that a session is no longer needed."""
+        """End a session that is no longer needed."""
         with suppress(MinionError), self._answered("DELETE", None, headers):
             pass
 
@@ -239,7 +239,7 @@ class HttpExchange:
         seconds = retry_after(self.response.headers)
         raise McpFault(
             f"HTTP {status}: {said[:MAX_EXCERPT]}",
-            taken=status >= 500 and status not in NOT_TAKEN,
+            taken=(status >= 500 or status in TEMPORARY) and status not in NOT_TAKEN,
             temporary=status in TEMPORARY,
             retry_after=None if seconds is None else min(seconds, MAX_WAIT),
             status=status,

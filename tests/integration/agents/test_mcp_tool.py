@@ -244,6 +244,14 @@ def test_unsafe_call_without_answer_awaits_a_decision(call: Any, answer: Any) ->
         assert raw.methods == ["server/discover", "tools/call"]
 
 
+@pytest.mark.parametrize("status", [408, 425, 500, 502])
+def test_unsafe_call_that_a_server_answered_is_not_repeated(call: Any, status: int) -> None:
+    with raw_server((status, {}, b"busy")) as raw:
+        task = call(raw.url, "a", {}, effect="unsafe")
+        assert (task["state"], task["claim"], task["error"]["type"]) == ("failed", 1, "tool_error")
+        assert raw.methods == ["server/discover", "tools/call"]
+
+
 def test_unsafe_call_that_was_not_taken_is_repeated(call: Any) -> None:
     with raw_server((503, {}, b"later")) as raw:
         task = call(raw.url, "a", {}, effect="unsafe")
