@@ -45,6 +45,7 @@ from shared.database.tables import (
     Tool,
     ToolVersion,
 )
+from shared.database.tables.definitions import Version
 from shared.definitions import canaries
 from shared.definitions.api_tools import api_tool_misfits, unrunnable
 from shared.definitions.fit import chain_misfits, condition_misfits, model_misfit, strict_misfit
@@ -74,8 +75,6 @@ CALLS = text(
 )
 
 Action = Literal["created", "changed", "canary", "inactive", "unchanged"]
-Head = Agent | Tool | Function | McpServer
-Version = AgentVersion | ToolVersion | FunctionVersion | McpServerVersion
 
 HEADS: dict[str, tuple[Any, Any, str]] = {
     "agent": (Agent, AgentVersion, "agent_id"),

@@ -1,4 +1,4 @@
-"""Agents, tools and functions: heads with immutable versions, which triggers protect against changes."""
+"""Agents, tools, functions and MCP servers: heads with immutable versions, which triggers protect against changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
-from sqlalchemy.orm import Mapped, mapped_column, relationship
+from sqlalchemy.orm import Mapped, declared_attr, mapped_column, relationship
 
 from shared.contracts.documents import AgentDefinition, stored_definition
 from shared.database.tables.base import (
@@ -37,7 +37,38 @@ def content_index(kind: str) -> Index:
     return Index(f"{kind}_versions_content_idx", f"{kind}_id", "checksum", order, unique=True)
 
 
-class Agent(Base):
+class Head:
+    """Columns of a named definition, whose content is in its versions."""
+
+    __tablename__: str
+
+    id: Mapped[UUID] = new_id()
+    namespace: Mapped[str] = namespace_column()
+    name: Mapped[str]
+    created_at: Mapped[datetime] = created()
+
+    @declared_attr
+    def active_version_id(cls) -> Mapped[UUID | None]:
+        """The version that new tasks use; NULL: there is none yet."""
+        versions = f"{cls.__tablename__.removesuffix('s')}_versions"
+        name = f"{cls.__tablename__}_active_version_id_fkey"
+        return mapped_column(ForeignKey(f"{versions}.id", use_alter=True, name=name))
+
+
+class Version:
+    """Columns of a version of a definition."""
+
+    id: Mapped[UUID] = new_id()
+    number: Mapped[int]
+    checksum: Mapped[str]
+    name: Mapped[str]
+    description: Mapped[str]
+    definition: Mapped[dict[str, Any]]
+    key_order: Mapped[dict[str, Any] | None] = key_order_column()
+    created_at: Mapped[datetime] = created()
+
+
+class Agent(Head, Base):
     """A named agent with a lifecycle; its definition is stored in its versions.
 
     Created by users as `Agent(name=…, description=…, system_prompt=…, input_schema=…, config_data={…}, …)`: the
@@ -51,17 +82,10 @@ class Agent(Base):
         CheckConstraint("status IN ('active', 'deprecated', 'disabled', 'rolled_back')", name="status"),
     )
 
-    id: Mapped[UUID] = new_id()
-    namespace: Mapped[str] = namespace_column()
-    name: Mapped[str]
     status: Mapped[str] = mapped_column(server_default="active")
     status_reason: Mapped[str | None]
-    active_version_id: Mapped[UUID | None] = mapped_column(
-        ForeignKey("agent_versions.id", use_alter=True, name="agents_active_version_id_fkey")
-    )
-    created_at: Mapped[datetime] = created()
 
-    active_version: Mapped[AgentVersion | None] = relationship(foreign_keys=[active_version_id], post_update=True)
+    active_version: Mapped[AgentVersion | None] = relationship(foreign_keys="Agent.active_version_id", post_update=True)
 
     def __init__(self, *, name: str, config_data: dict[str, Any] | None = None, **definition: Any) -> None:
         """Raises InvalidDefinition if an argument is wrong; the message names it."""
@@ -79,7 +103,7 @@ class Agent(Base):
         return self._draft
 
 
-class AgentVersion(Base):
+class AgentVersion(Version, Base):
     """An immutable version of an agent. It pins the tool and function versions that it uses."""
 
     __tablename__ = "agent_versions"
@@ -92,18 +116,11 @@ class AgentVersion(Base):
         Index("agent_versions_evaluators_idx", "id", postgresql_where=text("evaluators IS NOT NULL")),
     )
 
-    id: Mapped[UUID] = new_id()
     agent_id: Mapped[UUID] = mapped_column(ForeignKey("agents.id", ondelete="CASCADE"))
-    number: Mapped[int]
-    checksum: Mapped[str]
     type: Mapped[str]
-    name: Mapped[str]
-    description: Mapped[str]
     capabilities: Mapped[list[str]]
     capability: Mapped[str]
     input_schema: Mapped[dict[str, Any] | None]
-    definition: Mapped[dict[str, Any]]
-    key_order: Mapped[dict[str, Any] | None] = key_order_column()
     function_version_id: Mapped[UUID | None] = mapped_column(ForeignKey("function_versions.id"))
     tool_version_id: Mapped[UUID | None] = mapped_column(ForeignKey("tool_versions.id"))
     soft_time_limit: Mapped[int]
@@ -113,7 +130,6 @@ class AgentVersion(Base):
     search: Mapped[str] = mapped_column(
         TSVECTOR, Computed("minion_search_text(name, description, capabilities)", persisted=True)
     )
-    created_at: Mapped[datetime] = created()
 
 
 class AgentVersionTool(Base):
@@ -141,22 +157,14 @@ class Relation(Base):
     for_each: Mapped[str | None]
 
 
-class Tool(Base):
+class Tool(Head, Base):
     """A named tool; its definition is stored in its versions."""
 
     __tablename__ = "tools"
     __table_args__ = (UniqueConstraint("namespace", "name"),)
 
-    id: Mapped[UUID] = new_id()
-    namespace: Mapped[str] = namespace_column()
-    name: Mapped[str]
-    active_version_id: Mapped[UUID | None] = mapped_column(
-        ForeignKey("tool_versions.id", use_alter=True, name="tools_active_version_id_fkey")
-    )
-    created_at: Mapped[datetime] = created()
 
-
-class ToolVersion(Base):
+class ToolVersion(Version, Base):
     """An immutable version of a tool."""
 
     __tablename__ = "tool_versions"
@@ -171,69 +179,37 @@ class ToolVersion(Base):
         CheckConstraint("effect IN ('pure', 'idempotent', 'unsafe')", name="effect"),
     )
 
-    id: Mapped[UUID] = new_id()
     tool_id: Mapped[UUID] = mapped_column(ForeignKey("tools.id", ondelete="CASCADE"))
-    number: Mapped[int]
-    checksum: Mapped[str]
     type: Mapped[str]
     effect: Mapped[str]
-    name: Mapped[str]
-    description: Mapped[str]
-    definition: Mapped[dict[str, Any]]
-    key_order: Mapped[dict[str, Any] | None] = key_order_column()
     function_version_id: Mapped[UUID | None] = mapped_column(ForeignKey("function_versions.id"))
     mcp_server_version_id: Mapped[UUID | None] = mapped_column(ForeignKey("mcp_server_versions.id"))
-    created_at: Mapped[datetime] = created()
 
 
-class McpServer(Base):
+class McpServer(Head, Base):
     """A named MCP server; its definition is stored in its versions."""
 
     __tablename__ = "mcp_servers"
     __table_args__ = (UniqueConstraint("namespace", "name"),)
 
-    id: Mapped[UUID] = new_id()
-    namespace: Mapped[str] = namespace_column()
-    name: Mapped[str]
-    active_version_id: Mapped[UUID | None] = mapped_column(
-        ForeignKey("mcp_server_versions.id", use_alter=True, name="mcp_servers_active_version_id_fkey")
-    )
-    created_at: Mapped[datetime] = created()
 
-
-class McpServerVersion(Base):
+class McpServerVersion(Version, Base):
     """An immutable version of an MCP server: its address, its headers, and the trust in it."""
 
     __tablename__ = "mcp_server_versions"
     __table_args__ = (UniqueConstraint("mcp_server_id", "number"), content_index("mcp_server"))
 
-    id: Mapped[UUID] = new_id()
     mcp_server_id: Mapped[UUID] = mapped_column(ForeignKey("mcp_servers.id", ondelete="CASCADE"))
-    number: Mapped[int]
-    checksum: Mapped[str]
-    name: Mapped[str]
-    description: Mapped[str]
-    definition: Mapped[dict[str, Any]]
-    key_order: Mapped[dict[str, Any] | None] = key_order_column()
-    created_at: Mapped[datetime] = created()
 
 
-class Function(Base):
+class Function(Head, Base):
     """A named function; its code is stored in its versions."""
 
     __tablename__ = "functions"
     __table_args__ = (UniqueConstraint("namespace", "name"),)
 
-    id: Mapped[UUID] = new_id()
-    namespace: Mapped[str] = namespace_column()
-    name: Mapped[str]
-    active_version_id: Mapped[UUID | None] = mapped_column(
-        ForeignKey("function_versions.id", use_alter=True, name="functions_active_version_id_fkey")
-    )
-    created_at: Mapped[datetime] = created()
 
-
-class FunctionVersion(Base):
+class FunctionVersion(Version, Base):
     """Python source and its contract: immutable but for `status`, and named by its SHA-256."""
 
     __tablename__ = "function_versions"
@@ -243,18 +219,10 @@ class FunctionVersion(Base):
         CheckConstraint("status IN ('active', 'deprecated', 'quarantined')", name="status"),
     )
 
-    id: Mapped[UUID] = new_id()
     function_id: Mapped[UUID] = mapped_column(ForeignKey("functions.id", ondelete="CASCADE"))
-    number: Mapped[int]
-    checksum: Mapped[str]
-    name: Mapped[str]
-    description: Mapped[str]
-    definition: Mapped[dict[str, Any]]
-    key_order: Mapped[dict[str, Any] | None] = key_order_column()
     status: Mapped[str] = mapped_column(server_default="active")
     status_reason: Mapped[str | None]
     released_at: Mapped[datetime | None]
-    created_at: Mapped[datetime] = created()
 
 
 class SecurityEvent(Base):
