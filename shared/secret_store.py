@@ -7,7 +7,7 @@ Several keys, separated by commas, allow key rotation: the first encrypts, all d
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
@@ -19,6 +19,8 @@ from shared.settings import Settings, get_settings
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
 REFERENCE = re.compile(r"\$\{secret:([^}]*)\}")
+HEADER_VALUE = r"^([\x21-\x7e]([\x20-\x7e\t]*[\x21-\x7e])?)?$"
+HEADER_TEXT = re.compile(HEADER_VALUE)
 MAX_BYTES = 64 << 10
 HIDDEN = "***"
 
@@ -134,6 +136,22 @@ def references(texts: Iterable[str]) -> set[str]:
 def fill(given: str, values: dict[str, str]) -> str:
     """Return a text with its references replaced."""
     return REFERENCE.sub(lambda match: values[match[1]], given)
+
+
+def fill_headers(headers: Mapping[str, str], values: dict[str, str]) -> dict[str, str]:
+    """Return headers with their references replaced.
+
+    Raises:
+        NotConfigured: a header cannot carry its secret. The HTTP library's own error would quote it.
+    """
+    filled = {name: fill(given, values) for name, given in headers.items()}
+    for name, value in filled.items():
+        if not HEADER_TEXT.fullmatch(value):
+            raise NotConfigured(
+                f"The header {name} cannot carry its secret, which must be printable ASCII on one line, without spaces "
+                "around it. `minion secrets set NAME` stores another one."
+            )
+    return filled
 
 
 def scrub(given: str, values: Iterable[str]) -> str:

@@ -28,10 +28,10 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Sp
 
 import minions
 from orchestrator.tracing.spans import LONGEST_VALUE, bounded
-from shared.contracts.documents import HEADER_VALUE
 from shared.errors import InvalidInput, MinionError, NotConfigured
 from shared.outbound import AddressGuard, GuardedTransport, checked_url
 from shared.retry_after import retry_after
+from shared.secret_store import HEADER_TEXT
 from shared.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -46,7 +46,6 @@ PROTOBUF = "application/x-protobuf"
 OURS = {"content-type": PROTOBUF, "content-encoding": "gzip"}
 OF_CONNECTION = frozenset({"connection", "content-length", "transfer-encoding"})
 TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-HEADER_TEXT = re.compile(HEADER_VALUE)
 # The operator names the endpoint, which usually is on this machine or in this network.
 ANYWHERE = AddressGuard((ip_network("0.0.0.0/0"), ip_network("::/0")))
 

@@ -54,10 +54,9 @@ from shared.contracts.turn_settings import (
 from shared.errors import InvalidDefinition, InvalidInput, MinionError
 from shared.outbound import checked_url
 from shared.providers import ANTHROPIC, OWN_KEY, normal_name, split
-from shared.secret_store import references
+from shared.secret_store import HEADER_VALUE, references
 
 NAME = r"^[A-Za-z][A-Za-z0-9_.-]{0,99}$"
-HEADER_VALUE = r"^([\x21-\x7e]([\x20-\x7e\t]*[\x21-\x7e])?)?$"
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 CAPABILITY = r"^[a-z0-9][a-z0-9_.-]{0,62}$"
 RESERVED_QUEUES = frozenset({"celery", "minion.submit"})

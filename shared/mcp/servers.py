@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -10,18 +9,17 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from shared.contracts.documents import HEADER_VALUE, McpServerDefinition, stored_definition
+from shared.contracts.documents import McpServerDefinition, stored_definition
 from shared.database.connections import persistently
-from shared.errors import NotConfigured, NotFound
+from shared.errors import NotFound
 from shared.mcp.authorization import ClientCredentials
 from shared.mcp.client import McpClient
 from shared.mcp.eras import Era
 from shared.mcp.http import Authorization, FixedHeaders, HttpTransport
 from shared.mcp.stdio import PROCESSES, StdioTransport
-from shared.secret_store import fill, references, values_of
+from shared.secret_store import fill, fill_headers, references, values_of
 from shared.settings import get_settings
 
-HEADER_TEXT = re.compile(HEADER_VALUE)
 VERSION = text("SELECT name, definition, key_order FROM mcp_server_versions WHERE id = :id")
 
 
@@ -62,7 +60,7 @@ def _process(server: McpServerDefinition, name: str, namespace: str, capabilitie
 
 def _authorization(server: McpServerDefinition, namespace: str) -> Authorization:
     secrets = _secrets(server, namespace)
-    headers = {name: _header(name, fill(given, secrets)) for name, given in server.headers.items()}
+    headers = fill_headers(server.headers, secrets)
     if server.oauth is None:
         return FixedHeaders(headers, secrets.values())
     secret = fill(server.oauth.client_secret, secrets)
@@ -86,13 +84,3 @@ def version_of(connection: Connection, id: UUID) -> McpServerDefinition:
 def _secrets(server: McpServerDefinition, namespace: str) -> dict[str, str]:
     names = secrets_of(server)
     return persistently(values_of, names, namespace) if names else {}
-
-
-def _header(name: str, value: str) -> str:
-    """Return the value if a header can hold it. The library's own error would quote it, and the secret with it."""
-    if not HEADER_TEXT.fullmatch(value):
-        raise NotConfigured(
-            f"The header {name} cannot carry its secret, which must be printable ASCII on one line, without spaces "
-            "around it. `minion secrets set NAME` stores another one."
-        )
-    return value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 from typing import Any
 from urllib.parse import quote
 from uuid import UUID
@@ -12,15 +11,15 @@ from uuid import UUID
 import httpx2
 
 from shared.contracts.content import CONTENT, Block
-from shared.contracts.documents import HEADER_VALUE, PLACEHOLDER, HttpCall, ToolDefinition
+from shared.contracts.documents import PLACEHOLDER, HttpCall, ToolDefinition
 from shared.contracts.json_schema import validate
 from shared.contracts.media import IMAGE_TYPES, PDF
 from shared.contracts.strict_json import JsonValue, digest, parse
 from shared.database.connections import persistently
-from shared.errors import ForbiddenAddress, InvalidInput, InvalidOutput, MinionError, ToolError
+from shared.errors import ForbiddenAddress, InvalidInput, InvalidOutput, MinionError, NotConfigured, ToolError
 from shared.outbound import NEVER_SENT, NOT_TAKEN, TEMPORARY, guarded_client, read_body
 from shared.retry_after import retry_after
-from shared.secret_store import fill, references, scrub, times_of, values_of
+from shared.secret_store import fill_headers, references, scrub, times_of, values_of
 from shared.settings import get_settings
 from shared.tasks.directives import is_result
 from shared.trace_context import HEADER
@@ -31,7 +30,6 @@ from workers.task import ClaimedTask
 from workers.tools.blocks import keeping_files
 from workers.tools.trace import traceparent_of
 
-HEADER_TEXT = re.compile(HEADER_VALUE)
 MAX_REDIRECTS = 5
 MAX_EXCERPT = 2_000
 
@@ -73,7 +71,10 @@ class HttpTool:
 
     def _fetch(self, arguments: JsonValue, key: str, trace: dict[str, str]) -> JsonValue:
         secrets = self._secrets()
-        headers = {name: self._header(name, fill(given, secrets)) for name, given in self.http.headers.items()}
+        try:
+            headers = fill_headers(self.http.headers, secrets)
+        except NotConfigured as error:
+            raise self._failure(error.message, retryable=False) from None
         request = _request(self.http, arguments, {**trace, **headers}, key)
         try:
             with guarded_client(get_settings(), seconds=self.http.timeout) as client:
@@ -100,16 +101,6 @@ class HttpTool:
             return {}
         parent = traceparent_of(task, step)
         return {HEADER: parent} if parent else {}
-
-    def _header(self, name: str, value: str) -> str:
-        """Return the value if a header can hold it. The library's own error would quote it, and the secret with it."""
-        if not HEADER_TEXT.fullmatch(value):
-            raise self._failure(
-                f"its header {name} cannot carry its secret, which must be printable ASCII on one line, without "
-                "spaces around it. `minion secrets set NAME` stores another one",
-                retryable=False,
-            )
-        return value
 
     def _secrets(self) -> dict[str, str]:
         names = references(self.http.headers.values())

@@ -377,7 +377,7 @@ def test_a_secret_that_no_header_can_hold_is_not_quoted(
         SecretStore(configured).set(connection, "api", secret)
     task = fetch({}, url=server.url + "/x", headers={"X-Api-Key": "Bearer ${secret:api}"})
     assert (task["state"], task["claim"]) == ("failed", 1)
-    assert "its header X-Api-Key cannot carry its secret" in task["error"]["message"]
+    assert "The header X-Api-Key cannot carry its secret" in task["error"]["message"]
     assert server.asked == []
     assert SECRET not in everything_written(database, capsys)
 
