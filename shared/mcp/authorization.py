@@ -194,13 +194,11 @@ class ClientCredentials:
         if left <= 0:
             raise self._late()
         try:
-            with guarded_client(self.settings, seconds=min(SECONDS, left)) as client:
-                request = client.build_request(method, url, headers=dict(headers), data=fields)
-                response = client.send(request, stream=True)
-                try:
-                    return response.status_code, _json(self._scrubbed(read_body(response, MAX_BYTES) or b""))
-                finally:
-                    response.close()
+            with (
+                guarded_client(self.settings, seconds=min(SECONDS, left)) as client,
+                client.stream(method, url, headers=headers, data=fields) as response,
+            ):
+                return response.status_code, _json(self._scrubbed(read_body(response, MAX_BYTES) or b""))
         except httpx2.RequestError as error:
             raise self._fault(f"cannot be reached: {type(error).__name__}: {error}", temporary=True) from None
         except MinionError as error:

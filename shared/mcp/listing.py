@@ -65,7 +65,7 @@ def list_tools(client: McpClient) -> list[ListedTool]:
         # Some servers of the earlier era write an empty text for "none".
         if cursor is None or (cursor == "" and not client.server().is_modern):
             return [found[name] for name in sorted(found)]
-        if not isinstance(cursor, str) or not _is_storable(cursor):
+        if not isinstance(cursor, str) or not are_sound([cursor]):
             raise McpFault("the cursor of its list of tools is not text", taken=True)
         if cursor in cursors:
             raise McpFault("its list of tools has no end: it repeats a cursor", taken=True)
@@ -114,10 +114,6 @@ def _read(item: Any, number: int) -> ListedTool:
 def _unusable(name: str, fault: str) -> ListedTool:
     digest = hashlib.sha256(f"{name}: {fault}".encode("utf-8", "backslashreplace")).hexdigest()
     return ListedTool(name, "", {}, None, McpAnnotations(), digest, fault)
-
-
-def _is_storable(text: str) -> bool:
-    return are_sound([text])
 
 
 def _hints(item: Message) -> dict[str, bool]:

@@ -49,21 +49,23 @@ def _addresses(url: str, settings: Settings) -> list[str]:
 
 def _challenge(url: str, settings: Settings) -> str:
     """Return the header WWW-Authenticate of a refused request without credentials; empty if there is none."""
-    with suppress(httpx2.HTTPError, MinionError), guarded_client(settings, seconds=SECONDS) as client:
-        sent = client.build_request("POST", url, json=request(1, DISCOVER, {}), headers={VERSION_HEADER: MODERN})
-        response = client.send(sent, stream=True)
-        response.close()
+    sent = request(1, DISCOVER, {})
+    with (
+        suppress(httpx2.HTTPError, MinionError),
+        guarded_client(settings, seconds=SECONDS) as client,
+        client.stream("POST", url, json=sent, headers={VERSION_HEADER: MODERN}) as response,
+    ):
         return response.headers.get("WWW-Authenticate", "")
     return ""
 
 
 def _get(address: str, settings: Settings) -> JsonValue:
-    with suppress(httpx2.HTTPError, MinionError), guarded_client(settings, seconds=SECONDS) as client:
-        response = client.send(client.build_request("GET", address), stream=True)
-        try:
-            body = read_body(response, MAX_BYTES)
-        finally:
-            response.close()
+    with (
+        suppress(httpx2.HTTPError, MinionError),
+        guarded_client(settings, seconds=SECONDS) as client,
+        client.stream("GET", address) as response,
+    ):
+        body = read_body(response, MAX_BYTES)
         return parse(body) if body is not None and response.status_code == 200 else None
     return None
 

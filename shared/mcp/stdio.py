@@ -53,10 +53,9 @@ class StdioProcess:
         lock: held during an exchange.
     """
 
-    def __init__(self, name: str, program: StdioProgram, era: Era) -> None:
+    def __init__(self, program: StdioProgram, era: Era) -> None:
         if not Path(program.command[0]).is_file():
             raise McpFault(f"its program {program.command[0]} (MINION_MCP_STDIO) is not on this machine", taken=False)
-        self.name = name
         self.era = era
         self.lock = threading.RLock()
         self._begun = b""
@@ -164,7 +163,7 @@ class StdioProcesses:
                 if known is not None:
                     known.kill()
                     era.known = None
-                known = self._running[name, namespace] = StdioProcess(name, program, era)
+                known = self._running[name, namespace] = StdioProcess(program, era)
             return known
 
     def close(self) -> None:

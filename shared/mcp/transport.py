@@ -22,7 +22,7 @@ class Exchange(Protocol):
     session: str | None
 
     def messages(self) -> Iterator[Message]:
-        """Yield the server's messages: notifications and requests of its own, then the response.
+        """Yield the server's messages: notifications and requests, then the response.
 
         It ends without a response if the stream does.
 
@@ -46,7 +46,7 @@ class Transport(Protocol):
         """
 
     def end_session(self, headers: Mapping[str, str]) -> None:
-        """Tell the server that a session is no longer needed. It raises nothing: the server ends it some time itself.
+        """End a session that is no longer needed. It raises nothing: the server ends its sessions after a while.
 
         Args:
             headers: those of the session's requests.
