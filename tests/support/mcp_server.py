@@ -175,7 +175,7 @@ Answer = tuple[int, dict[str, str], bytes]
 @dataclass
 class RawServer:
     """A server that answers from a script. A script's element is an answer, a JSON-RPC result, or a function of the
-    message and the connection. Without a script it discovers, and echoes calls.
+    connection and the message that returns either, or answers itself. Without a script it discovers, and echoes calls.
     """
 
     url: str = ""
@@ -212,7 +212,8 @@ def raw_server(*script: Any, discovers: bool = True) -> Iterator[RawServer]:
 
         def answer(self, made: Any, message: Any) -> None:
             if callable(made):
-                made(self, message)
+                made = made(self, message)
+            if made is None:
                 return
             status, headers, body = made if isinstance(made, tuple) else json_answer(message, made)
             self.send_response(status)

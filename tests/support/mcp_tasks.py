@@ -6,15 +6,12 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.extension import Extension, MethodBinding, ToolBinding
 from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolRequestParams, RequestParams, ToolAnnotations
-
-from tests.support.mcp_server import json_answer
 
 TASKS = "io.modelcontextprotocol/tasks"
 CAPABILITIES = "io.modelcontextprotocol/clientCapabilities"
@@ -84,8 +81,8 @@ class Jobs(Extension):
         jobs: by id; a test changes them.
         asked: the methods that were called, with the task's id.
         calls: `_meta` and parameters of each `tools/call` of these tools.
-        keeps_keys: the same idempotency key gets the same task.
-        at_once: calls get a result, not a task.
+        keys: the task of each idempotency key.
+        prepare: called with each task that is created.
     """
 
     identifier = TASKS
@@ -95,8 +92,6 @@ class Jobs(Extension):
         self.keys: dict[str, str] = {}
         self.asked: list[tuple[str, str]] = []
         self.calls: list[dict[str, Any]] = []
-        self.keeps_keys = True
-        self.at_once = False
         self.prepare: Callable[[Job], None] = lambda job: None
         self.numbers = itertools.count(1)
 
@@ -140,10 +135,10 @@ class Jobs(Extension):
         self.calls.append({"meta": meta, **dict(ctx.params or {})})
         if params.name == "confirm":
             return await self._confirm(dict(ctx.params or {}), ctx, call_next)
-        if self.at_once or TASKS not in meta.get(CAPABILITIES, {}).get("extensions", {}):
+        if TASKS not in meta.get(CAPABILITIES, {}).get("extensions", {}):
             return await call_next(ctx)
         key = meta.get(IDEMPOTENCY_KEY, "")
-        if not (self.keeps_keys and key in self.keys):
+        if key not in self.keys:
             id = f"job-{next(self.numbers)}"
             self.jobs[id] = Job(id, dict(params.arguments or {}))
             self.keys[key] = id
@@ -185,17 +180,3 @@ class Jobs(Extension):
 
 
 SURE = {"type": "object", "properties": {"sure": {"type": "boolean", "default": True}}}
-
-
-def answered_by(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[BaseHTTPRequestHandler, Any], None]:
-    """An element of the script of a raw server: what a function returns for a message."""
-
-    def send(handler: BaseHTTPRequestHandler, message: Any) -> None:
-        status, headers, body = json_answer(message, answer(message))
-        handler.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            handler.send_header(name, value)
-        handler.end_headers()
-        handler.wfile.write(body)
-
-    return send

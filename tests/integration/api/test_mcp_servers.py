@@ -23,6 +23,7 @@ from shared.definitions.mcp_tools import server_named
 from shared.errors import InvalidDefinition
 from shared.settings import get_settings
 from tests.conftest import Define
+from tests.support.authority import authority_server
 from tests.support.mcp_server import RawServer, Shop, raw_server, reference_server
 from tests.support.processes import wait_until
 
@@ -53,15 +54,7 @@ def listing() -> Iterator[tuple[RawServer, list[dict[str, Any]]]]:
     """A server, and the tools that it lists."""
     tools = [dict(LISTED)]
 
-    def answer(handler: Any, message: Any) -> None:
-        body = json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": {"tools": tools}}).encode()
-        handler.send_response(200)
-        handler.send_header("Content-Type", "application/json")
-        handler.send_header("Content-Length", str(len(body)))
-        handler.end_headers()
-        handler.wfile.write(body)
-
-    with raw_server(*[answer] * 20) as raw:
+    with raw_server(*[lambda *_: {"tools": tools}] * 20) as raw:
         yield raw, tools
 
 
@@ -295,6 +288,17 @@ def test_unreachable_server_is_a_clear_error(run_cli: Any) -> None:
     done = run_cli("mcp", "pull", "shop", "--yes")
     assert done.code == 69
     assert "The MCP server 'shop': no answer" in done.err
+
+
+def test_refusal_without_credentials_names_the_authorization_server(run_cli: Any) -> None:
+    with authority_server() as server:
+        url = f"{server.url}/mcp"
+        found = {"resource": url, "authorization_servers": ["https://login.example.com"]}
+        server.answer = lambda path: (401, b"") if path == "/mcp" else (200, found)
+        run_cli("mcp", "add", "shop", url)
+        done = run_cli("mcp", "tools", "shop")
+    assert done.code == 69
+    assert "Its authorization server is https://login.example.com: set `oauth` in its definition." in done.err
 
 
 FAULTY = [

@@ -17,7 +17,7 @@ from shared.mcp.eras import Era, Known
 from shared.mcp.faults import McpFault, RpcError
 from shared.mcp.http import FixedHeaders, HttpTransport
 from shared.settings import Settings
-from tests.support.mcp_server import RawServer, events, raw_server
+from tests.support.mcp_server import Answer, RawServer, events, json_answer, raw_server
 
 SETTINGS = Settings(allow_private_addresses=["127.0.0.1"])
 ABOUT = {"protocolVersion": protocol.LEGACY, "capabilities": {}, "serverInfo": {"name": "x", "version": "1"}}
@@ -104,17 +104,9 @@ LOST: dict[str, Any] = {
 
 @pytest.mark.parametrize("how", LOST)
 def test_session_is_sent_back_and_begun_again_when_lost(how: str) -> None:
-    def assign(handler: Any, message: Any) -> None:
-        body = json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": ABOUT}).encode()
-        handler.send_response(200)
-        for name, value in (
-            ("Content-Type", "application/json"),
-            ("Mcp-Session-Id", "s-1"),
-            ("Content-Length", len(body)),
-        ):
-            handler.send_header(name, str(value))
-        handler.end_headers()
-        handler.wfile.write(body)
+    def assign(_: Any, message: Any) -> Answer:
+        status, headers, body = json_answer(message, ABOUT)
+        return status, {**headers, "Mcp-Session-Id": "s-1"}, body
 
     lost, era = LOST[how], Era()
     beginning = [(400, {}, b""), assign, ACCEPTED]
@@ -236,6 +228,8 @@ TEMPORARY: dict[str, tuple[Any, bool | None]] = {
     "body is cut": (promise_more, None),
     "empty stream": (events(b": nothing\n\nevent: ping\ndata: x\n\n"), None),
     "stream is cut": (events(b'data: {"jsonrpc'), None),
+    "408": ((408, {}, b"x"), True),
+    "425": ((425, {}, b"x"), True),
     "500": ((500, {}, b"x"), True),
     "502 of a gateway": ((502, {}, b'{"error": {"code": 502, "message": "no upstream"}}'), True),
     "503": ((503, {"Retry-After": "7"}, rpc(1)), False),
@@ -248,6 +242,7 @@ def test_temporary_fault_says_whether_it_was_taken(how: str) -> None:
     answer, taken = TEMPORARY[how]
     with raw_server(answer) as raw, pytest.raises(McpFault) as caught:
         call(raw)
+    assert raw.methods == ["server/discover", "tools/call"]
     assert (caught.value.temporary, caught.value.taken) == (True, taken)
     assert caught.value.retry_after == (7.0 if taken is False else None)
 

@@ -15,7 +15,7 @@ from shared.mcp.faults import McpFault
 from shared.mcp.http import FixedHeaders, HttpTransport
 from shared.mcp.listing import ListedTool, list_tools
 from shared.settings import Settings
-from tests.support.mcp_server import RawServer, raw_server
+from tests.support.mcp_server import Answer, RawServer, raw_server
 
 SETTINGS = Settings(allow_private_addresses=["127.0.0.1"])
 GOOD: dict[str, Any] = {"name": "good", "description": "Does it.", "inputSchema": {"type": "object"}}
@@ -33,16 +33,12 @@ def listed(*pages: Any, version: str = protocol.MODERN) -> dict[str, ListedTool]
 
 
 def _answer(page: Any) -> Any:
-    def send(handler: Any, message: Any) -> None:
+    def made(_: Any, message: Any) -> Answer:
         text = page if isinstance(page, str) else json.dumps(page)
         body = f'{{"jsonrpc": "2.0", "id": {message["id"]}, "result": {text}}}'.encode()
-        handler.send_response(200)
-        handler.send_header("Content-Type", "application/json; charset=utf-8")
-        handler.send_header("Content-Length", str(len(body)))
-        handler.end_headers()
-        handler.wfile.write(body)
+        return 200, {"Content-Type": "application/json; charset=utf-8"}, body
 
-    return send
+    return made
 
 
 @pytest.mark.parametrize(

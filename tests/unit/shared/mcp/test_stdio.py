@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from shared.mcp.stdio import StdioProcesses, StdioTransport
 from shared.settings import Settings
 from tests.support.processes import wait_until
 
-# Says what it is told to. A child of it would outlive it.
+# Misbehaves by the method of a request. Its child would outlive it.
 SERVER = """
 import json, os, subprocess, sys
 child = subprocess.Popen(["sleep", "600"])
@@ -120,6 +121,18 @@ def test_notifications_and_requests_of_the_server_are_read(processes: StdioProce
     made = client(processes, settings_for(program))
     assert made.request("chat", {}) == {}
     assert made.request("echo", {"a": "é"})["echo"]["a"] == "é"
+
+
+def test_call_waits_for_others_up_to_its_timeout(processes: StdioProcesses, program: Path) -> None:
+    settings = settings_for(program)
+    lock = processes.get("files", "default", settings).lock
+    with ThreadPoolExecutor(1) as other:
+        other.submit(lock.acquire).result()
+        with pytest.raises(McpFault, match="other calls kept it busy") as caught:
+            client(processes, settings, seconds=0.2).request("echo", {})
+        other.submit(lock.release).result()
+    assert (caught.value.taken, caught.value.temporary) == (False, True)
+    assert client(processes, settings).request("echo", {"a": 1})["echo"]["a"] == 1
 
 
 # As programs of 2025-11-25 that were written in Rust: anything but `initialize` ends them, or gets no answer.
