@@ -25,7 +25,7 @@ NAMED = {"step": 3, "proposal": "0123456789ab"}
 
 
 def decision(kind: str = "approval", **more: Any) -> dict[str, Any]:
-    both = {"approvals": None, "people": None, "name": "refund", "value": VALUE, "schema": SCHEMA}
+    both = {"approvals": None, "people": None, "name": "refund", "server": None, "value": VALUE, "schema": SCHEMA}
     return {"kind": kind, **NAMED, **both, **more}
 
 
