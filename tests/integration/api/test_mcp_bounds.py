@@ -9,6 +9,7 @@ import httpx2
 import pytest
 from sqlalchemy import Engine
 
+from orchestrator.mcp import own_tools, server
 from tests.integration.api.conftest import WithKey
 from tests.integration.api.test_boundaries import define_in
 from tests.integration.api.test_mcp import headers_of, request
@@ -37,6 +38,17 @@ def test_address_chooses_the_namespace(act: Any, database: Engine, http: httpx2.
     define_in(database, "team", noop, agent)
     assert {"Ours", "Theirs"} & tools_at(http, "/mcp") == {"Ours"}
     assert {"Ours", "Theirs"} & tools_at(http, "/mcp?namespace=team") == {"Theirs"}
+
+
+def test_tools_come_in_pages(act: Any, http: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert server.PAGE == 100
+    monkeypatch.setattr(server, "PAGE", 2)
+    for name in ("A", "B", "C"):
+        act(name, input_schema=SCHEMA)
+    first = ask(http, "tools/list").json()["result"]
+    rest = ask(http, "tools/list", cursor=first["nextCursor"]).json()["result"]
+    assert [tool["name"] for tool in first["tools"]] == [*own_tools.BY_NAME, "A", "B"]
+    assert ([tool["name"] for tool in rest["tools"]], "nextCursor" in rest) == (["C"], False)
 
 
 @pytest.mark.parametrize("wanted", [["a"] * 51, "a", [1]])

@@ -15,7 +15,8 @@ from orchestrator.commands.doctor import _secrets
 from orchestrator.commands.findings import Finding
 from shared.notifications import make_redis
 from shared.settings import Settings
-from tests.conftest import Define, forget_process_state
+from tests.conftest import Define
+from tests.support.private_servers import forget_process_state
 
 Configure = Callable[[str], dict[str, Finding]]
 
