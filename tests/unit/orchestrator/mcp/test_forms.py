@@ -88,6 +88,16 @@ def test_accepting_approves_and_declining_rejects() -> None:
     assert decided(decision(), answer("cancel")) is None
 
 
+def test_question_of_a_server_is_answered_or_declined() -> None:
+    asked = decision(server="ci", question="Which order?", value={})
+    assert "Accepting sends the answer" in form_of(asked, "It asks.").params.message
+    assert decided(asked, answer("accept", **{"argument.order": "A-17"})) == {
+        **NAMED, "verdict": "approve", "value": {"order": "A-17"}
+    }  # fmt: skip
+    assert decided(asked, answer("decline"))["verdict"] == "reject"
+    assert fields({**asked, "schema": {"type": "object"}})["arguments"]["title"] == "Answer, as JSON"
+
+
 def test_outcome_of_an_interrupted_call_is_asked_for() -> None:
     interrupted = decision("answer", schema=None)
     assert fields(interrupted).keys() == {"outcome", "result", "reason"}
