@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 from uuid import uuid4
@@ -22,6 +23,8 @@ from shared.errors import NotConfigured
 from shared.settings import Settings
 from shared.tasks import submission
 from shared.tasks.messages import checked_input
+from tests.support.lanes import is_alive
+from tests.support.processes import wait_until
 
 from .conftest import Api, serving
 
@@ -30,7 +33,11 @@ pytestmark = pytest.mark.usefixtures("agents")
 
 @contextmanager
 def without_database(servers: EmbeddedServers) -> Iterator[None]:
+    main = servers.postgres.pid
+    sessions = Path(f"/proc/{main}/task/{main}/children").read_text().split()
     servers.postgres.kill()
+    # Each session notices later that the main process is gone, and until then it answers.
+    wait_until(lambda: not any(is_alive(int(session)) for session in sessions), "all sessions have ended")
     try:
         yield
     finally:

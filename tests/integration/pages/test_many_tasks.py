@@ -24,8 +24,8 @@ from tests.support.definitions import NOOP
 
 @pytest.fixture
 def runner(settings: Settings, database: Engine) -> Iterator[BulkRunner]:
-    """The runner of an orchestrator, which the test calls."""
-    runner = BulkRunner(settings, database)
+    """The runner of an orchestrator, which the test calls. Its lead must outlast the time between two calls."""
+    runner = BulkRunner(settings.model_copy(update={"lease_seconds": 300.0}), database)
     yield runner
     runner.close()
 
