@@ -31,18 +31,21 @@ def undecided(connection: Connection, task: UUID) -> list[dict[str, Any]]:
 
 def _decision(connection: Connection, task: UUID, step: dict[str, Any]) -> dict[str, Any]:
     found = {name: step[name] for name in ("step", "proposal", "name", "due_at")}
-    asked = remote_calls.form_of(connection, task, step["step"])
-    if asked is None and step["kind"] != "wait":
-        schema = result_schema(connection, task, step["step"])
-        return {**found, "kind": "answer", "value": step["input"], "schema": schema}
     policy = awaited(connection, task, step["step"])
     counts = {} if policy is None else {"approvals": len(policy.given), "people": policy.people}
-    found = {**found, **counts, "kind": "approval"}
+    return {**found, **counts, **_matter(connection, task, step)}
+
+
+def _matter(connection: Connection, task: UUID, step: dict[str, Any]) -> dict[str, Any]:
+    """Return the value that a person decides about, its schema, and the kind of the decision."""
+    number = step["step"]
+    asked = remote_calls.form_of(connection, task, number)
     if asked is not None:
         question = {"server": asked.server, "question": asked.message}
-        return {**found, **question, "value": asked.proposed, "schema": asked.schema}
-    schema = arguments_schema(connection, task, step["step"])
-    return {**found, "value": _arguments(step), "schema": schema}
+        return {"kind": "approval", **question, "value": asked.proposed, "schema": asked.schema}
+    if step["kind"] == "wait":
+        return {"kind": "approval", "value": _arguments(step), "schema": arguments_schema(connection, task, number)}
+    return {"kind": "answer", "value": step["input"], "schema": result_schema(connection, task, number)}
 
 
 def _arguments(step: dict[str, Any]) -> Any:
