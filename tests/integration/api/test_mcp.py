@@ -461,7 +461,7 @@ def test_changes_are_sent_to_a_stream(act: Any, http_api: Api, monkeypatch: pyte
         with http_api.http() as http:
             refused = said(http.post("/mcp", json=body, headers=headers_of(body)))
         assert "Poll in place of" in refused["error"]["message"]
-        monkeypatch.setattr(f"orchestrator.mcp.subscriptions.{bound}", 1)
+        monkeypatch.setattr(f"orchestrator.mcp.subscriptions.{bound}", 4)
     assert {each["method"] for each in heard} >= CHANGES
     assert heard[0]["method"] == "notifications/subscriptions/acknowledged"
     assert heard[0]["params"]["notifications"] == {"toolsListChanged": True, "taskIds": [task]}
