@@ -45,7 +45,6 @@ class ProgramCalls:
         self._program = program
         self._number = program.record["number"]
         self._tool_calls = ToolCalls(functions, task, self.journal, arranged)
-        self._arranged = arranged
         self._written_at = time.monotonic()
 
     def make(self, event: Calls) -> list[Reply | ReplyError] | Suspended:
@@ -94,7 +93,7 @@ class ProgramCalls:
     def _reply(self, call: Call, outcome: CallResult) -> Reply | ReplyError:
         if isinstance(outcome, MinionError):
             return ReplyError(call.id, outcome.message)
-        return Reply(call.id, self._arranged(outcome))
+        return Reply(call.id, self._tool_calls.arranged(outcome))
 
 
 def counted(names: Sequence[str]) -> str:

@@ -61,7 +61,7 @@ class ProgramTool:
     name = RUN_PROGRAM
     strict = False
     deferred = False
-    # For the order: it runs alone.
+    # It runs alone. Its calls have their own effects.
     effect = "unsafe"
     # It takes the numbers of its steps from the task's journal while it runs.
     steps = 0
@@ -126,9 +126,11 @@ class ProgramTool:
         functions = {name: _parameters(tool) for name, tool in self.functions.items()}
         seed, now = str(begun.facts["seed"]), float(begun.facts["time"])
         with _confined().program(code, functions, seed=seed, now=now, limits=self._limits()) as program:
-            end = _drive(program, calls)
-            used = StepResult(None, cpu_seconds=program.cpu_time, peak_memory_bytes=program.peak_memory)
-        self.journal.used.add(used)
+            try:
+                end = _drive(program, calls)
+            finally:
+                used = StepResult(None, cpu_seconds=program.cpu_time, peak_memory_bytes=program.peak_memory)
+                self.journal.used.add(used)
         if isinstance(end, Suspended):
             return end
         return self._failed(end, calls, begun) if isinstance(end, Failed) else value_of(end, self.settings)
