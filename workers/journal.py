@@ -121,7 +121,7 @@ class DeferredCall:
 
     Attributes:
         read: returns the result of the step with this number from the end of the server's task.
-        repeat: makes a plain call again, with a person's answers.
+        repeat: repeats a plain call with a person's answers.
     """
 
     read: Callable[[int, RemoteCall], StepResult]
@@ -134,7 +134,7 @@ class OpenProgram:
 
     Attributes:
         record: of its step, as it began.
-        facts: what the program received beside its code, the same whenever it runs again.
+        facts: the program's inputs beside its code, the same whenever it runs again.
         calls: the journal of its calls.
     """
 
@@ -311,16 +311,8 @@ class Journal:
             raise Interrupted
         if draining.is_set():
             raise Postponed(0.0, "handed_back")
-        started: StepRecord = {
-            "number": number,
-            "kind": kind,
-            "name": name,
-            "status": "started",
-            "effect": effect,
-            "request_hash": request_hash,
-            "input": request,
-            "started_at": _now(),
-        }
+        started = _started(number, kind, name, effect, request_hash)
+        started["input"] = request
         if self.caller.program is not None:
             started["program"], started["line"] = self.caller.program, self.caller.line
         if batched is not None and (answer := self._batched(started, known, batched)) is not None:
@@ -407,7 +399,7 @@ class Journal:
 
         Args:
             arguments: identify the step.
-            facts: what the program receives beside them; one that runs again receives the recorded ones.
+            facts: the program's other inputs; one that runs again receives the recorded ones.
 
         Raises:
             BudgetExceeded, HistoryDiverged, Cancelled, Postponed, ClaimLost: as for `call`.
@@ -421,16 +413,8 @@ class Journal:
             raise _recorded_error(known["error"])
         if draining.is_set():
             raise Postponed(0.0, "handed_back")
-        started: StepRecord = {
-            "number": number,
-            "kind": "tool_call",
-            "name": name,
-            "status": "started",
-            "effect": "idempotent",
-            "request_hash": request_hash,
-            "started_at": _now(),
-            "program": number,
-        }
+        started = _started(number, "tool_call", name, "idempotent", request_hash)
+        started["program"] = number
         if known is None:
             facts = self._facts_of_program(number, facts)
             self._begin({**started, "input": {"arguments": arguments, **facts}}, None)
@@ -730,6 +714,19 @@ _SAME_CALLS = (
 )
 
 
+def _started(number: int, kind: Kind, name: str, effect: str, request_hash: str) -> StepRecord:
+    """Return the record of a step that begins now."""
+    return {
+        "number": number,
+        "kind": kind,
+        "name": name,
+        "status": "started",
+        "effect": effect,
+        "request_hash": request_hash,
+        "started_at": _now(),
+    }
+
+
 def _model_that_begins(step: StepRecord) -> str | None:
     return step["name"] if step["kind"] == "model_call" and step["status"] == "started" else None
 
@@ -746,12 +743,12 @@ def _worst_case(number: int, reserved: Reservation | None) -> Reserve:
 
 
 def _charge(number: int, reserved: Reservation | None, result: StepResult) -> Charge | None:
-    """The amounts that a step really used; If that is unknown, the reserved amounts stay spent."""
+    """The amounts that a step really used; if that is unknown, the reserved amounts stay spent."""
     if reserved is None:
         return None
     tokens = result.input_tokens + result.output_tokens
-    untold = tokens == 0 and result.cost_microdollars is None
-    return {"step": number, "tokens": None if untold else tokens, "microdollars": result.cost_microdollars}
+    unknown = tokens == 0 and result.cost_microdollars is None
+    return {"step": number, "tokens": None if unknown else tokens, "microdollars": result.cost_microdollars}
 
 
 def _recorded_error(error: dict[str, Any]) -> MinionError:
