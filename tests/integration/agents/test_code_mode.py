@@ -33,7 +33,8 @@ from tests.integration.conftest import InlineWorker, Tasks
 from tests.support.processes import ROOT, Process, killed_on_exit, start_worker, wait_until
 from workers import minion
 from workers.code_mode import tool as code_mode_tool
-from workers.journal import StepResult, Used, draining
+from workers.journal import draining
+from workers.steps import StepResult, Used
 
 LOOP = """
 total = 0
