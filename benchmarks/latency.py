@@ -3,29 +3,36 @@
     python -m benchmarks.latency [--rounds N] [--json]
 
 All systems use one private PostgreSQL and Valkey with durable settings, and two worker processes. Each round makes one
-round trip on each system, so that the load of the machine is the same for all.
+round trip on each system, so that the load of the machine is the same for all. The rows of Minions submit and wait in
+one request, `POST /v1/tasks?wait=…`, unless their name says otherwise; one of them is a call over MCP.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import httpx2
 from sqlalchemy import text
 
 from benchmarks.environment import Environment
 from benchmarks.samples import percentile, seconds
 from benchmarks.systems.celery import CeleryRedis
-from benchmarks.systems.minions import TOOL, MinionsFunction, MinionsTool
+from benchmarks.systems.minions import TOOL, MinionsFunction, MinionsTool, function_agent
 from shared.database.connections import get_engine
+from shared.mcp import protocol
 
 WARM_UP = 20
 CHAIN = "minions, chain of 3"
 CHAIN_AGENT = "bench-chain-of-3"
+MCP = "minions, MCP tools/call"
+MCP_AGENT = "bench-mcp"
+SCHEMA = {"type": "object", "properties": {"value": {"type": "integer"}}, "required": ["value"]}
 WAIT_SECONDS = 30
 # The time from the end of a task's last sub-task to the task's next execution.
 WAKE_UPS = text(
@@ -75,11 +82,15 @@ def report(samples: Mapping[str, list[float]], wakes: list[float], *, as_json: b
     base = statistics.median(samples[CeleryRedis.name])
     rows = [row(name, taken, base) for name, taken in samples.items()]
     rows.append(row("wake-up of a parent", wakes, base))
-    chain = round(statistics.median(samples[CHAIN]) / statistics.median(samples[MinionsTool.name]), 2)
+    single = statistics.median(samples[MinionsTool.name])
+    chain, mcp = (round(statistics.median(samples[name]) / single, 2) for name in (CHAIN, MCP))
     if as_json:
-        print(json.dumps({"rows": rows, "chain_to_single": chain}, indent=2))
+        print(json.dumps({"rows": rows, "chain_to_single": chain, "mcp_to_single": mcp}, indent=2))
         return
-    print(f"{len(samples[CHAIN])} round trips each, one at a time; a chain takes {chain} single tasks")
+    print(
+        f"{len(samples[CHAIN])} round trips each, one at a time; "
+        f"a chain takes {chain} single tasks, a call over MCP takes {mcp}"
+    )
     print(f"{'':38} {'p50 ms':>8} {'p99 ms':>8} {'ratio':>6} {'p99 ratio':>9}")
     for line in rows:
         print("{name:38} {p50_ms:8} {p99_ms:8} {ratio:6} {p99_ratio:9}".format(**line))
@@ -106,13 +117,32 @@ def running() -> Iterator[dict[str, Callable[[], object]]]:
             system.start()
         client = tool.minions.client
         tool.minions.define_chain(CHAIN_AGENT, TOOL, 3)
-        yield {
-            celery.name: celery.call,
-            tool.name: tool.call,
-            f"{tool.name}, two requests": lambda: client.submit(TOOL, {"value": 1}).result(),
-            function.name: function.call,
-            CHAIN: lambda: client.submit(CHAIN_AGENT, {"value": 1}, wait=WAIT_SECONDS).result(),
-        }
+        tool.minions.define(function_agent(MCP_AGENT, tool="echo", input_schema=SCHEMA))
+        with httpx2.Client(base_url=tool.minions.url, trust_env=False, timeout=WAIT_SECONDS) as http:
+            yield {
+                celery.name: celery.call,
+                tool.name: tool.call,
+                MCP: lambda: call_over_mcp(http),
+                f"{tool.name}, two requests": lambda: client.submit(TOOL, {"value": 1}).result(),
+                function.name: function.call,
+                CHAIN: lambda: client.submit(CHAIN_AGENT, {"value": 1}, wait=WAIT_SECONDS).result(),
+            }
+
+
+def call_over_mcp(http: httpx2.Client) -> None:
+    """Call an agent as a tool of the MCP server, over a connection that stays open, and check the result."""
+    about = {protocol.VERSION_KEY: protocol.MODERN, protocol.CLIENT_KEY: protocol.CLIENT, protocol.CAPABILITIES_KEY: {}}
+    call = {"name": MCP_AGENT, "arguments": {"value": 1}, protocol.META: about}
+    headers = {
+        "Authorization": f"Bearer {os.environ['MINION_API_KEY']}",
+        "Accept": "application/json, text/event-stream",
+        protocol.VERSION_HEADER: protocol.MODERN,
+        protocol.METHOD_HEADER: "tools/call",
+        protocol.NAME_HEADER: MCP_AGENT,
+    }
+    answer = http.post("/mcp", json=protocol.request(1, "tools/call", call), headers=headers)
+    result = answer.raise_for_status().json()["result"]
+    assert result["structuredContent"] == {"value": 1}, result
 
 
 if __name__ == "__main__":

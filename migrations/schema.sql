@@ -2927,6 +2927,7 @@ CREATE FUNCTION minion_heal_waits(after uuid, most integer, OUT woken integer, O
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
+    SET plan_cache_mode TO 'force_custom_plan'
     AS $$
 DECLARE
     first uuid := COALESCE(after, '00000000-0000-0000-0000-000000000000');

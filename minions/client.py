@@ -230,7 +230,8 @@ class Client(Submissions, Operations, BulkActs, Alerts, Files, Keys, Audit, Memo
         return found
 
     def decisions(self, task: TaskId) -> list[dict[str, Any]]:
-        """Return the decisions that a task waits for: `kind`, `step`, `proposal`, `name`, `value` and `schema`.
+        """Return the decisions that a task waits for: `kind`, `step`, `proposal`, `name`, `value` and `schema` of each.
+        A question of an MCP server also has `server` and `question`.
 
         Raises:
             NotFound: there is no task with that id.

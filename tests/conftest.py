@@ -9,7 +9,6 @@ define      stores definitions: `define({"kind": "agent", …}, …)`, without c
 from __future__ import annotations
 
 import gc
-import secrets
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,15 +19,14 @@ from hypothesis import settings as hypothesis_settings
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from orchestrator.local.embedded import EmbeddedServers, scratch_dir
+from orchestrator.local.embedded import EmbeddedServers
 from pytest_minions.database import empty
 from shared.contracts.documents import parse_definition
-from shared.database.connections import close_engine, get_engine
-from shared.database.schema import migrate
+from shared.database.connections import get_engine
 from shared.definitions.store import Change, DefinitionStore
-from shared.notifications import forget_publisher, make_redis
-from shared.secret_store import new_key
+from shared.notifications import make_redis
 from shared.settings import Settings, get_settings
+from tests.support.private_servers import private_servers
 
 # These tests do not measure the speed of the machine.
 hypothesis_settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -67,26 +65,9 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session")
 def servers() -> Iterator[EmbeddedServers]:
     """The session's private servers; their addresses and an API key are in the environment."""
-    with (
-        scratch_dir() as folder,
-        EmbeddedServers(folder, durable=False) as running,
-        pytest.MonkeyPatch.context() as env,
-    ):
-        addresses = running.start()
-        env.setenv("DATABASE_URL", addresses.database_url)
-        env.setenv("REDIS_URL", addresses.redis_url)
-        env.setenv("MINION_API_KEY", secrets.token_urlsafe(16))
-        env.setenv("MINION_SECRET_KEY", new_key())
-        env.setenv("MINION_DATA_DIR", str(folder / "minion"))
-        env.setenv("XDG_STATE_HOME", str(folder / "state"))
-        for name in ("MINION_API_URL", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "SENTRY_DSN"):
-            env.delenv(name, raising=False)
-        forget_process_state()
-        migrate(get_engine())
+    with private_servers() as (running, _):
         _survive_kills(get_engine())
         yield running
-        forget_process_state()
-    get_settings.cache_clear()
 
 
 @pytest.fixture(scope="session")
@@ -122,10 +103,3 @@ def _survive_kills(engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(text("ALTER ROLE CURRENT_USER SET synchronous_commit = on"))
     engine.dispose()
-
-
-def forget_process_state() -> None:
-    """Forget settings, connections and the like, so that their next use recreates them."""
-    close_engine()
-    forget_publisher()
-    get_settings.cache_clear()

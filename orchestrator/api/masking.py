@@ -42,7 +42,7 @@ def payload(value: Any) -> Any:
 
 
 def schema(found: Mapping[str, Any] | None) -> Any:
-    """Return the schema of a payload, or None: who may not see a value need not fill in its form."""
+    """Return the schema of a payload, or None for a key that may not see the value: it has no form to fill in."""
     return found if are_shown() else None
 
 

@@ -277,14 +277,17 @@ class AwaitedDecision(BaseModel):
     model_config = ConfigDict(populate_by_name=True)
 
     kind: Literal["approval", "answer"] = Field(
-        description="`approval` of a call, or `answer`: the outcome of an unsafe call that was interrupted."
+        description="`approval` of a call, or of an answer to a question; or `answer`: the outcome of an unsafe call "
+        "that was interrupted."
     )
     step: int
     proposal: str
     name: str = Field(description="The tool, function or agent that is called.")
-    value: Payload = Field(description="The proposed arguments, or the request of the interrupted call.")
+    server: str | None = Field(None, description="The MCP server that asks a question; null: there is no question.")
+    question: PayloadText = Field(None, description="Its words.")
+    value: Payload = Field(description="The proposed arguments or answer, or the request of the interrupted call.")
     value_schema: PayloadSchema = Field(
-        None, alias="schema", description="JSON Schema of the arguments, or of the result; null: there is none."
+        None, alias="schema", description="JSON Schema of the arguments, answer or result; null: there is none."
     )
     approvals: int | None = Field(None, description="With an approval policy: how many keys have approved it.")
     people: int | None = Field(None, description="With an approval policy: how many must.")

@@ -94,9 +94,13 @@ def _approval(decision: Decision) -> tuple[str, dict[str, Any], list[str]]:
     fields = _fields(decision["schema"], decision["value"])
     text = visible(_json(decision["value"]))
     if not fields and decision["schema"] is not None and len(text) <= LONGEST_VALUE:
-        fields = {"arguments": {"type": "string", "title": "Arguments, as JSON", "default": text}}
+        what = "Answer" if decision["server"] else "Arguments"
+        fields = {"arguments": {"type": "string", "title": f"{what}, as JSON", "default": text}}
     reason = {"reason": {"type": "string", "title": "Reason", "maxLength": 1000}}
-    hint = "Accepting approves it with the arguments in the form, or else with these. Declining rejects it."
+    if decision["server"]:
+        hint = "Accepting sends the answer in the form, or else this one. Declining declines the question."
+    else:
+        hint = "Accepting approves it with the arguments in the form, or else with these. Declining rejects it."
     return hint, {**fields, **reason}, []
 
 

@@ -80,8 +80,6 @@ class McpServer(Server[Any]):
                 "tools/list": lists,
                 "prompts/list": lists,
                 "resources/templates/list": lists,
-                "resources/list": CacheHint(),
-                "resources/read": CacheHint(),
                 "server/discover": lists,
             },
             # No argument of an agent is also a header, so there is nothing to compare.

@@ -155,7 +155,7 @@ def check_origin(request: Request) -> None:
 def _fault_of_envelope(message: Any) -> str | None:
     """Return what is wrong with a JSON-RPC message; None if nothing is."""
     if isinstance(message, list):
-        return "Batches are not supported: send each message in a request of its own."
+        return "Batches are not supported: send each message in a separate request."
     if not isinstance(message, dict):
         return "The body must be a JSON-RPC message: an object."
     if message.get("jsonrpc") != "2.0":

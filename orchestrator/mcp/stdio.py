@@ -11,7 +11,7 @@ from minions.aio.transport import AsyncTransport
 from orchestrator.mcp.api import SECONDS, Api
 from orchestrator.mcp.server import build
 
-RETRIES = 8
+RETRIES = 12
 """About half a minute: an orchestrator that restarts is back by then."""
 
 

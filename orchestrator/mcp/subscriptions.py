@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from mcp_types import (
 from minions.errors import NotFound
 from orchestrator.mcp import tasks
 from orchestrator.mcp.callers import Caller
+from shared.access.actors import Key
 
 LOOK_SECONDS = 1.0
 TOOLS_SECONDS = 5.0
@@ -35,6 +37,8 @@ MOST_TASKS = 50
 """Of one stream."""
 MOST_WATCHED = 400
 """Tasks of all streams of one process: each costs a look a second, of about a millisecond."""
+SHARE = 4
+"""One key may use a quarter of the streams, and of the tasks."""
 
 Send = Callable[[Notification[Any, Any]], Awaitable[None]]
 
@@ -56,7 +60,8 @@ class Subscriptions:
     def __init__(self, is_closing: Callable[[], bool], tools_seconds: float = TOOLS_SECONDS) -> None:
         self._is_closing = is_closing
         self._tools_seconds = tools_seconds
-        self._open = self._watched = 0
+        self._open: Counter[str | None] = Counter()
+        self._watched: Counter[str | None] = Counter()
 
     async def listen(
         self, context: ServerRequestContext, caller: Caller, params: SubscriptionsListenRequestParams
@@ -64,7 +69,8 @@ class Subscriptions:
         """Serve one stream until the client closes it.
 
         Raises:
-            MCPError: there are too many streams, or tasks; or the client has not declared the tasks extension.
+            MCPError: there are too many streams, or tasks, in this process or of this key; or the client has not
+                declared the tasks extension.
             MinionsError: the key has become invalid, or the API cannot be reached.
         """
         asked = params.notifications
@@ -77,20 +83,16 @@ class Subscriptions:
             or not all(isinstance(each, str) for each in wanted)
         ):
             raise MCPError(INVALID_PARAMS, f"`taskIds` must be a list of at most {MOST_TASKS} ids of tasks.")
-        if self._open >= MOST_STREAMS:
-            raise MCPError(INTERNAL_ERROR, f"This process serves {MOST_STREAMS} streams already. Poll in place of one.")
-        if self._watched + len(wanted) > MOST_WATCHED:
-            full = (
-                f"This process watches {self._watched} tasks already, and at most {MOST_WATCHED}. Poll in place of it."
-            )
-            raise MCPError(INTERNAL_ERROR, full)
-        self._open += 1
-        self._watched += len(wanted)
+        key = _key_of(context)
+        _check(self._open, key, 1, most=MOST_STREAMS, noun="streams")
+        _check(self._watched, key, len(wanted), most=MOST_WATCHED, noun="tasks in streams")
+        self._open[key] += 1
+        self._watched[key] += len(wanted)
         try:
             return await self._serve(context, caller, bool(asked.tools_list_changed), wanted)
         finally:
-            self._open -= 1
-            self._watched -= len(wanted)
+            self._open -= Counter({key: 1})  # and forget a key without streams
+            self._watched -= Counter({key: len(wanted)})
 
     async def _serve(
         self, context: ServerRequestContext, caller: Caller, tools: bool, wanted: list[str]
@@ -116,6 +118,25 @@ class Subscriptions:
                 await listed.report(send)
             await asyncio.sleep(min(LOOK_SECONDS, self._tools_seconds))
         return SubscriptionsListenResult(_meta=meta)
+
+
+def _key_of(context: ServerRequestContext) -> str | None:
+    """Return the identity of the caller's key; None over standard input and output, where there is only one."""
+    if context.request is None:
+        return None
+    key: Key = context.request.state.key
+    return key.identity
+
+
+def _check(used: Counter[str | None], key: str | None, more: int, *, most: int, noun: str) -> None:
+    own = most if key is None else most // SHARE
+    if used[key] + more > own:
+        full = f"One key may have {own} {noun} in a process, and this one has {used[key]}."
+    elif used.total() + more > most:
+        full = f"This process may have {most} {noun}, and has {used.total()}."
+    else:
+        return
+    raise MCPError(INTERNAL_ERROR, f"{full} Poll in place of it.")
 
 
 class _WatchedTasks:

@@ -176,4 +176,6 @@ def _asks(awaited: Awaited) -> str:
     if decision["kind"] == "answer":
         return f"A call was interrupted, and is unsafe to repeat: {call}. Did it happen?"
     several = f" ({decision['approvals']} of {decision['people']} have approved it)" if decision["people"] else ""
+    if decision["server"]:
+        return f"The MCP server {decision['server']!r} asks about {call}{several}: {decision['question']!r}."
     return f"The agent {awaited.agent!r} asks for the approval of a call: {call}{several}."

@@ -46,7 +46,7 @@ def list_tools(query: NamedPage, request: Request, database: Reading) -> Respons
         tools=page.items,
         next=page.next,
         is_first=not query.cursor,
-        servers=mcp_servers.list_mcp_servers(servers, database).items if not query.cursor else [],
+        servers=None if query.cursor else mcp_servers.list_mcp_servers(servers, database),
     )
 
 

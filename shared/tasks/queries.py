@@ -123,10 +123,10 @@ OVERVIEW = text(f"{OVERVIEWS} WHERE o.id = :task")
 ENDED_OVERVIEWS = text(
     f"""
     WITH sized AS (
-        SELECT w.id, w.position, octet_length(concat(t.input::text, t.messages::text, e.output::text, c.value::text))
-            FROM unnest(:tasks) WITH ORDINALITY AS w (id, position)
-            JOIN tasks t ON t.id = w.id JOIN task_outcomes e ON e.task_id = w.id
-            LEFT JOIN contents c ON c.sha256 = e.output_sha256
+        SELECT t.id, array_position(:tasks, t.id) AS position,
+               octet_length(concat(t.input::text, t.messages::text, e.output::text, c.value::text))
+            FROM tasks t JOIN task_outcomes e ON e.task_id = t.id LEFT JOIN contents c ON c.sha256 = e.output_sha256
+            WHERE t.id = ANY (:tasks) AND e.task_id = ANY (:tasks)
     ), fitting AS (
         SELECT id, position, sum(octet_length) OVER given <= :most OR row_number() OVER given = 1 AS fits
             FROM sized WINDOW given AS (ORDER BY position)

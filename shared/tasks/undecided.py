@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from shared.contracts.key_order import in_order, ordered
+from shared.tasks import remote_calls
 from shared.tasks.approvals import arguments_schema, awaited, result_schema
 
 UNDECIDED = text(
@@ -21,7 +22,8 @@ def undecided(connection: Connection, task: UUID) -> list[dict[str, Any]]:
 
     Each has `kind` (`approval` of a call, or `answer` about one that was interrupted), `step`, `proposal` and `name`,
     which the decision names; `value`: the proposed arguments, or the request that was interrupted; `schema` of the
-    arguments or of the result, if there is one; `approvals` and `people`, if a policy applies; and `due_at`.
+    arguments or of the result, if there is one; `approvals` and `people`, if a policy applies; and `due_at`. A question
+    of an MCP server is an `approval` with `server` and `question`: its arguments are the answer.
     """
     rows = connection.execute(UNDECIDED, {"task": task}).mappings().all()
     return [_decision(connection, task, in_order(row, "input")) for row in rows]
@@ -29,13 +31,21 @@ def undecided(connection: Connection, task: UUID) -> list[dict[str, Any]]:
 
 def _decision(connection: Connection, task: UUID, step: dict[str, Any]) -> dict[str, Any]:
     found = {name: step[name] for name in ("step", "proposal", "name", "due_at")}
-    if step["kind"] != "wait":
-        schema = result_schema(connection, task, step["step"])
-        return {**found, "kind": "answer", "value": step["input"], "schema": schema}
     policy = awaited(connection, task, step["step"])
     counts = {} if policy is None else {"approvals": len(policy.given), "people": policy.people}
-    schema = arguments_schema(connection, task, step["step"])
-    return {**found, **counts, "kind": "approval", "value": _arguments(step), "schema": schema}
+    return {**found, **counts, **_matter(connection, task, step)}
+
+
+def _matter(connection: Connection, task: UUID, step: dict[str, Any]) -> dict[str, Any]:
+    """Return the value that a person decides about, its schema, and the kind of the decision."""
+    number = step["step"]
+    asked = remote_calls.form_of(connection, task, number)
+    if asked is not None:
+        question = {"server": asked.server, "question": asked.message}
+        return {"kind": "approval", **question, "value": asked.proposed, "schema": asked.schema}
+    if step["kind"] == "wait":
+        return {"kind": "approval", "value": _arguments(step), "schema": arguments_schema(connection, task, number)}
+    return {"kind": "answer", "value": step["input"], "schema": result_schema(connection, task, number)}
 
 
 def _arguments(step: dict[str, Any]) -> Any:

@@ -53,7 +53,7 @@ def call_every_tool(client: McpClient) -> None:
             call(client, tool, {name: _example(part) for name, part in _properties(tool).items()})
 
 
-def call_as_told(client: McpClient) -> None:
+def make_wanted_calls(client: McpClient) -> None:
     """Make the calls that the scenario wants."""
     tools = {tool.name: tool for tool in list_tools(client)}
     for asked in CONTEXT["toolCalls"]:
@@ -111,7 +111,7 @@ def _credentials(url: str) -> Authorization:
 
 
 SCENARIOS: dict[str, Callable[[McpClient], None]] = {
-    "http-custom-headers": call_as_told,
+    "http-custom-headers": make_wanted_calls,
     "json-schema-ref-no-deref": list_only,
     "json-schema-2020-12-preservation": return_the_schema,
     "request-metadata": list_only,

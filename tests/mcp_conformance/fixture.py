@@ -29,11 +29,7 @@ from mcp_types import (
     EmbeddedResource,
     ImageContent,
     InputRequiredResult,
-    ListPromptsResult,
-    ListResourcesResult,
-    ListResourceTemplatesResult,
     ListRootsRequest,
-    ListToolsResult,
     PaginatedRequestParams,
     SamplingMessage,
     TextContent,
@@ -58,8 +54,7 @@ class ConformanceServer(McpServer):
     async def _list_tools(self, context: ServerRequestContext, params: PaginatedRequestParams | None) -> Any:
         own = await super()._list_tools(context, params)
         if own.next_cursor is None:
-            more: ListToolsResult = await _asked(context, "tools/list", params)
-            own.tools += more.tools
+            own.tools += (await _asked(context, "tools/list", params)).tools
         return own
 
     async def _call_tool(self, context: ServerRequestContext, params: CallToolRequestParams) -> Any:
@@ -75,14 +70,12 @@ class ConformanceServer(McpServer):
 
     async def _list_resources(self, context: ServerRequestContext, params: PaginatedRequestParams | None) -> Any:
         own = await super()._list_resources(context, params)
-        more: ListResourcesResult = await _asked(context, "resources/list", params)
-        own.resources += more.resources
+        own.resources += (await _asked(context, "resources/list", params)).resources
         return own
 
     async def _list_templates(self, context: ServerRequestContext, params: PaginatedRequestParams | None) -> Any:
         own = await super()._list_templates(context, params)
-        more: ListResourceTemplatesResult = await _asked(context, "resources/templates/list", params)
-        own.resource_templates += more.resource_templates
+        own.resource_templates += (await _asked(context, "resources/templates/list", params)).resource_templates
         return own
 
     async def _read_resource(self, context: ServerRequestContext, params: Any) -> Any:
@@ -92,8 +85,7 @@ class ConformanceServer(McpServer):
 
     async def _list_prompts(self, context: ServerRequestContext, params: PaginatedRequestParams | None) -> Any:
         own = await super()._list_prompts(context, params)
-        more: ListPromptsResult = await _asked(context, "prompts/list", params)
-        own.prompts += more.prompts
+        own.prompts += (await _asked(context, "prompts/list", params)).prompts
         return own
 
     async def _get_prompt(self, context: ServerRequestContext, params: Any) -> Any:

@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import os
-import secrets
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from minions.testing import MessagesApi
 from orchestrator.api.app import create_app, release
 from orchestrator.api.server import listen, server_config
-from orchestrator.local.embedded import EmbeddedServers, scratch_dir
 from orchestrator.mcp import site
 from orchestrator.mcp.callers import Connect
 from orchestrator.mcp.calls import Calls
 from orchestrator.mcp.subscriptions import Subscriptions
 from orchestrator.service import make_loops
 from shared.database.connections import get_engine
-from shared.database.schema import migrate
-from shared.secret_store import new_key
 from shared.settings import Settings, get_settings
 from tests.mcp_conformance.agents import CAPABILITY, OFFERED, SCRIPT, definitions, store
 from tests.mcp_conformance.fixture import ConformanceServer, add_completions
 from tests.support.model_client import use_messages_api
+from tests.support.private_servers import private_servers
 from tests.support.processes import SHORT_LEASES, killed_on_exit, start_worker, wait_online
 
 # Shorter than the product's, so that the suite's calls of one second become tasks, and report progress.
@@ -43,23 +39,12 @@ def running(folder: Path) -> Iterator[str]:
     Args:
         folder: for logs.
     """
-    with (
-        scratch_dir() as scratch,
-        EmbeddedServers(scratch, durable=False) as servers,
-        pytest.MonkeyPatch.context() as env,
-    ):
-        addresses = servers.start()
-        env.setenv("DATABASE_URL", addresses.database_url)
-        env.setenv("REDIS_URL", addresses.redis_url)
-        env.setenv("MINION_API_KEY", secrets.token_urlsafe(16))
-        env.setenv("MINION_SECRET_KEY", new_key())
-        env.setenv("MINION_DATA_DIR", str(scratch / "minion"))
+    with private_servers() as (_, env):
         env.setenv("PYTHONPATH", os.pathsep.join([str(_offer(folder)), os.environ.get("PYTHONPATH", "")]).rstrip(":"))
         for name, value in SHORT_LEASES.items():
             env.setenv(name, value)
         get_settings.cache_clear()
         settings = get_settings()
-        migrate(get_engine())
         store(definitions())
         loops = make_loops(settings)
         for loop in loops:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Connection
 
@@ -21,10 +21,20 @@ SETTINGS = (
 )
 
 
-def plans_of(connection: Connection, call: Callable[[], Any]) -> list[Plan]:
-    """Return the executed plans, with the rows that they read. Each has the text of its query beside its plan."""
+Mode = Literal["auto", "force_custom_plan", "force_generic_plan"]
+
+
+def plans_of(connection: Connection, call: Callable[[], Any], *, mode: Mode = "auto") -> list[Plan]:
+    """Return the executed plans, with the rows that they read. Each has the text of its query beside its plan.
+
+    Args:
+        connection: one in a transaction, at the end of which the settings are gone.
+        call: what runs the statements.
+        mode: whether statements inside functions get plans for their values. After some runs on a connection
+            PostgreSQL may choose a generic plan, so "auto" depends on what ran before.
+    """
     seen: list[str] = []
-    for setting in SETTINGS:
+    for setting in (*SETTINGS, f"SET LOCAL plan_cache_mode = {mode}"):
         connection.exec_driver_sql(setting)
     driver: Any = connection.connection.driver_connection
 

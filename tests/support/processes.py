@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -160,6 +161,12 @@ def ready(process: Process) -> bool:
     """Return whether an orchestrator has started its API."""
     assert process.running, f"the orchestrator ended:\n{process.output()[-4000:]}"
     return "api_listening" in process.output()
+
+
+def wait_listening(process: Process, timeout: float = 30.0) -> str:
+    """Waits until an orchestrator has started its API, and returns its address."""
+    wait_until(lambda: ready(process), "the API listens", timeout)
+    return re.findall(r"http://127\.0\.0\.1:\d+", process.output())[0]
 
 
 def online(process: Process, engine: Engine) -> bool:

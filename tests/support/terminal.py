@@ -15,6 +15,7 @@ import termios
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 OURS = re.compile(r"\x1b(?:\[[0-9;?]*[A-Za-z]|[=>])")
 """Colours, positions and modes, which the command itself sends."""
@@ -43,8 +44,19 @@ class Terminal:
         os.write(self.end, text.encode())
 
     def interrupt(self) -> None:
-        """Press Ctrl-C."""
+        """Press Ctrl-C when the command sleeps: `input` does not notice one between its prompt and its wait."""
+        before, deadline = None, time.monotonic() + 30
+        while (now := self._sleeping()) is None or now != before:
+            assert time.monotonic() < deadline, "The command does not sleep."
+            before = now
+            time.sleep(0.05)
         self.type("\x03")
+
+    def _sleeping(self) -> str | None:
+        """Return how often the main thread has fallen asleep; None while it runs."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text()
+        status = dict(re.findall(r"^(\w+):\s+(\w+)", lines, re.MULTILINE))
+        return status["voluntary_ctxt_switches"] if status["State"] == "S" else None
 
     def see(self, text: str, timeout: float = 30.0) -> str:
         """Wait until the text appears, and return all up to it; what follows is read by the next call."""

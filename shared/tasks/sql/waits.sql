@@ -369,9 +369,10 @@ END $$;
 -- that end the waits. It checks `most` waiting tasks at a time, those after the task `after`: a stretch of two indexes,
 -- which are compared as a whole. A wait that began in the future began now, and ends as much earlier: the clock was put
 -- back (`minion_heal_clock`).
+-- A generic plan does not know how long the stretch is, and reads the ended tasks in it too.
 -- Returns the number of woken tasks, and the last checked one; NULL: there are no more.
 CREATE OR REPLACE FUNCTION minion_heal_waits(after uuid, most integer, OUT woken integer, OUT last uuid) LANGUAGE plpgsql
-SET enable_seqscan = off SET jit = off AS $$
+SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_custom_plan AS $$
 DECLARE
     first uuid := COALESCE(after, '00000000-0000-0000-0000-000000000000');
     until uuid;

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from minions import Client
 from tests.conftest import Define
 from tests.integration.agents.test_remote_tasks import LISTED, Site, configured, site
 from tests.integration.api.conftest import Api
+from tests.integration.api.test_mcp import asked, ignored
 from tests.integration.conftest import ACT
+from tests.support.mcp_client import ask, mcp_client
 from tests.support.processes import wait_until
 
 __all__ = ["configured", "site"]
@@ -38,13 +42,24 @@ def test_agent_calls_another_installations_agent(
     task = site.submit("Caller", {"do": "answer", "answer": "yes"})
     assert site.state(task) == ("waiting", "remote_task")
 
-    def asked() -> bool:
+    def is_asked() -> bool:
         site.worker.run_due()
         site.poll()
         return site.state(task) == ("waiting", "approval")
 
-    wait_until(asked, "the other installation asks")
+    async def answer() -> None:
+        options = {"tasks": True, "mode": "2026-07-28", "elicitation_callback": ignored}
+        async with mcp_client(http_api.url, http_api.key, **options) as mcp:
+            ((key, form),) = (await asked(mcp, str(task)))["inputRequests"].items()
+            assert "The MCP server 'other' asks about step 1" in form["params"]["message"]
+            assert form["params"]["requestedSchema"]["properties"]["argument.argument.answer"]["default"] == "yes"
+            await ask(mcp, "tasks/update", taskId=str(task), inputResponses={key: {"action": "accept", "content": {}}})
+
+    wait_until(is_asked, "the other installation asks")
     assert "Guarded" in site.why(task).sentence
-    site.decide(task, "approve")
+    (decision,) = client.decisions(task)
+    assert (decision["kind"], decision["server"]) == ("approval", "other")
+    assert "'Guarded'" in decision["question"]
+    asyncio.run(answer())
     done = site.finish(task)
     assert done["output"] == "yes"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 from typing import Any
 
 import httpx2
 import pytest
 from sqlalchemy import Engine
 
+from orchestrator.mcp import own_tools, server
 from tests.integration.api.conftest import WithKey
 from tests.integration.api.test_boundaries import define_in
 from tests.integration.api.test_mcp import headers_of, request
@@ -39,6 +41,17 @@ def test_address_chooses_the_namespace(act: Any, database: Engine, http: httpx2.
     assert {"Ours", "Theirs"} & tools_at(http, "/mcp?namespace=team") == {"Theirs"}
 
 
+def test_tools_come_in_pages(act: Any, http: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert server.PAGE == 100
+    monkeypatch.setattr(server, "PAGE", 2)
+    for name in ("A", "B", "C"):
+        act(name, input_schema=SCHEMA)
+    first = ask(http, "tools/list").json()["result"]
+    rest = ask(http, "tools/list", cursor=first["nextCursor"]).json()["result"]
+    assert [tool["name"] for tool in first["tools"]] == [*own_tools.BY_NAME, "A", "B"]
+    assert ([tool["name"] for tool in rest["tools"]], "nextCursor" in rest) == (["C"], False)
+
+
 @pytest.mark.parametrize("wanted", [["a"] * 51, "a", [1]])
 def test_stream_of_too_many_tasks_is_refused(http: httpx2.Client, wanted: Any) -> None:
     refused = ask(http, "subscriptions/listen", notifications={"taskIds": wanted})
@@ -48,7 +61,27 @@ def test_stream_of_too_many_tasks_is_refused(http: httpx2.Client, wanted: Any) -
 def test_process_serves_no_more_streams_than_it_can(http: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.mcp.subscriptions.MOST_STREAMS", 0)
     refused = ask(http, "subscriptions/listen", notifications={"toolsListChanged": True})
-    assert "This process serves 0 streams already." in refused.text
+    assert "may have 0 streams in a process, and this one has 0. Poll in place of it." in refused.text
+
+
+def test_one_key_leaves_streams_to_others(
+    http: httpx2.Client, with_key: WithKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.mcp.subscriptions.MOST_STREAMS", 4)
+
+    def listening(client: httpx2.Client) -> AbstractContextManager[httpx2.Response]:
+        body = request("subscriptions/listen", notifications={"toolsListChanged": True})
+        return client.stream("POST", "/mcp", json=body, headers=headers_of(body))
+
+    with listening(http) as first, listening(http) as second, listening(with_key("viewer")) as third:
+        assert "acknowledged" in text_of(first)
+        assert "One key may have 1 streams in a process, and this one has 1." in text_of(second)
+        assert "acknowledged" in text_of(third)
+
+
+def text_of(response: httpx2.Response) -> str:
+    """Return what has arrived of a stream, up to its first message."""
+    return next(line for line in response.iter_lines() if "jsonrpc" in line)
 
 
 def test_large_call_does_not_wait_for_its_result(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -23,9 +22,9 @@ from tests.support.processes import (
     ROOT,
     Process,
     killed_on_exit,
-    ready,
     start_orchestrator,
     start_worker,
+    wait_listening,
     wait_online,
     wait_until,
 )
@@ -37,18 +36,11 @@ class Machines:
     def __init__(self, folder: Path, engine: Engine, stack: ExitStack) -> None:
         self._folder, self._engine, self._stack = folder, engine, stack
         self.orchestrator, self.worker = self._orchestrator("0"), self._worker()
-        self._wait()
-
-    @property
-    def port(self) -> str:
-        found = re.search(r"http://127\.0\.0\.1:(\d+)", self.orchestrator.output())
-        assert found is not None
-        return found[1]
+        self.url = self._wait()
 
     def replace_orchestrator(self) -> None:
-        port = self.port
         self.orchestrator.kill()
-        self.orchestrator = self._orchestrator(port)
+        self.orchestrator = self._orchestrator(self.url.rpartition(":")[2])
         self._wait()
 
     def replace_worker(self) -> None:
@@ -65,9 +57,10 @@ class Machines:
         self._stack.enter_context(killed_on_exit(process))
         return process
 
-    def _wait(self) -> None:
-        wait_until(lambda: ready(self.orchestrator), "orchestrator", 60)
+    def _wait(self) -> str:
+        url = wait_listening(self.orchestrator, 60)
         wait_online(self._engine, self.worker)
+        return url
 
 
 @pytest.fixture
@@ -98,7 +91,7 @@ def test_journey_survives_orchestrator_and_worker(
             args=["-m", "orchestrator.cli", "mcp", "serve", "--as", "Ann"],
             # Neither a database nor a broker.
             env={
-                "MINION_API_URL": f"http://127.0.0.1:{machines.port}",
+                "MINION_API_URL": machines.url,
                 "MINION_API_KEY": settings.require_api_key(),
                 "PYTHONWARNINGS": "ignore",
             },

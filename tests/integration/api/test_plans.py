@@ -261,7 +261,8 @@ def test_a_page_of_deliveries_reads_about_a_page(owed: Engine, status: str | Non
 
 def test_a_wait_for_many_tasks_reads_these(large: Engine) -> None:
     with large.connect() as connection:
-        tasks = list(connection.scalars(text("SELECT id FROM tasks WHERE agent_name = 'Echo' LIMIT 1000")))
+        newest = "SELECT id FROM tasks WHERE agent_name = 'Echo' ORDER BY id DESC LIMIT 1000"
+        tasks = list(connection.scalars(text(newest)))
         connection.execute(text("SET LOCAL session_replication_role = replica"))
         ended = "INSERT INTO task_outcomes (task_id, state) SELECT id, 'succeeded' FROM tasks"
         connection.execute(text(ended))

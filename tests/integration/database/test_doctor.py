@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import Engine, text
@@ -15,7 +17,8 @@ from orchestrator.commands.doctor import _secrets
 from orchestrator.commands.findings import Finding
 from shared.notifications import make_redis
 from shared.settings import Settings
-from tests.conftest import Define, forget_process_state
+from tests.conftest import Define
+from tests.support.private_servers import forget_process_state
 
 Configure = Callable[[str], dict[str, Finding]]
 
@@ -120,8 +123,7 @@ def test_too_few_connections_are_reported(database: Engine, settings: Settings) 
 
 
 def test_clock_that_differs_is_reported(database: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = database_checks.time.time
-    monkeypatch.setattr(database_checks.time, "time", lambda: now() - 60)
+    monkeypatch.setattr(database_checks, "time", SimpleNamespace(time=lambda: time.time() - 60))
     finding = findings(settings)["clock"]
     assert finding.verdict == "warning"
     assert "by 60" in finding.found or "by 59" in finding.found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 from uuid import UUID
 
@@ -22,7 +23,7 @@ from shared.tasks import batches, budgets, cached_results, lifecycle, queries, r
 from shared.tasks.queries import TaskFilter
 from shared.tasks.states import State
 from tests.support.lifecycle_driver import LifecycleDriver
-from tests.support.plans import every_node, plans_of, rows_read
+from tests.support.plans import Mode, every_node, plans_of, rows_read
 
 PENDING, ENDED, WAITING, TENANTS = 10_000, 10_000, 5_000, 100
 LARGE = ("tasks", "task_status", "steps", "executions", "task_events", "task_outcomes", "cached_results")
@@ -141,6 +142,8 @@ OF_DISPATCHER: dict[str, Call] = {
 """Calls on the dispatcher's own connection."""
 # The nodes of its plan together produce some rows for each tenant and each task that it takes.
 MOST = {"dispatch": 50 * (TENANTS + 64)}
+MODES: tuple[Mode, ...] = ("force_custom_plan", "force_generic_plan")
+in_each_mode = pytest.mark.parametrize("mode", MODES)
 
 
 def searches(plans: list[dict[str, Any]]) -> Iterator[str]:
@@ -160,13 +163,13 @@ def dispatcher(settings: Settings, database: Engine) -> Iterator[Dispatcher]:
 
 def faults(engine: Engine, calls: dict[str, Call], driver: LifecycleDriver, task: UUID) -> Iterator[str]:
     """Yield the calls that search a large table or read much. Nothing is committed."""
-    for name, call in calls.items():
+    for (name, call), mode in product(calls.items(), MODES):
         with engine.connect() as connection:
-            plans = plans_of(connection, lambda call=call, c=connection: call(c, driver, task))
+            plans = plans_of(connection, lambda call=call, c=connection: call(c, driver, task), mode=mode)
         read = sum(rows_read(plan) for plan in plans)
-        yield from (f"{name} searches {found}" for found in searches(plans))
+        yield from (f"{name} searches {found} ({mode})" for found in searches(plans))
         if read > MOST.get(name, 200):
-            yield f"{name} reads {read:.0f} rows"
+            yield f"{name} reads {read:.0f} rows ({mode})"
 
 
 def test_hot_statements_read_little(large: LifecycleDriver, dispatcher: Dispatcher) -> None:
@@ -177,16 +180,18 @@ def test_hot_statements_read_little(large: LifecycleDriver, dispatcher: Dispatch
     assert "\n".join(found) == ""
 
 
-def test_pass_over_waits_reads_its_stretch_once(large: LifecycleDriver) -> None:
+@in_each_mode
+def test_pass_over_waits_reads_its_stretch_once(large: LifecycleDriver, mode: Mode) -> None:
     with large.engine.connect() as connection:
-        plans = plans_of(connection, lambda: lifecycle.heal_waits(connection, limit=WAITING // 2))
+        plans = plans_of(connection, lambda: lifecycle.heal_waits(connection, limit=WAITING // 2), mode=mode)
     assert list(searches(plans)) == []
     assert sum(rows_read(plan) for plan in plans) < 6 * WAITING
     with large.engine.connect() as connection:
         assert lifecycle.heal_waits(connection, limit=WAITING + 1) == (0, None)
 
 
-def test_raised_standing_budget_looks_at_each_waiting_task_once(driver: LifecycleDriver) -> None:
+@in_each_mode
+def test_raised_standing_budget_looks_at_each_waiting_task_once(driver: LifecycleDriver, mode: Mode) -> None:
     fill_pending(driver.engine, WAITING, "A", "work")
     with driver.engine.begin() as connection:
         connection.execute(text("SET LOCAL session_replication_role = replica"))
@@ -195,13 +200,14 @@ def test_raised_standing_budget_looks_at_each_waiting_task_once(driver: Lifecycl
         # If autovacuum did so during the transaction, it found no executions.
         connection.execute(text("ANALYZE task_status, executions"))
     with driver.engine.connect() as connection:
-        plans = plans_of(connection, lambda: standing_budgets.wake(connection, limit=WAITING // 5))
+        plans = plans_of(connection, lambda: standing_budgets.wake(connection, limit=WAITING // 5), mode=mode)
         assert connection.scalar(text("SELECT count(*) FROM task_status WHERE state = 'pending'")) == WAITING // 5
     assert sum(rows_read(plan) for plan in plans) < 30 * WAITING
 
 
+@in_each_mode
 @pytest.mark.parametrize("stopped", [False, True])
-def test_batch_is_gathered_in_a_few_passes_over_its_calls(driver: LifecycleDriver, stopped: bool) -> None:
+def test_batch_is_gathered_in_a_few_passes_over_its_calls(driver: LifecycleDriver, stopped: bool, mode: Mode) -> None:
     fill_pending(driver.engine, WAITING, "A", "work", keys=TENANTS)
     with driver.engine.begin() as connection:
         connection.execute(CALL_IN_BATCHES)
@@ -210,13 +216,16 @@ def test_batch_is_gathered_in_a_few_passes_over_its_calls(driver: LifecycleDrive
     with autocommit(driver.engine).connect() as connection:
         connection.execute(text("ANALYZE task_status, batch_calls"))
     with driver.engine.connect() as connection:
-        plans = plans_of(connection, lambda: batches.gather(connection, most=WAITING, largest=1 << 20, age=0.0))
+        plans = plans_of(
+            connection, lambda: batches.gather(connection, most=WAITING, largest=1 << 20, age=0.0), mode=mode
+        )
         gathered = connection.scalar(text("SELECT calls FROM message_batches"))
     assert gathered == (WAITING - WAITING // TENANTS if stopped else WAITING)
     assert sum(rows_read(plan) for plan in plans) < 40 * WAITING
 
 
-def test_remote_poll_reads_only_calls_that_are_due(driver: LifecycleDriver) -> None:
+@in_each_mode
+def test_remote_poll_reads_only_calls_that_are_due(driver: LifecycleDriver, mode: Mode) -> None:
     fill_pending(driver.engine, WAITING, "A", "work", keys=TENANTS)
     with driver.engine.begin() as connection:
         connection.execute(REMOTE_CALLS)
@@ -224,7 +233,9 @@ def test_remote_poll_reads_only_calls_that_are_due(driver: LifecycleDriver) -> N
     with autocommit(driver.engine).connect() as connection:
         connection.execute(text("VACUUM ANALYZE remote_calls"))
     with driver.engine.connect() as connection:
-        plans = plans_of(connection, lambda: remote_calls.claim(connection, most=16, each=4, busy={}, hold=60.0))
+        plans = plans_of(
+            connection, lambda: remote_calls.claim(connection, most=16, each=4, busy={}, hold=60.0), mode=mode
+        )
         left = connection.scalar(text("SELECT count(*) FROM remote_calls WHERE due_at <= now()"))
     due = WAITING // SERVERS
     assert left == due - 4

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,9 +32,9 @@ from tests.support.processes import (
     ROOT,
     Process,
     killed_on_exit,
-    ready,
     start_orchestrator,
     start_worker,
+    wait_listening,
     wait_online,
     wait_until,
 )
@@ -171,7 +170,7 @@ class Site:
         self.ended.enter_context(killed_on_exit(orchestrator))
         worker = start_worker(self.logs, "work", 2, env=self.env, cwd=tree)
         self.ended.enter_context(killed_on_exit(worker))
-        wait_until(lambda: ready(orchestrator), "orchestrator ready")
+        wait_listening(orchestrator)
         wait_online(self.engine, worker)
         return orchestrator, worker
 
@@ -376,9 +375,8 @@ def test_previous_release_neither_calls_nor_decides_where_an_approval_policy_hol
     wait_until(lambda: site.sql(reason) == "approval", "the new worker proposes the call", 60)
 
     def decide(orchestrator: Process) -> httpx2.Response:
-        [address] = re.findall(r"http://127\.0\.0\.1:\d+", orchestrator.output())
         headers = {"Authorization": f"Bearer {os.environ['MINION_API_KEY']}"}
-        with httpx2.Client(base_url=address, headers=headers, trust_env=False, timeout=30) as http:
+        with httpx2.Client(base_url=wait_listening(orchestrator), headers=headers, trust_env=False, timeout=30) as http:
             return http.post(f"/v1/tasks/{task}/decisions", json={"verdict": "approve", "step": 1})
 
     refused = decide(old_orchestrator)

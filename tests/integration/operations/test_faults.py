@@ -24,9 +24,9 @@ from tests.support.processes import (
     ROOT,
     Process,
     killed_on_exit,
-    ready,
     start_orchestrator,
     start_worker,
+    wait_listening,
     wait_online,
     wait_until,
 )
@@ -188,7 +188,7 @@ def test_two_orchestrators_share_the_work(tasks: Tasks, act: Any, worker: Proces
     pair = [start_orchestrator(tmp_path), start_orchestrator(tmp_path)]
     with killed_on_exit(*pair):
         for process in pair:
-            wait_until(lambda process=process: ready(process), "orchestrator ready")
+            wait_listening(process)
         submit_many(tasks, 200, act(), {})
         wait_for_all(tasks, 200)
         with tasks.engine.connect() as connection:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -26,7 +25,14 @@ from shared.contracts.requests import TaskRequest
 from shared.settings import Settings
 from shared.tasks.lifecycle import Dispatched
 from tests.integration.conftest import Tasks
-from tests.support.processes import Process, killed_on_exit, ready, start_orchestrator, start_worker, wait_until
+from tests.support.processes import (
+    Process,
+    killed_on_exit,
+    start_orchestrator,
+    start_worker,
+    wait_listening,
+    wait_until,
+)
 
 STATES = {
     "succeeded": "SUCCESS",
@@ -315,8 +321,7 @@ def test_queues_of_all_capabilities_are_listed_from_the_start(act: Any, tmp_path
     act("A", config={"capabilities": ["lonely", "other"]})
     orchestrator = start_orchestrator(tmp_path)
     with killed_on_exit(orchestrator):
-        wait_until(lambda: ready(orchestrator), "the API listens", PATIENCE)
-        [address] = re.findall(r"http://127\.0\.0\.1:\d+", orchestrator.output())
+        address = wait_listening(orchestrator, PATIENCE)
         with serving_flower(tmp_path, MINION_API_URL=address) as flower:
             [queues] = flower.get("/api/queues/length").json().values()
             page = flower.get("/broker").text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -27,11 +26,10 @@ from tests.integration.conftest import Tasks
 from tests.support.postgres_programs import run_program
 from tests.support.processes import (
     ROOT,
-    Process,
     killed_on_exit,
-    ready,
     start_orchestrator,
     start_worker,
+    wait_listening,
     wait_online,
     wait_until,
 )
@@ -44,13 +42,13 @@ FINISH = {"final": sorted(FINAL)}
 
 
 @contextmanager
-def at_work(engine: Engine, folder: Path, capabilities: str, env: Mapping[str, str]) -> Iterator[Process]:
-    """Run an orchestrator and a worker with two slots; yield the orchestrator. Both are killed in the end."""
+def at_work(engine: Engine, folder: Path, capabilities: str, env: Mapping[str, str]) -> Iterator[str]:
+    """Run an orchestrator and a worker with two slots; yield the API's address. Both are killed in the end."""
     orchestrator, worker = start_orchestrator(folder, env=env), start_worker(folder, capabilities, 2, env=env)
     with killed_on_exit(orchestrator, worker):
-        wait_until(lambda: ready(orchestrator), "the API listens")
+        url = wait_listening(orchestrator)
         wait_online(engine, worker)
-        yield orchestrator
+        yield url
 
 
 def minion(env: Mapping[str, str], *words: str) -> str:
@@ -116,14 +114,13 @@ def test_dump_of_a_system_at_work_is_restored(
             audit.install(connection)
         assert set(before.values()) == set(State) - {"expired"}
 
-        with at_work(restored.engine, tmp_path, "work,unserved", env) as orchestrator:
+        with at_work(restored.engine, tmp_path, "work,unserved", env) as url:
             with restored.engine.begin() as connection:
                 for waiting in (known["approval"], restored.children(known["subtask"])[0]["id"]):
                     lifecycle.decide(connection, waiting, "approve", who="test")
                 lifecycle.cancel(connection, known["scheduled"], reason="The test does not wait for an hour.")
             wait_until(lambda: set(restored.count()) <= FINAL, "all tasks have ended", 60)
             minion(env, "audit", "verify")
-            [url] = re.findall(r"http://127.0.0.1:\d+", orchestrator.output())[:1]
             found = json.loads(minion({**env, "MINION_API_URL": url}, "doctor", "--json"))
             assert [finding for finding in found if finding["verdict"] == "failed"] == []
         with restored.engine.connect() as connection:

@@ -28,7 +28,7 @@ from shared.tasks import lifecycle
 from shared.tasks.states import State
 from tests.support.lifecycle_driver import LifecycleDriver
 from tests.support.notification_flood import all_read, flood
-from tests.support.processes import killed_on_exit, ready, start_orchestrator, wait_until
+from tests.support.processes import killed_on_exit, start_orchestrator, wait_listening, wait_until
 from tests.support.webhook_receiver import SECRET, Receiver, receiving
 
 SOON = (0.05, 0.05, 0.05)
@@ -553,7 +553,7 @@ def test_killed_orchestrator_delivers_again(driver: LifecycleDriver, tmp_path: P
         return 204
 
     with killed_on_exit(first), receiving(dies) as endpoint:
-        wait_until(lambda: ready(first), "the orchestrator")
+        wait_listening(first)
         add(driver, endpoint.url)
         end(driver)
         endpoint.wait_for(1)

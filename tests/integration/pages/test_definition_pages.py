@@ -448,7 +448,7 @@ def test_routing_is_tested_without_a_task(logged_in: Open, client: Client, insta
 # ----------------------------------------------------------------------------------------------- functions and tools
 
 
-def test_tools_are_shown_with_their_servers(logged_in: Open, define: Define) -> None:
+def test_tools_are_shown_with_their_servers(logged_in: Open, define: Define, monkeypatch: pytest.MonkeyPatch) -> None:
     author = logged_in("author")
     assert "MCP servers" not in author.get("/tools").text
     call = {"server": "shop", "tool": "a", "listed": "0" * 64}
@@ -462,6 +462,9 @@ def test_tools_are_shown_with_their_servers(logged_in: Open, define: Define) -> 
     assert "the program share" in page
     assert "&lt;b&gt;Ours" in page
     assert "MCP servers" not in author.get("/tools?cursor=remote").text
+    assert "minion mcp list" not in page
+    monkeypatch.setattr("orchestrator.pages.tools.MOST_SERVERS", 1)
+    assert "minion mcp list" in author.get("/tools").text
 
 
 def test_function_is_shown_with_marked_source(logged_in: Open, installed: None) -> None:

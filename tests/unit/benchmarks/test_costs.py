@@ -1,3 +1,4 @@
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,8 +29,7 @@ def clocks(monkeypatch: pytest.MonkeyPatch) -> Any:
         now[0] += seconds
         clocks.postgres += seconds / 2
 
-    monkeypatch.setattr(costs.time, "sleep", sleep)
-    monkeypatch.setattr(costs.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(costs, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: now[0]))
     return clocks
 
 

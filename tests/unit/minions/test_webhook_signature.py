@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ SIGNATURE = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 @pytest.fixture
 def at_vector_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Set the clock to the time of the test vector."""
-    monkeypatch.setattr(webhooks.time, "time", lambda: TIMESTAMP + 1.5)
+    monkeypatch.setattr(webhooks, "time", SimpleNamespace(time=lambda: TIMESTAMP + 1.5))
 
 
 def headers(**changes: Any) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -27,7 +28,7 @@ def clock() -> list[float]:
 
 @pytest.fixture
 def limiter(clock: list[float]) -> Iterator[Attempts]:
-    with patch.object(buckets.time, "monotonic", lambda: clock[0]):
+    with patch.object(buckets, "time", SimpleNamespace(monotonic=lambda: clock[0])):
         yield Attempts()
 
 

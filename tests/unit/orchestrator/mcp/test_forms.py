@@ -25,7 +25,7 @@ NAMED = {"step": 3, "proposal": "0123456789ab"}
 
 
 def decision(kind: str = "approval", **more: Any) -> dict[str, Any]:
-    both = {"approvals": None, "people": None, "name": "refund", "value": VALUE, "schema": SCHEMA}
+    both = {"approvals": None, "people": None, "name": "refund", "server": None, "value": VALUE, "schema": SCHEMA}
     return {"kind": kind, **NAMED, **both, **more}
 
 
@@ -86,6 +86,16 @@ def test_accepting_approves_and_declining_rejects() -> None:
     }  # fmt: skip
     assert decided(decision(), answer("decline"))["verdict"] == "reject"
     assert decided(decision(), answer("cancel")) is None
+
+
+def test_question_of_a_server_is_answered_or_declined() -> None:
+    asked = decision(server="ci", question="Which order?", value={})
+    assert "Accepting sends the answer" in form_of(asked, "It asks.").params.message
+    assert decided(asked, answer("accept", **{"argument.order": "A-17"})) == {
+        **NAMED, "verdict": "approve", "value": {"order": "A-17"}
+    }  # fmt: skip
+    assert decided(asked, answer("decline"))["verdict"] == "reject"
+    assert fields({**asked, "schema": {"type": "object"}})["arguments"]["title"] == "Answer, as JSON"
 
 
 def test_outcome_of_an_interrupted_call_is_asked_for() -> None:

@@ -21,7 +21,7 @@ from shared.mcp.stdio import StdioProcesses, StdioTransport
 from shared.settings import Settings
 from tests.support.processes import wait_until
 
-# Says what it is told to. A child of it would outlive it.
+# Its methods are its behaviour. A child of it would outlive it.
 SERVER = """
 import json, os, subprocess, sys
 child = subprocess.Popen(["sleep", "600"])
