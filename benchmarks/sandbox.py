@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from benchmarks.samples import percentile, seconds
@@ -93,12 +94,8 @@ def run_program(sandbox: Sandbox, source: str) -> None:
 
 def programs(sandbox: Sandbox, rounds: int) -> dict[str, float]:
     """Return the cost of programs beside that of a plain call, each compared with the call of its own round."""
-
-    def program(source: str) -> Callable[[], object]:
-        return lambda: run_program(sandbox, source)
-
-    plain = {"parked call": lambda: sandbox.call(PLAIN, "f", {"x": 3})}
-    ways: dict[str, Callable[[], object]] = plain | {name: program(source) for name, source in PROGRAMS.items()}
+    ways: dict[str, Callable[[], object]] = {"parked call": partial(sandbox.call, PLAIN, "f", {"x": 3})}
+    ways |= {name: partial(run_program, sandbox, source) for name, source in PROGRAMS.items()}
     samples: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(4 * rounds):
         # In another order each time: children are prepared two at a time, and the newest one is used.

@@ -559,8 +559,8 @@ def _waiting_for_answers(case: _Case, step: dict[str, Any], facts: dict[str, Any
     who, more, facts = _deciders(case, approvals.awaited(case.connection, task, step["number"]), facts)
     return case.answer(
         "approval",
-        f"The MCP server {asked.server!r} asks for input for step {step['number']} ({step['name']}): {message!r}. "
-        f"{who} must answer (proposal {step['proposal']}).{more}",
+        f"The MCP server {asked.server!r} asks for input for step {step['number']} ({step['name']}{_caller(step)}): "
+        f"{message!r}. {who} must answer (proposal {step['proposal']}).{more}",
         f"`minion approve {task} --edit JSON` answers, and `minion reject {task}` declines.",
         **facts,
         server=asked.server,
@@ -641,11 +641,11 @@ def _waiting_for_servers(case: _Case) -> Explanation:
         trouble = f" It could not be asked{away}: {case.quoted(first['error']).rstrip('.')}."
     more = f" Steps that wait like this: {len(others)} more." if others else ""
     sentence = (
-        f"Step {first['step']} ({first['name']}) waits for task {first['remote_id']} of the MCP server "
-        f"{first['server']!r}, which {doing}. It is polled next {_moment(case, first['due_at'])}.{trouble}{more}"
+        f"Step {first['number']} ({first['name']}{_caller(first)}) waits for task {first['remote_id']} of the MCP "
+        f"server {first['server']!r}, which {doing}. It is polled next {_moment(case, first['due_at'])}.{trouble}{more}"
     )
     facts = {
-        "step": first["step"],
+        "step": first["number"],
         "server": first["server"],
         "remote_task": first["remote_id"],
         "remote_state": first["state"],

@@ -19,9 +19,9 @@ from shared.errors import InvalidInput, MinionError, SubtaskFailed
 from shared.tasks.queries import content_of
 from shared.tasks.routing import Route, choose
 from workers.base import BaseAgent
-from workers.journal import StepResult
 from workers.model_router import Undecided, choose_by_model
 from workers.outcomes import ChildOutcome, Failed, Outcome, Suspended
+from workers.steps import StepResult
 
 log = structlog.get_logger(__name__)
 

@@ -28,11 +28,12 @@ from shared.contracts.sampling import OFFLINE
 from shared.contracts.strict_json import JsonValue
 from shared.database.connections import get_engine, persist
 from shared.tasks import files
-from workers.journal import Journal, StepResult
+from workers.journal import Journal
 from workers.llm.base import ModelReply, ModelRequest, text_in
 from workers.llm.media_tokens import without_media
 from workers.llm.offline import NOTICE
 from workers.model_call import call_model
+from workers.steps import StepResult
 from workers.task import ClaimedTask
 from workers.text_stream import SilentStream
 

@@ -18,8 +18,8 @@ from shared.mcp.faults import McpFault
 from shared.mcp.remote_tasks import FASTEST
 from shared.mcp.transport import Message
 from shared.tasks.remote_calls import NewRemoteCall, RemoteCall
-from workers.journal import DeferredCall, Perform, StepResult
 from workers.outcomes import Deferred
+from workers.steps import DeferredCall, Perform, StepResult
 
 MOST_ROUNDS = 10
 """Results of one call that ask for something, before it fails."""

@@ -195,8 +195,8 @@ class ModelAgent(BaseAgent):
         asked = {"messages": [message for message in new if message["role"] != "system"]}
 
         def to_record(reply: ModelReply) -> dict[str, JsonValue]:
-            told = {} if budget is None else {"task_budget": budget}
-            return {**reply.as_json(), "form": self.form, **_cap(reply), **told, **self.offered.used_by(reply)}
+            sent = {} if budget is None else {"task_budget": budget}
+            return {**reply.as_json(), "form": self.form, **_cap(reply), **sent, **self.offered.used_by(reply)}
 
         reply = models.call(request, asked, to_record)
         _refuse_unfinished(reply, config.max_tokens)
@@ -206,10 +206,10 @@ class ModelAgent(BaseAgent):
     def _system(self) -> str:
         # System messages after the first other message are sent in their positions.
         rules = (filter if self.form == 1 else takewhile)(_is_system, self.messages())
-        told = [self.definition.system_prompt, *(message.text for message in rules)]
+        parts = [self.definition.system_prompt, *(message.text for message in rules)]
         if self.definition.output_schema is not None:
-            told.append(final_answer.instruction(self.definition.output_schema))
-        return "\n\n".join(part for part in told if part.strip())
+            parts.append(final_answer.instruction(self.definition.output_schema))
+        return "\n\n".join(part for part in parts if part.strip())
 
     def _fault(self, reply: dict[str, Any]) -> str | None:
         """Describe the defect of a final answer: it is empty, or does not match the output schema."""

@@ -11,12 +11,13 @@ from shared.contracts.key_order import as_in_jsonb
 from shared.contracts.server_tools import Memory
 from shared.contracts.strict_json import JsonValue, stable
 from shared.errors import ModelError
-from workers.journal import BatchedCall, Journal, StepResult
+from workers.journal import Journal
 from workers.llm import client_for
 from workers.llm.base import BatchClient, ModelReply, ModelRequest
 from workers.llm.files import with_files
 from workers.llm.patience import Successor, complete
 from workers.pricing import Reservation, worst_case
+from workers.steps import BatchedCall, StepResult
 from workers.task import ClaimedTask
 from workers.text_stream import TextStream
 

@@ -14,10 +14,11 @@ from shared.database.connections import get_engine, persist
 from shared.errors import InvalidInput, ModelError, ToolError
 from shared.tasks.queries import content_of
 from shared.tasks.routing import candidates
-from workers.journal import Journal, StepResult
+from workers.journal import Journal
 from workers.llm import resolve
 from workers.llm.base import ModelRequest, json_in, text_in
 from workers.model_call import call_model
+from workers.steps import StepResult
 from workers.task import ClaimedTask
 
 MAX_REPAIRS = 2

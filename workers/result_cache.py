@@ -20,7 +20,7 @@ from shared.contracts.strict_json import JsonValue, canonical
 from shared.database.connections import persistently
 from shared.tasks import cached_results, trials
 from shared.tasks.directives import directive_in
-from workers.journal import Perform, StepResult
+from workers.steps import Perform, StepResult
 from workers.task import ClaimedTask
 
 FORMAT = 1

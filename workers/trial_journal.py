@@ -37,9 +37,10 @@ from shared.tasks import trials
 from shared.tasks.batches import BatchCall
 from shared.tasks.records import KnownStep, StepRecord
 from shared.tasks.trials import Trial
-from workers.journal import Journal, Kind, Outside, Perform, StepResult
+from workers.journal import Journal
 from workers.outcomes import ChildOutcome, ChildRequest
 from workers.pricing import Reservation
+from workers.steps import Kind, Outside, Perform, StepResult
 
 ENDS = frozenset({RecordingDiffers.code, WouldHaveCalled.code})
 """Errors that end the whole trial, also when a sub-task ends with them."""
@@ -146,7 +147,7 @@ class TrialJournal(Journal):
             raise error
         return decided["arguments"]
 
-    def _facts_of_program(self, number: int, facts: dict[str, Any]) -> dict[str, Any]:
+    def facts_of_program(self, number: int, facts: dict[str, Any]) -> dict[str, Any]:
         step = self.recording.step(number) if self.is_replay else None
         recorded = step.request if step is not None and isinstance(step.request, dict) else {}
         # A case is edited by hand.
@@ -167,10 +168,10 @@ class TrialJournal(Journal):
             error=recorded.error if is_same_failure else outcome.error,
         )
 
-    def _matching(self, number: int, kind: str, name: str, request_hash: str, request: JsonValue) -> KnownStep | None:
+    def matching(self, number: int, kind: str, name: str, request_hash: str, request: JsonValue) -> KnownStep | None:
         if self.is_replay:
             self._compare(number, kind, name, request)
-        known = super()._matching(number, kind, name, request_hash, request)
+        known = super().matching(number, kind, name, request_hash, request)
         # A step that was interrupted had no effect, so no person decides about it: it is run again.
         if known is not None and known["status"] == "started" and kind != "subtask" and "program" not in known:
             return None
@@ -187,11 +188,11 @@ class TrialJournal(Journal):
             return perform
         return _ending(_would_have_called(kind, name, request, outside))
 
-    def _begin(
+    def begin(
         self, started: StepRecord, reserve: Callable[[], Reservation] | None, call: BatchCall | None = None
     ) -> Reservation | None:
         # To count the tokens is a request to the model's API.
-        return super()._begin(started, None if self.is_replay else reserve, call)
+        return super().begin(started, None if self.is_replay else reserve, call)
 
     def _replayed(self, number: int) -> StepResult:
         step = self.recording.step(number)

@@ -80,8 +80,8 @@ def test_tokens_with_and_without_code_mode(minions, capsys):
     plain = measured(minions, "desk", one_by_one())
     code = measured(minions, "desk-code", by_program())
     # The program found the answer; it was not in the script alone.
-    told = minions.model.requests[-1]["messages"][-1]["content"][0]["content"]
-    assert json.loads(told if isinstance(told, str) else told[0]["text"])["result"] == ANSWER
+    received = minions.model.requests[-1]["messages"][-1]["content"][0]["content"]
+    assert json.loads(received if isinstance(received, str) else received[0]["text"])["result"] == ANSWER
     with capsys.disabled():
         print(f"\n{'':12}" + "".join(f"{name:>10}" for name in plain))
         for name, figures in (("one by one", plain), ("code mode", code)):

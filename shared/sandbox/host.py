@@ -32,6 +32,7 @@ from shared.sandbox.fork_server import (
 )
 from shared.sandbox.outcome import Limits, Outcome, Problem, SandboxFault, SandboxRefused
 from shared.sandbox.program import Program, ProgramLimits, check_functions, settings_of
+from shared.sandbox.verdict import Server
 
 QUEUE_PATIENCE = 30.0
 """Seconds that a call waits for a free child before it is refused."""
@@ -46,8 +47,6 @@ VALIDATION_MEMORY = 256
 VALIDATION_TIMEOUT = 5.0
 
 _ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False)
-
-Server = ForkServer | insecure.InsecureServer
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +81,8 @@ class Sandbox:
         self._failed: dict[str, str] = {}
         self._limits = limits or Limits()
         self._pool = pool
+        # A zygote that died leaves up to `pool` dead children behind.
+        self._attempts = ATTEMPTS + pool
         self._door = door
         self._entrance = entrance
         self._without = _without
@@ -274,8 +275,7 @@ class Sandbox:
             request.source = _source_bytes(source, limits.source)
         except _Refused as refused:
             refusal = refused.fault
-        # A zygote that died leaves up to `pool` dead children behind.
-        return Program(self._take, ATTEMPTS + self._pool, request, dict(functions), limits, refusal)
+        return Program(self._take, self._attempts, request, dict(functions), limits, refusal)
 
     # --- one call -----------------------------------------------------------------------------------------
 
@@ -320,8 +320,7 @@ class Sandbox:
     ) -> tuple[Ended, SandboxFault | None] | SandboxFault:
         """Hold the conversation with a child that takes the request; return a fault if no child is available."""
         reason = "no child was free in time"
-        # A zygote that died leaves up to `pool` dead children behind.
-        for _ in range(ATTEMPTS + self._pool):
+        for _ in range(self._attempts):
             try:
                 server, child = self._take()
             except ZygoteLost as error:

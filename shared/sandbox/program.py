@@ -108,7 +108,7 @@ class Program:
         self._child: Any = None
         self._conversation: Conversation | None = None
         self._made = 0
-        self._pauses = 0
+        self._sleeps = 0
         self._waiting: dict[int, None] = {}
         self._is_asleep = False
         self._stdout = ""
@@ -220,10 +220,10 @@ class Program:
         unknown = next((wish for wish in wishes or () if wish.name not in self._functions), None)
         if unknown is not None or (wishes == () and not self._waiting):
             return SandboxFault("security", "the program's process sent a call that no honest program makes")
-        self._pauses += wishes is None
+        self._sleeps += wishes is None
         line = wishes[-1].line if wishes else None
         for what, number, limit in (
-            ("calls", self._made + self._pauses + new, self._limits.calls),
+            ("calls", self._made + self._sleeps + new, self._limits.calls),
             ("calls at the same time", len(self._waiting) + new, self._limits.outstanding),
         ):
             if number > limit:

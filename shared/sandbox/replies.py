@@ -119,9 +119,13 @@ def _read_value(body: bytes, stdout: str) -> Reply:
     try:
         return Reply(value=parse(body, what="the returned value", bounds=RETURNED), stdout=stdout)
     except (InvalidInput, TooLarge) as error:
-        kind = "output_too_large" if isinstance(error, TooLarge) else "invalid_output"
-        fault = SandboxFault(kind, error.message.rstrip("."), limit=error.detail.get("limit"))
-        return Reply(fault=fault, stdout=stdout)
+        return _unsuitable(error, "output_too_large", stdout)
+
+
+def _unsuitable(error: InvalidInput | TooLarge, too_large: str, stdout: str) -> Reply:
+    """Return the reply for a value or calls that are not strict JSON, or have too many values."""
+    kind = too_large if isinstance(error, TooLarge) else "invalid_output"
+    return Reply(fault=SandboxFault(kind, error.message.rstrip("."), limit=error.detail.get("limit")), stdout=stdout)
 
 
 def _read_fault(body: bytes, stdout: str) -> Reply:
@@ -163,13 +167,10 @@ def _read_code(body: bytes, stdout: str) -> Reply:
 
 def _read_wishes(body: bytes, stdout: str) -> Reply:
     try:
-        rows = parse(body, what="The list of calls", bounds=RETURNED)
+        rows = parse(body, what="the list of calls", bounds=RETURNED)
         return Reply(wishes=tuple(_wish(*row) for row in rows), stdout=stdout)
     except (InvalidInput, TooLarge) as error:
-        kind = "arguments_too_large" if isinstance(error, TooLarge) else "invalid_output"
-        return Reply(
-            fault=SandboxFault(kind, error.message.rstrip("."), limit=error.detail.get("limit")), stdout=stdout
-        )
+        return _unsuitable(error, "arguments_too_large", stdout)
     except (TypeError, ValueError):
         return _distrust("sent malformed calls", security=True)
 

@@ -57,7 +57,7 @@ FORM = text(
     """
 )
 PLACES = text(
-    "SELECT r.step, s.name, r.server, r.remote_id, r.state, r.message, r.round, r.created_at, r.changed_at, r.due_at, "
+    "SELECT s.number, s.name, s.program, s.line, r.server, r.remote_id, r.state, r.message, r.changed_at, r.due_at, "
     "r.expires_at, r.failing_since, r.error, r.answer IS NOT NULL AS is_answered "
     "FROM remote_calls r JOIN steps s ON s.task_id = r.task_id AND s.number = r.step "
     "WHERE r.task_id = :task AND r.state IN ('working', 'input_required') ORDER BY r.step LIMIT 20"

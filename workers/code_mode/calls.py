@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from shared.contracts.strict_json import JsonValue
 from shared.errors import MinionError
 from shared.sandbox.program_events import Call, Calls, Reply, ReplyError
-from workers.journal import OpenProgram, draining
+from workers.code_mode.program_step import OpenProgram
+from workers.journal import draining
 from workers.outcomes import IN_PLACE_SECONDS, Caller, Postponed, Suspended
 from workers.task import ClaimedTask
 from workers.tool_calls import CallResult, PreparedCall, ToolCalls
@@ -45,7 +46,6 @@ class ProgramCalls:
         self._program = program
         self._number = program.record["number"]
         self._tool_calls = ToolCalls(functions, task, self.journal, arranged)
-        self._arranged = arranged
         self._written_at = time.monotonic()
 
     def make(self, event: Calls) -> list[Reply | ReplyError] | Suspended:
@@ -77,7 +77,7 @@ class ProgramCalls:
 
     def _sleep_here(self, seconds: float) -> None:
         """Sleep, unless the program got further when it ran before, or nothing waits in this task."""
-        if self.journal.is_trial or self.journal.later_call(self._program) is not None:
+        if self.journal.is_trial or self._program.later_call() is not None:
             return
         if draining.wait(seconds):
             raise Postponed(0.0, "handed_back")
@@ -94,7 +94,7 @@ class ProgramCalls:
     def _reply(self, call: Call, outcome: CallResult) -> Reply | ReplyError:
         if isinstance(outcome, MinionError):
             return ReplyError(call.id, outcome.message)
-        return Reply(call.id, self._arranged(outcome))
+        return Reply(call.id, self._tool_calls.arranged(outcome))
 
 
 def counted(names: Sequence[str]) -> str:

@@ -24,18 +24,18 @@ def value_of(event: Finished, settings: CodeMode) -> dict[str, JsonValue]:
 
 
 def error_of(event: Failed, called: Sequence[str], settings: CodeMode) -> FunctionError:
-    """Return the error that tells the model where its program failed, and which calls it had made by then."""
+    """Return the error for the model: where its program failed, and the calls that it had made by then."""
     fault = event.fault
-    said = [f"The program failed{_place(fault)}: {storable(fault.message)}"]
+    parts = [f"The program failed{_place(fault)}: {storable(fault.message)}"]
     if fault.traceback:
-        said.append(storable(fault.traceback).rstrip())
+        parts.append(storable(fault.traceback).rstrip())
     if called:
-        said.append(f"Its calls until then were made, and are not undone: {counted(called)}.")
+        parts.append(f"Its calls until then were made, and are not undone: {counted(called)}.")
     if printed := _printed(event.stdout, settings):
-        said.append(f"It had printed:\n{printed}")
+        parts.append(f"It had printed:\n{printed}")
     facts: dict[str, Any] = {"reason": fault.type, "line": fault.line, "limit": fault.limit, "observed": fault.observed}
     known = {name: value for name, value in facts.items() if value is not None}
-    return FunctionError(_cut("\n".join(said), settings.max_output), **known)
+    return FunctionError(_cut("\n".join(parts), settings.max_output), **known)
 
 
 def _place(fault: SandboxFault) -> str:

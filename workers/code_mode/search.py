@@ -9,7 +9,8 @@ from typing import Any
 from shared.contracts.code_mode import SEARCH_TOOLS
 from shared.contracts.strict_json import JsonValue
 from workers.code_mode.stubs import stub
-from workers.journal import Journal, StepResult
+from workers.journal import Journal
+from workers.steps import StepResult
 from workers.task import ClaimedTask
 from workers.tools.base import Tool
 

@@ -21,14 +21,17 @@ from shared.functions.runner import get_sandbox
 from shared.sandbox import Sandbox
 from shared.sandbox.program import Program, ProgramLimits
 from shared.sandbox.program_events import Asleep, Calls, Failed, Finished
+from workers.code_mode import program_step
 from workers.code_mode.calls import ProgramCalls
+from workers.code_mode.program_step import OpenProgram
 from workers.code_mode.result import error_of, value_of
 from workers.code_mode.search import SearchTools
 from workers.code_mode.source import source_of
 from workers.code_mode.stubs import is_parameter, stub, summary
 from workers.conversation import tokens_in
-from workers.journal import Journal, OpenProgram, StepResult
+from workers.journal import Journal
 from workers.outcomes import Suspended
+from workers.steps import StepResult
 from workers.task import ClaimedTask
 from workers.tools.base import Tool
 
@@ -61,7 +64,7 @@ class ProgramTool:
     name = RUN_PROGRAM
     strict = False
     deferred = False
-    # For the order: it runs alone.
+    # It runs alone. Its calls have their own effects.
     effect = "unsafe"
     # It takes the numbers of its steps from the task's journal while it runs.
     steps = 0
@@ -94,7 +97,7 @@ class ProgramTool:
         """
         facts = {"time": time.time(), "seed": secrets.token_hex(16)}
         try:
-            program = self.journal.begin_program(self.name, arguments, facts)
+            program = program_step.begin(self.journal, self.name, arguments, facts)
         except FunctionError as ended:
             self.journal.skip_to(ended.detail.get("last_step", 0))
             raise
@@ -114,9 +117,9 @@ class ProgramTool:
         last = program.calls.last_number
         if isinstance(end, FunctionError):
             end.detail["last_step"] = last
-            self.journal.end_program(program, end)
+            program.end(end)
             raise end
-        self.journal.end_program(program, StepResult({**end, "last_step": last}))
+        program.end(StepResult({**end, "last_step": last}))
         return _shown(end)
 
     def _run(
@@ -126,15 +129,17 @@ class ProgramTool:
         functions = {name: _parameters(tool) for name, tool in self.functions.items()}
         seed, now = str(begun.facts["seed"]), float(begun.facts["time"])
         with _confined().program(code, functions, seed=seed, now=now, limits=self._limits()) as program:
-            end = _drive(program, calls)
-            used = StepResult(None, cpu_seconds=program.cpu_time, peak_memory_bytes=program.peak_memory)
-        self.journal.used.add(used)
+            try:
+                end = _drive(program, calls)
+            finally:
+                used = StepResult(None, cpu_seconds=program.cpu_time, peak_memory_bytes=program.peak_memory)
+                self.journal.used.add(used)
         if isinstance(end, Suspended):
             return end
         return self._failed(end, calls, begun) if isinstance(end, Failed) else value_of(end, self.settings)
 
     def _failed(self, end: Failed, calls: ProgramCalls, begun: OpenProgram) -> FunctionError:
-        is_slower = end.fault.type in DEPEND_ON_MACHINE and self.journal.later_call(begun) is not None
+        is_slower = end.fault.type in DEPEND_ON_MACHINE and begun.later_call() is not None
         if end.cause == "unavailable" or is_slower:
             # It is not the program's fault, and its step stays open.
             error = FunctionError(f"The program cannot run now: {end.fault.message}", reason=end.fault.type)

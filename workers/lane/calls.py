@@ -20,8 +20,8 @@ from shared.errors import MinionError, ToolError, from_record
 from shared.tasks.records import Claimed
 from shared.telemetry import report
 from workers.factory import load_blueprint
-from workers.journal import StepResult
 from workers.outcomes import Interrupted, Postponed
+from workers.steps import StepResult
 from workers.task import ClaimedTask
 from workers.tools.approval import ApprovedTool
 from workers.tools.place import PlacedTool

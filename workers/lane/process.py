@@ -33,12 +33,12 @@ from shared.settings import get_settings
 from shared.telemetry import configure
 from workers import journal, llm, minion
 from workers.execution import execute
-from workers.journal import StepResult
 from workers.lane import calls
 from workers.lane.pulse import Pulse
 from workers.lane.wire import Lines, line
 from workers.meter import Meter
 from workers.outcomes import ClaimLost
+from workers.steps import StepResult
 from workers.task import ClaimedTask
 from workers.tools.place import PlacedTool, move_calls
 

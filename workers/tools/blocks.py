@@ -15,7 +15,7 @@ from shared.database.connections import get_engine, persist, persistently
 from shared.errors import InvalidInput, InvalidOutput, TooLarge
 from shared.tasks import attachments, files
 from shared.tasks.files import NewFile
-from workers.journal import Perform, StepResult
+from workers.steps import Perform, StepResult
 from workers.task import ClaimedTask
 
 

@@ -33,9 +33,10 @@ from shared.database.connections import behind_time_limit
 from shared.errors import InvalidInput, InvalidOutput, MinionError, ToolError
 from shared.settings import get_settings
 from shared.tasks.directives import is_result
-from workers.journal import Journal, StepResult
+from workers.journal import Journal
 from workers.outcomes import Interrupted
 from workers.result_cache import ResultCache
+from workers.steps import StepResult
 from workers.task import ClaimedTask
 from workers.tools import place
 from workers.tools.blocks import keeping_files

@@ -9,8 +9,9 @@ from shared.contracts.documents import ToolDefinition
 from shared.contracts.strict_json import JsonValue
 from shared.database.connections import get_engine
 from shared.functions.runner import StoredFunction, run_function
-from workers.journal import Journal, StepResult
+from workers.journal import Journal
 from workers.result_cache import ResultCache, interpreter
+from workers.steps import StepResult
 from workers.task import ClaimedTask
 from workers.tools import place
 from workers.tools.blocks import keeping_files

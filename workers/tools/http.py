@@ -23,9 +23,10 @@ from shared.secret_store import fill_headers, references, scrub, times_of, value
 from shared.settings import get_settings
 from shared.tasks.directives import is_result
 from shared.trace_context import HEADER
-from workers.journal import Journal, StepResult
+from workers.journal import Journal
 from workers.outcomes import Interrupted
 from workers.result_cache import ResultCache
+from workers.steps import StepResult
 from workers.task import ClaimedTask
 from workers.tools.blocks import keeping_files
 from workers.tools.trace import traceparent_of

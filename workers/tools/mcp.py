@@ -21,9 +21,10 @@ from shared.mcp.servers import connect, secrets_of
 from shared.mcp.transport import Message
 from shared.secret_store import times_of
 from workers.deferral import Deferral
-from workers.journal import Journal, Perform, StepResult
+from workers.journal import Journal
 from workers.outcomes import Deferred, Interrupted, Suspended
 from workers.result_cache import ResultCache
+from workers.steps import Perform, StepResult
 from workers.task import ClaimedTask
 from workers.tools.blocks import keeping_files
 from workers.tools.trace import traceparent_of

@@ -14,8 +14,9 @@ from shared.database.connections import persist, persistently, transaction
 from shared.errors import ToolError
 from shared.memories import commands, store
 from shared.memories.store import Address, Origin
-from workers.journal import Journal, StepResult
+from workers.journal import Journal
 from workers.outcomes import ClaimLost
+from workers.steps import StepResult
 from workers.task import ClaimedTask
 
 

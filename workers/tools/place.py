@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from shared.contracts.strict_json import JsonValue
-from workers.journal import StepResult
+from workers.steps import StepResult
 from workers.task import ClaimedTask
 
 

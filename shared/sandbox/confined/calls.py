@@ -56,11 +56,6 @@ class _Call:
     row: bytes
     future: asyncio.Future[Any] | None = None
 
-    @property
-    def is_wanted(self) -> bool:
-        """True until it has a result, or the program has cancelled it."""
-        return self.future is not None and not self.future.done()
-
 
 _Answer = tuple[Any, bool, Any]
 """A future, whether the call succeeded, and its value or the text of its error."""
@@ -236,7 +231,8 @@ _ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False)
 
 
 def _is_wanted(call: _Call) -> bool:
-    return call.is_wanted
+    """Return True until the call has a result, or the program has cancelled it."""
+    return call.future is not None and not call.future.done()
 
 
 def _is_unstarted(coroutine: Coroutine[Any, Any, Any]) -> bool:

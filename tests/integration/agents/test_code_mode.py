@@ -34,6 +34,7 @@ from tests.support.processes import ROOT, Process, killed_on_exit, start_worker,
 from workers import minion
 from workers.code_mode import tool as code_mode_tool
 from workers.journal import draining
+from workers.steps import StepResult, Used
 
 LOOP = """
 total = 0
@@ -126,8 +127,8 @@ class Run:
     def steps(self, *kinds: str) -> list[dict[str, Any]]:
         return [step for step in self.tasks.steps(self.task) if not kinds or step["kind"] in kinds]
 
-    def told(self) -> Any:
-        """Return what the model received of its last program: a value, or the text of an error."""
+    def received(self) -> Any:
+        """Return the model's view of its last program: a value, or the text of an error."""
         block = self.api.requests[-1]["messages"][-1]["content"][0]
         assert block["type"] == "tool_result"
         content = block["content"] if isinstance(block["content"], str) else block["content"][0]["text"]
@@ -154,7 +155,7 @@ def test_calls_of_a_program_are_steps(run: Run, coder: Any, tmp_path: Path) -> N
     coder()
     task = run(program(LOOP, LOGS=str(tmp_path)))
     assert task["state"] == "succeeded"
-    assert run.told() == {"result": {"total": 4, "sent": 8}}
+    assert run.received() == {"result": {"total": 4, "sent": 8}}
     steps = run.steps()
     assert [(step["kind"], step["name"], step["program"], step["line"]) for step in steps] == [
         ("model_call", "claude-sonnet-5-5", None, None),
@@ -170,7 +171,7 @@ def test_calls_of_a_program_are_steps(run: Run, coder: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("code", "told", "calls", "moments"),
+    ("code", "result", "calls", "moments"),
     [
         (LOOP, {"total": 4, "sent": 8}, {"act": 2, "careful": 1, "send": 1}, (True, False)),
         (ROUNDS, 13, {"act": 2, "checked": 2, "send": 1}, (False,)),
@@ -183,7 +184,7 @@ def test_each_call_is_made_once_wherever_the_process_dies(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     code: str,
-    told: Any,
+    result: Any,
     calls: dict[str, int],
     moments: tuple[bool, ...],
 ) -> None:
@@ -200,7 +201,7 @@ def test_each_call_is_made_once_wherever_the_process_dies(
             run.finish(looking_at=logs)
         else:
             break
-        assert run.told() == {"result": told}, (commit, before)
+        assert run.received() == {"result": result}, (commit, before)
         keys = {log.name: [line.split()[2] for line in log.read_text().splitlines()] for log in logs.iterdir()}
         # The service recognises a repeated idempotent call by its key.
         assert {name: len({*made}) for name, made in keys.items()} == calls
@@ -217,7 +218,7 @@ met = await asyncio.gather(*[act(do="meet", calls=3, log=LOG, answer=n) for n in
 return met
 """
     run(program(code, LOG=str(tmp_path / "log")))
-    assert run.told() == {"result": [0, 1, 2]}
+    assert run.received() == {"result": [0, 1, 2]}
     assert [step["input"]["arguments"]["answer"] for step in run.steps("tool_call")[1:]] == [0, 1, 2]
 
 
@@ -238,7 +239,7 @@ return [first, second, again]
     run.finish()
     while run.tasks.get(run.task)["state"] not in FINAL:
         run.inline_worker.run_due()
-    assert run.told() == {"result": ["helped", "checked", "helped again"]}
+    assert run.received() == {"result": ["helped", "checked", "helped again"]}
     assert [(s["kind"], s["line"]) for s in run.steps() if s["program"] == 2][1:] == [
         ("subtask", 2),
         ("wait", 3),
@@ -262,7 +263,7 @@ return said
     run.round()
     run.decide("reject")
     run.finish()
-    rejected, refused, echoed = run.told()["result"]
+    rejected, refused, echoed = run.received()["result"]
     assert rejected == "careful was rejected."
     assert refused == "No, and asking again will not help."
     assert echoed == {"some n": 1}
@@ -279,7 +280,7 @@ except ToolError as error:
     return [str(error), await echo(3)]
 """
     run(program(code))
-    fault, echoed = run.told()["result"]
+    fault, echoed = run.received()["result"]
     assert fault.startswith("The input of tool 'echo' does not match its schema: ")
     assert echoed == {"n": 3}
     # A refused call is no step.
@@ -287,7 +288,7 @@ except ToolError as error:
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "shown"),
     [
         ("x = await echo(a=1)\nreturn x['b']", "The program failed in line 2: KeyError: 'b'"),
         ("return (", "The program failed in line 1: syntax error"),
@@ -304,10 +305,10 @@ except ToolError as error:
         ("await nothing()", "NameError: name 'nothing' is not defined"),
     ],
 )
-def test_failure_tells_the_model_what_to_repair(run: Run, coder: Any, code: str, said: str) -> None:
+def test_failure_shows_the_model_what_to_repair(run: Run, coder: Any, code: str, shown: str) -> None:
     coder({"timeout": 0.5, "max_calls": 5, "memory_limit": 32})
     assert run(program(code))["state"] == "succeeded"
-    assert said in run.told()
+    assert shown in run.received()
     [step] = [step for step in run.steps() if step["name"] == "run_program"]
     assert (step["status"], step["error"]["type"], step["error"]["retryable"]) == ("failed", "function_error", False)
 
@@ -315,15 +316,15 @@ def test_failure_tells_the_model_what_to_repair(run: Run, coder: Any, code: str,
 def test_failure_names_the_calls_that_were_made(run: Run, coder: Any) -> None:
     coder()
     run(program("await echo(n=1)\nawait echo(n=2)\nawait act()\n1/0"))
-    assert "Its calls until then were made, and are not undone: echo (2×), act." in run.told()
+    assert "Its calls until then were made, and are not undone: echo (2×), act." in run.received()
 
 
 def test_long_results_are_cut(run: Run, coder: Any) -> None:
     coder({"max_output": 1000})
     run(program("print('p' * 5000)\nreturn 'r' * 5000"))
-    told = run.told()
-    assert told["result"].endswith("… [cut: it has 5,002 characters, and 1,000 is the most]")
-    assert told["printed"].endswith("… [cut: it has 5,000 characters, and 1,000 is the most]")
+    received = run.received()
+    assert received["result"].endswith("… [cut: it has 5,002 characters, and 1,000 is the most]")
+    assert received["printed"].endswith("… [cut: it has 5,000 characters, and 1,000 is the most]")
 
 
 def test_functions_that_do_not_fit_are_found(run: Run, coder: Any) -> None:
@@ -337,7 +338,21 @@ def test_functions_that_do_not_fit_are_found(run: Run, coder: Any) -> None:
     assert found["result"].startswith("async def careful(")
 
 
-def test_program_that_calls_otherwise_ends_the_task(run: Run, coder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tool_with_defer_loading_is_found(run: Run, coder: Any, define: Define) -> None:
+    late = {"kind": "tool", "name": "late", "type": "builtin", "builtin": "echo", "description": "Comes late."}
+    define({**late, "defer_loading": True})
+    coder(tools=["act", "late"])
+    run(program("return [await search_tools(query='late'), await late(n=1)]"))
+    description = run.api.requests[0]["tools"][0]["description"]
+    assert "async def act(" in description
+    assert "async def late(" not in description
+    assert description.endswith("\nlate: Comes late.")
+    found, called = run.received()["result"]
+    assert found.startswith("async def late(")
+    assert called == {"n": 1}
+
+
+def test_program_with_another_call_ends_the_task(run: Run, coder: Any) -> None:
     coder(config={"retry_backoff": 0, "max_attempts": 100})
     code = """
 await act(do="answer", answer=1)
@@ -391,7 +406,7 @@ def test_program_that_is_slower_when_it_runs_again_is_retried(
         run.round()
     assert [each["outcome"] for each in run.tasks.executions(run.task)] == ["suspended", "retried"]
     run.finish()
-    assert run.told() == {"result": 2}
+    assert run.received() == {"result": 2}
 
 
 def test_clock_and_random_numbers_are_the_same_when_it_runs_again(run: Run, coder: Any) -> None:
@@ -406,7 +421,7 @@ return seen
     run(program(code))
     assert len(run.tasks.executions(run.task)) == 2
     [seen] = [step["output"] for step in run.steps("tool_call") if step["name"] == "act"]
-    assert run.told() == {"result": seen}
+    assert run.received() == {"result": seen}
 
 
 def test_long_sleep_needs_no_worker(run: Run, coder: Any) -> None:
@@ -426,7 +441,7 @@ return round(time.time() - begin)
         connection.execute(text("UPDATE steps SET due_at = now() WHERE kind = 'wait'"))
         connection.execute(text("UPDATE task_status SET due_at = now()"))
     run.finish()
-    assert (wait["program"], run.told()) == (2, {"result": 3600})
+    assert (wait["program"], run.received()) == (2, {"result": 3600})
 
 
 def test_short_sleeps_are_not_repeated(run: Run, coder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -489,7 +504,7 @@ def test_tools_of_other_kinds_are_functions(run: Run, coder: Any, define: Define
     run(program("return [await double(n=n) for n in await asyncio.gather(double(n=1), double(n=2))]"))
     # The API defines these, and models know how to call them.
     assert {tool["name"] for tool in run.api.requests[0]["tools"]} == {"run_program", "memory", "web_search"}
-    assert run.told() == {"result": [4, 8]}
+    assert run.received() == {"result": [4, 8]}
     assert [step["kind"] for step in run.steps() if step["program"] == 2] == ["tool_call", *["function_call"] * 4]
 
 
@@ -506,7 +521,7 @@ return sent
     with transaction() as connection:
         lifecycle.signal(connection, run.task, "paid", {"amount": 5})
     run.finish()
-    assert run.told()["result"]["paid"]["payload"] == {"amount": 5}
+    assert run.received()["result"]["paid"]["payload"] == {"amount": 5}
 
 
 def test_budget_counts_each_call(run: Run, coder: Any) -> None:
@@ -540,26 +555,32 @@ def test_interrupted_unsafe_call_asks_a_person(run: Run, coder: Any, monkeypatch
     assert "Step 3 (send, called in line 1 of the program of step 2) was interrupted" in why.sentence
     run.decide("result", value="it was sent")
     run.finish()
-    assert run.told() == {"result": "it was sent"}
+    assert run.received() == {"result": "it was sent"}
 
 
-def test_retryable_failure_repeats_only_its_call(run: Run, coder: Any, tmp_path: Path) -> None:
+def test_retryable_failure_repeats_only_its_call(
+    run: Run, coder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     coder(config={"max_attempts": 5})
+    used: list[StepResult] = []
+    monkeypatch.setattr(Used, "add", lambda _, result: used.append(result))
     code = """
 before = await act(do="answer", answer=1, log=LOGS + "/before")
 tried = await act(do="fail", times=2, log=LOGS + "/tried")
 return [before, tried]
 """
     run(program(code, LOGS=str(tmp_path)))
-    assert run.told() == {"result": [1, {"attempt": 3}]}
+    assert run.received() == {"result": [1, {"attempt": 3}]}
     assert [(tmp_path / name).read_text().count("\n") for name in ("before", "tried")] == [1, 3]
+    # Each run of the program counts.
+    assert sum(result.output is None and result.cpu_seconds > 0 for result in used) == 3
 
 
 def test_replay_from_any_step_makes_the_same_calls(run: Run, coder: Any, tmp_path: Path) -> None:
     coder()
     run(program(LOOP, LOGS=str(tmp_path)), program("raise ValueError(await echo(n=1))"))
     first, journal = run.task, run.steps()
-    told = run.told()
+    received = run.received()
     for number in range(1, len(journal) + 2):
         run.task = replay_from(run.inline_worker.engine, first, number, submitted_by="test")
         run.finish()
@@ -569,7 +590,7 @@ def test_replay_from_any_step_makes_the_same_calls(run: Run, coder: Any, tmp_pat
             (s["number"], s["name"], s["status"], s["line"]) for s in journal
         ]
         if number < len(journal):
-            assert run.told() == told, number
+            assert run.received() == received, number
 
 
 def test_edited_result_replaces_a_program(run: Run, coder: Any) -> None:
@@ -578,7 +599,7 @@ def test_edited_result_replaces_a_program(run: Run, coder: Any) -> None:
     edit = Edit({"result": "edited", "last_step": 99})
     run.task = replay_from(run.inline_worker.engine, run.task, 2, edit=edit, submitted_by="test")
     run.finish()
-    assert run.told() == {"result": "edited"}
+    assert run.received() == {"result": "edited"}
     assert [step["number"] for step in run.steps()] == [1, 2, 3]
     with pytest.raises(InvalidInput, match="is a program: its output must be an object with result"):
         replay_from(run.inline_worker.engine, run.task, 2, edit=Edit([]), submitted_by="test")
@@ -594,7 +615,7 @@ def test_pure_calls_of_a_long_program_do_not_pile_up(run: Run, coder: Any, monke
 
     monkeypatch.setattr(lifecycle, "write_steps", noting)
     run(program("for n in range(120): await echo(n=n)\nreturn n"))
-    assert run.told() == {"result": 119}
+    assert run.received() == {"result": 119}
     assert (len(run.steps("tool_call")), max(sizes) <= 51) == (121, True)
 
 
@@ -606,7 +627,7 @@ def test_program_is_not_run_unconfined(run: Run, coder: Any, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("code", "told", "calls"),
+    ("code", "expected", "calls"),
     [
         # A refused call counts, too.
         ("while True:\n  try: await act(do='refuse')\n  except ToolError: pass", "more than 20 calls", ["act"] * 20),
@@ -629,10 +650,10 @@ def test_program_is_not_run_unconfined(run: Run, coder: Any, monkeypatch: pytest
         ("return await asyncio.wait_for(act(do='answer', answer=1), 0.001)", {"result": 1}, ["act"]),
     ],
 )
-def test_hostile_program_gains_nothing(run: Run, coder: Any, code: str, told: Any, calls: list[str]) -> None:
+def test_hostile_program_gains_nothing(run: Run, coder: Any, code: str, expected: Any, calls: list[str]) -> None:
     coder({"timeout": 0.5, "max_calls": 20})
     assert run(program(code))["state"] == "succeeded"
-    assert told in run.told() if isinstance(told, str) else run.told() == told
+    assert expected in run.received() if isinstance(expected, str) else run.received() == expected
     assert [step["name"] for step in run.steps("tool_call", "subtask")[1:]] == calls
 
 
@@ -643,7 +664,7 @@ FORGED = "asyncio.get_running_loop()._selector._line.send(b'X' + bytes(8))\nawai
 def test_attack_of_a_program_is_a_security_event(run: Run, coder: Any, code: str, kinds: list[str]) -> None:
     coder()
     run(program(code))
-    assert "The program failed" in run.told()
+    assert "The program failed" in run.received()
     with run.inline_worker.engine.connect() as connection:
         found = connection.execute(text("SELECT task_id, kind, detail->>'type' AS type FROM security_events")).all()
     assert [tuple(event) for event in found] == [(run.task, kind, kind) for kind in kinds]
@@ -653,7 +674,7 @@ def test_attack_of_a_program_is_a_security_event(run: Run, coder: Any, code: str
 def test_program_in_a_fence_runs(run: Run, coder: Any, code: str) -> None:
     coder()
     run(program(code.format("return await echo(n=1)")))
-    assert run.told() == {"result": {"n": 1}}
+    assert run.received() == {"result": {"n": 1}}
     assert run.steps("tool_call")[1]["line"] == code.count("\n", 0, code.index("{")) + 1
 
 
@@ -672,8 +693,8 @@ def test_example_gives_the_same_answer_in_fewer_turns(
         inline_worker.run_all()
         assert tasks.get(task)["output"] == example["ANSWER"]
         turns[agent], sent[agent] = len(messages_api.requests), sum(map(example["tokens"], messages_api.requests))
-    told = json.loads(_content(messages_api.requests[-1]["messages"][-1]["content"][0]))
-    assert told == {"result": example["ANSWER"]}
+    received = json.loads(_content(messages_api.requests[-1]["messages"][-1]["content"][0]))
+    assert received == {"result": example["ANSWER"]}
     assert (turns, sent["desk-code"] < sent["desk"] / 2) == ({"desk": 5, "desk-code": 2}, True)
 
 
@@ -701,10 +722,10 @@ return [one, two, helped, await add(a=two, b=two)]
         wait_until(lambda: not killed.running, "its end", 60)
     with killed_on_exit(start_worker(tmp_path, "killed")):
         tasks.wait(task, 60)
-        told = messages_api.requests[-1]["messages"][-1]["content"][0]
+        received = messages_api.requests[-1]["messages"][-1]["content"][0]
         check_that_a_long_program_keeps_no_other_task_waiting(tasks, coder, messages_api)
     assert tasks.get(task)["output"] == {"content": "Done."}
-    assert json.loads(_content(told)) == {"result": [1, 2, "helped", 4]}
+    assert json.loads(_content(received)) == {"result": [1, 2, "helped", 4]}
     assert {log.name: log.read_text().count("\n") for log in tmp_path.iterdir() if log.suffix == ""} == {
         "act": 1,
         "send": 1,

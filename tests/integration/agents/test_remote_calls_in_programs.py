@@ -32,6 +32,7 @@ def test_program_waits_for_remote_tasks_and_questions(
     task = site.tasks.submit("Coder", "Go.")
     site.worker.run_due()
     assert site.state(task) == ("waiting", "remote_task")
+    assert "(build, called in line 2 of the program of step 2) waits for task job-1" in site.why(task).sentence
     jobs.job.finish("built")
     site.poll()
     site.worker.run_due()
@@ -41,7 +42,7 @@ def test_program_waits_for_remote_tasks_and_questions(
     assert deployed.arguments == {"target": "built"}
     deployed.ask(q=question())
     site.poll()
-    assert "asks for input" in site.why(task).sentence
+    assert "asks for input for step 4 (deploy, called in line 3 of the program of step 2): " in site.why(task).sentence
     site.decide(task, "approve", {"branch": "main"})
     site.poll()
     deployed.finish("deployed")

@@ -26,9 +26,10 @@ from tests.conftest import Define
 from tests.integration.conftest import InlineWorker, Tasks
 from tests.support.processes import wait_until
 from workers import minion
-from workers.journal import Journal, StepResult
+from workers.journal import Journal
 from workers.outcomes import Postponed
 from workers.pricing import Reservation, worst_case
+from workers.steps import StepResult
 from workers.task import ClaimedTask
 
 BELOW = text("SELECT id FROM tasks WHERE parent_id = :parent ORDER BY id")

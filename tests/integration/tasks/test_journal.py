@@ -21,8 +21,9 @@ from shared.errors import Cancelled, HistoryDiverged, ToolError
 from shared.tasks import lifecycle
 from tests.integration.conftest import InlineWorker, Tasks
 from workers import minion
-from workers.journal import Journal, StepResult
+from workers.journal import Journal
 from workers.outcomes import ClaimLost, Interrupted
+from workers.steps import StepResult
 from workers.task import ClaimedTask
 
 ROUND_TRIP = text("SELECT CAST(:value AS jsonb)").bindparams(bindparam("value", type_=JSONB))

@@ -227,7 +227,7 @@ def test_call_after_a_crash_reads_the_result(calls: Calls, monkeypatch: pytest.M
     task = calls.submit()
     [message] = calls.worker.dispatch()
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "_keep", lost)
+        patch.setattr(Journal, "keep", lost)
         minion.run(message.task_id, message.claim, calls.worker.id)
     assert (calls.tasks.get(task)["state"], calls.tasks.steps(task)) == ("running", [])
     with calls.tasks.engine.begin() as connection:

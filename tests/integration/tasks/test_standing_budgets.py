@@ -31,9 +31,10 @@ from tests.integration.conftest import InlineWorker, Tasks
 from tests.support.lifecycle_driver import LifecycleDriver
 from tests.support.processes import wait_until
 from workers import minion
-from workers.journal import Journal, StepResult
+from workers.journal import Journal
 from workers.outcomes import Postponed
 from workers.pricing import Reservation
+from workers.steps import StepResult
 from workers.task import ClaimedTask
 
 BLOCKED = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE :what")

@@ -24,8 +24,7 @@ from tests.conftest import Define
 from tests.integration.conftest import ACT, InlineWorker, Tasks
 from tests.support.lifecycle_driver import LifecycleDriver
 from tests.support.processes import Process, wait_until
-from workers import journal as journals
-from workers import minion
+from workers import journal_writer, minion
 
 SPENT = text("SELECT spent_tokens, spent_microdollars, spent_steps FROM budgets WHERE task_id = :task")
 
@@ -199,7 +198,7 @@ def test_retry_in_place_does_not_begin(
     database: Engine,
 ) -> None:
     """The API is overloaded, and a stop is set while the first request is under way."""
-    monkeypatch.setattr(journals, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(journal_writer, "FRESH_SECONDS", 0.0)
     messages_api.script = [testing.error(529, "overloaded_error", "Overloaded"), testing.text("Hi.")]
     answer = messages_api.answer
 
@@ -227,8 +226,8 @@ def test_stop_after_a_slow_commit_is_obeyed(
     tasks: Tasks, act: Any, inline_worker: InlineWorker, log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An unsafe step that is committed but has not begun needs no person's decision."""
-    monkeypatch.setattr(journals, "FRESH_SECONDS", 0.0)
-    monkeypatch.setattr(journals.Followers, "notify", lambda followers: stop())
+    monkeypatch.setattr(journal_writer, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(journal_writer.Followers, "notify", lambda followers: stop())
     task = tasks.submit(act(effect="unsafe"), {"log": str(log)})
     run_due(inline_worker)
     monkeypatch.undo()

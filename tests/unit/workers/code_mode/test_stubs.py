@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.contracts.visible_text import visible
 from workers.code_mode.stubs import stub, summary
 from workers.tools.approval import ApprovedTool
 
@@ -127,7 +128,8 @@ HOSTILE = st.text(max_size=60) | st.sampled_from(
 @given(HOSTILE, st.dictionaries(HOSTILE, HOSTILE, max_size=4))
 def test_hostile_text_stays_in_its_docstring(description: str, properties: dict[str, str]) -> None:
     schema = {"properties": {name: {"type": "string", "description": note} for name, note in properties.items()}}
-    [function] = ast.parse(stub(Made("f", schema, description))).body
+    made = stub(Made("f", schema, description))
+    [function] = ast.parse(made).body
     assert isinstance(function, ast.AsyncFunctionDef)
     assert len(function.body) == 1
-    assert stub(Made("f", schema, description)).isprintable() or "\n" in stub(Made("f", schema, description))
+    assert made == visible(made)
