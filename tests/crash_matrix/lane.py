@@ -324,7 +324,10 @@ class Lane:
         """Answer as a person who checks for an unsafe effect, once no process is left that could cause it."""
         if self._thawed and any(snapshot.lost for snapshot in played.snapshots):
             thawed = self._thawed[-1]
-            wait_until(lambda: CLAIM_LOST in thawed.output(), "the thawed one knows that it is fenced")
+            try:
+                wait_until(lambda: CLAIM_LOST in thawed.output(), "the thawed one knows that it is fenced")
+            except AssertionError as error:
+                raise AssertionError(f"{error}\n{played.cell}: {thawed.timeout_message()}") from None
         with self.engine.connect() as connection:
             tool = connection.scalar(INTERRUPTED, {"task": task})
         self._read_record(played)

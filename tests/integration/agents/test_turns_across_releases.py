@@ -73,7 +73,7 @@ def take_turns(inline_worker: InlineWorker, tree: Path | None) -> None:
             continue
         path = os.pathsep.join([str(tree), os.environ["PYTHONPATH"]])
         command = [sys.executable, "-c", RUN, str(message.task_id), str(message.claim), str(inline_worker.id)]
-        subprocess.run(command, cwd=tree, env={**os.environ, "PYTHONPATH": path}, check=True, timeout=60)
+        subprocess.run(command, cwd=tree, env={**os.environ, "PYTHONPATH": path}, check=True, timeout=300)
 
 
 def signal(inline_worker: InlineWorker, task: UUID) -> None:
