@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socketserver
 import threading
@@ -51,7 +52,8 @@ LOOK_SECONDS = 0.1
 ASKED = ("ask", "after commit")
 LAST = ("lead", "finish", "after commit")
 API_KEY = "crash-crash-crash"
-CLAIM_LOST = '"event": "claim_lost"'
+# The interruption may also come while the fenced process writes its record: the main process then reports it.
+FENCED = re.compile(r'"event": "(claim_lost|child_lost|given_back)"')
 
 TREE = text(
     "SELECT t.agent_name AS agent, s.state FROM tasks t JOIN task_status s ON s.task_id = t.id WHERE t.root_id = :root"
@@ -208,6 +210,7 @@ class Lane:
         self._working: tuple[int, str] | None = None
         self._striking = threading.Lock()
         self._thawed: list[ProductProcess] = []
+        self._logged = 0
         self._news = threading.Event()
         self._runs = 0
 
@@ -325,7 +328,7 @@ class Lane:
         if self._thawed and any(snapshot.lost for snapshot in played.snapshots):
             thawed = self._thawed[-1]
             try:
-                wait_until(lambda: CLAIM_LOST in thawed.output(), "the thawed one knows that it is fenced")
+                wait_until(lambda: FENCED.search(thawed.output(), self._logged), "the thawed one knows that it is fenced")
             except AssertionError as error:
                 raise AssertionError(f"{error}\n{played.cell}: {thawed.timeout_message()}") from None
         with self.engine.connect() as connection:
@@ -524,6 +527,7 @@ class Lane:
         """Freeze the process at the point, or the worker that waits for a reply; return all its processes."""
         victim = self.orchestrator if source == "orchestrator" else self.worker
         self._thawed.append(victim)
+        self._logged = len(victim.output())
         return victim.freeze()
 
     def _replace(self, snapshot: Snapshot, source: str) -> None:
