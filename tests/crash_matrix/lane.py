@@ -328,7 +328,7 @@ class Lane:
         if self._thawed and any(snapshot.lost for snapshot in played.snapshots):
             thawed = self._thawed[-1]
             try:
-                wait_until(lambda: FENCED.search(thawed.output(), self._logged), "the thawed one knows that it is fenced")
+                wait_until(lambda: FENCED.search(thawed.output(), self._logged), "the thawed one is fenced")
             except AssertionError as error:
                 raise AssertionError(f"{error}\n{played.cell}: {thawed.timeout_message()}") from None
         with self.engine.connect() as connection:
