@@ -1,6 +1,6 @@
 """The source of a function for the sandbox, where it is the only module: the function and what it uses.
 
-Imports, constants, functions and classes at the top level of its own module are taken along if the function uses them,
+Imports, constants, functions and classes at the top level of its module are taken along if the function uses them,
 directly or through each other. Annotations are not evaluated in the sandbox, so what only they name is left out.
 """
 

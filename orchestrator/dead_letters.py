@@ -6,7 +6,7 @@ from sqlalchemy import Connection, text
 
 from shared.tasks.queries import Page, page_of
 
-# A parent that failed because of a sub-task has no error of its own. `exhausted`: attempts or workers were used up.
+# A parent that failed because of a sub-task has no own error. `exhausted`: attempts or workers were used up.
 GROUPS = text(
     """
     SELECT o.error_fingerprint AS fingerprint, count(*) AS tasks, min(o.finished_at) AS first_at,

@@ -250,7 +250,7 @@ class TaskFailed(MinionError, roots.TaskFailed):
 
 
 class WaitTimeout(MinionError, roots.WaitTimeout):
-    """A task that the caller waited for has not finished yet. It goes on."""
+    """A task that the caller waited for has not finished yet. It continues."""
 
     code, status, exit_code = "wait_timeout", 504, 75
 

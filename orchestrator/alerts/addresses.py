@@ -145,6 +145,6 @@ def _asset() -> AppriseAsset:
         interpret_escapes=False,
         storage_mode="memory",
         plugin_paths=[],
-        # With a limit, it sends in threads that the end of the process waits for. Sockets have limits of their own.
+        # With a limit, it sends in threads that the end of the process waits for. Sockets have separate limits.
         service_timeout=0,
     )

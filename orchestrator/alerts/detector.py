@@ -130,7 +130,7 @@ DECISION = 3.0
 LARGEST = 2 * DECISION
 """No sum is larger, so that it soon ends."""
 CAUTION = 1.5
-"""In the first week, what an hour of the week has is not known yet: so many units count as one."""
+"""In the first week, what an hour of the week has is not known yet: this number of units counts as one."""
 KEEPS = 2.0
 """Units that keep an alert."""
 KEEPING = 1.3
@@ -235,7 +235,7 @@ class LevelSeries:
         return seasonal(self._values, ahead, days=not self.sensitivity.weekly)
 
     def _noise(self, expected: float, events: int) -> float:
-        """Return the spread that a figure has at least, from so many events."""
+        """Return the spread that a figure has at least, from this number of events."""
         seen = events if self.sensitivity.fewest else self._figure(expected)
         return math.sqrt(self.sensitivity.floor**2 + self.sensitivity.sampling / max(1.0, seen))
 
@@ -294,8 +294,8 @@ class LevelSeries:
 class RateSeries:
     """Failed tasks among ended ones, by the hour.
 
-    The probability of so many failures is bounded by Chernoff's inequality, for a rate that is higher than the expected
-    one by what rates vary between hours.
+    The probability of this number of failures is bounded by Chernoff's inequality, for a rate that is higher than the
+    expected one by what rates vary between hours.
     """
 
     SLACK, DECISION, KEEPS = 1.5, 10.0, 2.0
@@ -447,7 +447,7 @@ def known(values: Sequence[float]) -> list[float]:
 
 
 def chernoff(successes: float, trials: float, probability: float) -> float:
-    """Return a lower bound of the negative logarithm of the probability of at least so many successes."""
+    """Return a lower bound of the negative logarithm of the probability of at least this number of successes."""
     share = successes / trials
     if share <= probability:
         return 0.0

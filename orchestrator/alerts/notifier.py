@@ -1,8 +1,8 @@
-"""The notifier: sends what receivers do not know yet. A receiver that is down is tried again, later and later.
+"""The notifier: sends what receivers do not know yet. A receiver that is down is retried after growing pauses.
 
 A message is sent at least once. Taking a receiver moves its `next_at` forward by a lease, which is renewed before each
-message, so that several orchestrators share the work, no transaction stays open meanwhile, and what a dying one took is
-sent by another.
+message, so that several orchestrators share the work, no transaction stays open in the meantime, and what a dying one
+took is sent by another.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ def get_file(store_id: UUID, query: Annotated[FileQuery, Query()], database: Sta
     responses=problems.documented(404),
 )
 def delete_store(store_id: UUID, database: Database, actor: Actor) -> None:
-    """Deletes a store with all versions of its files. Running tasks go on with an empty one."""
+    """Deletes a store with all versions of its files. Running tasks continue with an empty one."""
     with database.begin() as connection:
         found = _find(connection, actor.key, store_id)
         store.delete(connection, store_id)

@@ -27,9 +27,9 @@ TEXT             say it to the agent
 /input JSON      submit an input in place of a message; @FILE reads a file
 /steps           list the steps of the last task
 /show N          step N: what the model saw, what came back, cost, time
-/from N          go on from step N as a new task, and compare
+/from N          continue from step N as a new task, and compare
 /latest N        the same with the agent's active version
-/edit N [JSON]   replace the output of step N, go on from there, and compare; alone, it opens an editor
+/edit N [JSON]   replace the output of step N, continue from there, and compare; alone, it opens an editor
 /prompt TEXT     say this in place of the last message, in a copy of the conversation, and compare
 /diff            compare with the run before
 /why             why the last task is where it is

@@ -138,7 +138,7 @@ QUESTIONS: dict[str, TextClause] = {
         "an unsafe effect happens once": """
             SELECT t.id, count(DISTINCT e.claim) AS claims FROM chaos_tasks t JOIN chaos_effects e ON e.task_id = t.id
                 WHERE t.agent = :unsafe GROUP BY t.id HAVING count(DISTINCT e.claim) > 1""",
-        "an unsafe call is made again only where a person said so": """
+        "an unsafe call is repeated only where a person said so": """
             SELECT t.id, count(c.id) AS calls, again.verdicts FROM chaos_tasks t JOIN chaos_calls c ON c.task_id = t.id
                 CROSS JOIN LATERAL (SELECT count(DISTINCT proposal) AS verdicts FROM chaos_decided d
                     WHERE d.task_id = t.id AND d.verdict = 'again') AS again

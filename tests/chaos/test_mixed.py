@@ -294,7 +294,7 @@ def skip_a_state(driver: LifecycleDriver, witness: Witness) -> None:
         (lose_an_effect, {"every success has its effect"}),
         (change_the_key, {"a call is repeated only under its key"}),
         (repeat_an_unsafe_effect, {"an unsafe effect happens once"}),
-        (repeat_an_unsafe_call, {"an unsafe call is made again only where a person said so"}),
+        (repeat_an_unsafe_call, {"an unsafe call is repeated only where a person said so"}),
         (call_without_approval, {"nothing is called that was not approved"}),
         (exceed_a_limit, {"limits hold"}),
         (overrun_tokens, {"budgets are not overrun"}),

@@ -1,7 +1,7 @@
 """A conversation of two tasks with budgets, whose minion is struck at a statement that it sends to PostgreSQL.
 
 Each task sums up what was said before (once for both), takes three model turns with tools, a sub-agent and a call that
-somebody has to approve, and finds its budget used up on the way. At the nth statement the connection is cut before it
+a person has to approve, and finds its budget used up on the way. At the nth statement the connection is cut before it
 arrives or after it was carried out, or the minion dies before or after it.
 """
 
