@@ -29,6 +29,7 @@ from shared.mcp.eras import Era
 from shared.mcp.faults import McpFault
 from shared.mcp.http import BOUNDS
 from shared.mcp.protocol import DISCOVER
+from shared.mcp.stdio_supervisor import MOST_KEPT
 from shared.mcp.transport import Message
 from shared.secret_store import scrub
 from shared.settings import Settings, StdioProgram
@@ -40,6 +41,9 @@ SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH|(_|^)(PAT|DSN)(_|$)"
 """Names of environment variables whose values are secrets."""
 SHORTEST_SECRET = 6
 """Shorter values, such as flags, would be found everywhere."""
+MOST_WORDS = 1_000
+"""Characters of a program's standard error in the message of a fault."""
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 MOST_OTHER_LINES = 1_000
 """Lines before a response that are not messages."""
 
@@ -63,6 +67,7 @@ class StdioProcess:
         # Sockets, because reads and writes of them have time-outs, and let other greenlets run.
         self._socket, theirs = socket.socketpair()
         alive, self._alive = os.pipe()
+        self._words, words = os.pipe()
         environment = {variable: os.environ[variable] for variable in program.env if variable in os.environ}
         self.secrets = [value for variable, value in environment.items() if _is_secret(variable, value)]
         command = [sys.executable, "-I", "-S", str(SUPERVISOR), str(alive), *program.command]
@@ -71,7 +76,7 @@ class StdioProcess:
                 command,
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
-                stderr=subprocess.DEVNULL,
+                stderr=words,
                 env=environment,
                 cwd=program.cwd,
                 pass_fds=(alive,),
@@ -79,11 +84,13 @@ class StdioProcess:
             )
         except OSError as error:
             os.close(self._alive)
+            os.close(self._words)
             self._socket.close()
             raise McpFault(f"its process cannot be started: {error}", taken=False) from None
         finally:
             theirs.close()
             os.close(alive)
+            os.close(words)
 
     @property
     def is_running(self) -> bool:
@@ -96,8 +103,8 @@ class StdioProcess:
             self._socket.settimeout(max(ends - time.monotonic(), 0.001))
             self._socket.sendall(line)
         except OSError as error:
-            self.kill()
-            raise McpFault(f"its process takes no message: {error}", taken=False, temporary=True) from None
+            why = f"its process takes no message: {error}{self.kill()}"
+            raise McpFault(why, taken=False, temporary=True) from None
 
     def read(self, ends: float, max_bytes: int) -> bytes:
         """Return the next line."""
@@ -109,13 +116,11 @@ class StdioProcess:
                 self._socket.settimeout(max(ends - time.monotonic(), 0.001))
                 part = self._socket.recv(READ_BYTES)
             except TimeoutError:
-                self.kill()
-                raise McpFault("it did not answer in time (timeout)", taken=None, temporary=True) from None
+                raise McpFault(f"it did not answer in time (timeout){self.kill()}", taken=None, temporary=True) from None
             except OSError:
                 part = b""
             if not part:
-                self.kill()
-                raise McpFault("its process has ended", taken=None, temporary=True)
+                raise McpFault(f"its process has ended{self.kill()}", taken=None, temporary=True)
             self._begun += part
         line, _, self._begun = self._begun.partition(b"\n")
         if len(line) > max_bytes:
@@ -123,15 +128,36 @@ class StdioProcess:
             raise McpFault(f"its answer has more than {max_bytes} bytes (max_bytes)", taken=True)
         return line
 
-    def kill(self) -> None:
-        """End the server and all processes of its group. May be repeated."""
+    def kill(self) -> str:
+        """End the server and all processes of its group. May be repeated.
+
+        Returns:
+            what it wrote to standard error at last, for the message of a fault; empty: nothing.
+        """
         self._socket.close()
-        if self._alive >= 0:
-            # The supervisor notices.
-            alive, self._alive = self._alive, -1
-            os.close(alive)
+        if self._alive < 0:
+            return ""
+        # The supervisor notices.
+        alive, self._alive = self._alive, -1
+        os.close(alive)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(KILL_SECONDS)
+        return self._last_words()
+
+    def _last_words(self) -> str:
+        os.set_blocking(self._words, False)
+        try:
+            said = os.read(self._words, READ_BYTES)
+        except BlockingIOError:
+            said = b""
+        os.close(self._words)
+        if len(said) == MOST_KEPT:
+            # It may begin within a secret.
+            said = said[max((len(secret.encode()) for secret in self.secrets), default=0) :]
+        text = COLOUR.sub("", scrub(said.decode("utf-8", "replace"), self.secrets))
+        words = "".join(each if each.isprintable() or each == "\n" else " " for each in text).strip()[-MOST_WORDS:]
+        # Errors are compared without what is quoted.
+        return f". The end of its standard error: “{words}”" if words else ""
 
 
 def _is_secret(variable: str, value: str) -> bool:

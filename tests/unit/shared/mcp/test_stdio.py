@@ -152,6 +152,29 @@ def test_program_that_must_be_initialized_first_is_started_again(
     assert processes.get("files", "default", settings) is process
 
 
+def test_fault_shows_what_the_program_wrote_at_last(
+    processes: StdioProcesses, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("API_KEY", "k3y-of-the-operator")
+    program.write_text(
+        "import os, sys\n"
+        "print('x' * 300_000 + os.environ['API_KEY'] * 2_000, file=sys.stderr)\n"
+        "sys.exit('\\x1b[31mno \\x07database\\x1b[0m at ' + os.environ['API_KEY'])"
+    )
+    with pytest.raises(McpFault, match="The end of its standard error") as caught:
+        client(processes, settings_for(program, env=["API_KEY"])).request("echo", {})
+    words = caught.value.message.partition(": “")[2]
+    assert words.endswith("***\nno  database at ***”")
+    assert set(words.partition("\n")[0]) == {"*"}
+    assert len(words) <= 1_001
+
+
+def test_programs_that_write_much_to_standard_error_go_on(processes: StdioProcesses, program: Path) -> None:
+    program.write_text(SERVER.replace("    method, id =", "    sys.stderr.write('x' * 300_000)\n    method, id ="))
+    made = client(processes, settings_for(program))
+    assert [made.request("echo", {"n": n})["echo"]["n"] for n in range(3)] == [0, 1, 2]
+
+
 def test_close_ends_the_whole_group(processes: StdioProcesses, program: Path) -> None:
     pids = client(processes, settings_for(program)).request("pids", {})["pids"]
     processes.close()
@@ -206,6 +229,8 @@ def test_only_listed_programs_are_started(processes: StdioProcesses, program: Pa
         processes.get("other", "default", settings_for(program))
     with pytest.raises(McpFault, match="is not on this machine"):
         processes.get("files", "default", Settings(mcp_stdio={"files": {"command": ["/nowhere/server"]}}))
+    with pytest.raises(McpFault, match="standard error.*Permission denied"):
+        client(processes, Settings(mcp_stdio={"files": {"command": [str(program)]}})).request("echo", {})
     with pytest.raises(McpFault, match="cannot be started"):
         processes.get("files", "default", settings_for(program, cwd="/nowhere"))
 
