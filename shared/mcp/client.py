@@ -27,6 +27,8 @@ MAX_MESSAGES = 10_000
 MAX_SAID = 2_000
 # HTTP statuses with which a server of 2025-11-25 may refuse a message of 2026-07-28.
 NOT_UNDERSTOOD = frozenset({400, 404, 405, 406, 415, 422})
+NO_ENDPOINT = (404, 405)
+NOT_THERE = "its address is not an MCP endpoint, or one of the earlier transport HTTP with SSE, which is not supported"
 
 
 class McpClient:
@@ -63,6 +65,8 @@ class McpClient:
         except McpFault as fault:
             # Whatever became of these messages, the caller's request was not among them.
             fault.taken = False
+            if not isinstance(fault, RpcError) and fault.detail.get("status") in NO_ENDPOINT:
+                raise McpFault(f"{NOT_THERE}: {fault.message}", taken=False, **fault.detail) from None
             raise
         return known
 

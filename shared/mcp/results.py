@@ -96,8 +96,27 @@ def _content(blocks: list[Any], result: dict[str, Any]) -> list[Block]:
     if len(blocks) > MAX_BLOCKS:
         found.append(_note(f"[{len(blocks) - MAX_BLOCKS} more blocks are left out]"))
     if STRUCTURED in result and not any(_kind(block) == "text" for block in blocks):
-        found.append({"type": "text", "text": json.dumps(result[STRUCTURED], ensure_ascii=False)})
+        structured = _without(result[STRUCTURED], _data_of(blocks))
+        found.append({"type": "text", "text": json.dumps(structured, ensure_ascii=False)})
     return found
+
+
+def _data_of(blocks: list[Any]) -> set[str]:
+    """Return the base64 data of all blocks."""
+    parts = [part for block in blocks if isinstance(block, dict) for part in (block, block.get("resource"))]
+    found = [part.get(name) for part in parts if isinstance(part, dict) for name in ("data", "blob")]
+    return {data for data in found if isinstance(data, str) and data}
+
+
+def _without(value: Any, repeated: set[str]) -> Any:
+    """Return structured content without the data that blocks hold already: as text, a model could not see it."""
+    if isinstance(value, str):
+        return "[see above]" if value in repeated else value
+    if isinstance(value, list):
+        return [_without(part, repeated) for part in value]
+    if isinstance(value, dict):
+        return {name: _without(part, repeated) for name, part in value.items()}
+    return value
 
 
 def _kind(block: Any) -> str:

@@ -116,7 +116,9 @@ class StdioProcess:
                 self._socket.settimeout(max(ends - time.monotonic(), 0.001))
                 part = self._socket.recv(READ_BYTES)
             except TimeoutError:
-                raise McpFault(f"it did not answer in time (timeout){self.kill()}", taken=None, temporary=True) from None
+                raise McpFault(
+                    f"it did not answer in time (timeout){self.kill()}", taken=None, temporary=True
+                ) from None
             except OSError:
                 part = b""
             if not part:

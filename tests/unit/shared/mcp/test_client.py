@@ -52,6 +52,15 @@ def rpc(number: int, message: str = "no", **data: Any) -> bytes:
     return json.dumps({"jsonrpc": "2.0", "id": None, "error": error}).encode()
 
 
+@pytest.mark.parametrize("status", [404, 405])
+def test_address_of_the_earlier_transport_is_explained(status: int) -> None:
+    said = f"HTTP with SSE, which is not supported: HTTP {status}: Cannot POST"
+    refusal = (status, {}, b"Cannot POST /sse")
+    with raw_server(refusal, refusal, discovers=False) as raw, pytest.raises(McpFault, match=said) as caught:
+        call(raw)
+    assert (caught.value.taken, caught.value.detail["status"]) == (False, status)
+
+
 def test_modern_messages_follow_the_reference_schema() -> None:
     with raw_server() as raw:
         call(raw, extensions={"io.modelcontextprotocol/tasks": {}})

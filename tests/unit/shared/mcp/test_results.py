@@ -75,6 +75,16 @@ def test_images_and_documents_become_blocks() -> None:
     assert json.loads(blocks[2]["text"]) == {"n": 1}
 
 
+def test_structured_content_does_not_repeat_the_data_of_blocks() -> None:
+    image = {"type": "image", "data": b64(png()), "mimeType": "image/png"}
+    archive = {"type": "resource", "resource": {"uri": "a://b", "blob": "AAAA", "mimeType": "application/zip"}}
+    blocks = output(image, archive, structuredContent={"content": [image, archive], "n": 1})["$content"]
+    structured = json.loads(blocks[-1]["text"])
+    assert structured["content"][0] == {**image, "data": "[see above]"}
+    assert structured["content"][1]["resource"]["blob"] == "[see above]"
+    assert structured["n"] == 1
+
+
 @pytest.mark.parametrize(("uri", "fields"), [("a://" + "x" * 600, {"title": "a://" + "x" * 496}), (None, {}), (3, {})])
 def test_title_of_a_text_fits(uri: Any, fields: dict[str, Any]) -> None:
     [block] = output({"type": "resource", "resource": {"uri": uri, "text": "a text"}})["$content"]

@@ -229,7 +229,7 @@ def test_only_listed_programs_are_started(processes: StdioProcesses, program: Pa
         processes.get("other", "default", settings_for(program))
     with pytest.raises(McpFault, match="is not on this machine"):
         processes.get("files", "default", Settings(mcp_stdio={"files": {"command": ["/nowhere/server"]}}))
-    with pytest.raises(McpFault, match="standard error.*Permission denied"):
+    with pytest.raises(McpFault, match=r"standard error.*Permission denied"):
         client(processes, Settings(mcp_stdio={"files": {"command": [str(program)]}})).request("echo", {})
     with pytest.raises(McpFault, match="cannot be started"):
         processes.get("files", "default", settings_for(program, cwd="/nowhere"))
