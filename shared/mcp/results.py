@@ -6,13 +6,14 @@ becomes a line of text about it.
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
 from shared.contracts.content import CONTENT, Block, read_block
 from shared.contracts.json_schema import validate
 from shared.contracts.media import IMAGE_TYPES, PDF, TEXT
-from shared.contracts.strict_json import JsonValue, parse
+from shared.contracts.strict_json import JsonValue, are_sound, parse
 from shared.errors import InvalidInput, InvalidOutput, TooLarge, ToolError
 from shared.tasks.directives import is_result
 
@@ -143,13 +144,27 @@ def _block(block: Any) -> Block:
 
 
 def _resource(resource: dict[str, Any]) -> Block:
-    if isinstance(text := resource.get("text"), str) and text.strip():
+    text = _text_of(resource)
+    if text.strip():
         source = {"type": "text", "media_type": TEXT, "data": text}
         title = _named({"uri": resource.get("uri")})[:MAX_TITLE]
         return {"type": "document", "source": source, **({"title": title} if title else {})}
     if "blob" in resource:
         return _media(resource.get("mimeType"), resource["blob"], f"resource {_named(resource)}")
     return _note(f"[resource {_named(resource)}]")
+
+
+def _text_of(resource: dict[str, Any]) -> str:
+    """Return the text of a resource, which some servers send in base64; empty: it has none."""
+    if isinstance(text := resource.get("text"), str):
+        return text
+    if not str(resource.get("mimeType")).startswith("text/"):
+        return ""
+    try:
+        text = base64.b64decode(resource.get("blob", ""), validate=True).decode("utf-8")
+    except (TypeError, ValueError):
+        return ""
+    return text if are_sound([text]) else ""
 
 
 def _media(media_type: Any, data: Any, what: str) -> Block:

@@ -95,6 +95,12 @@ def test_title_of_a_text_fits(uri: Any, fields: dict[str, Any]) -> None:
     }
 
 
+def test_text_in_base64_becomes_a_document() -> None:
+    resource = {"uri": "a://b", "mimeType": "text/plain; charset=utf-8", "blob": b64("hé".encode())}
+    [block] = output({"type": "resource", "resource": resource})["$content"]
+    assert block["source"] == {"type": "text", "media_type": "text/plain", "data": "hé"}
+
+
 @pytest.mark.parametrize(
     ("block", "said"),
     [
@@ -108,6 +114,9 @@ def test_title_of_a_text_fits(uri: Any, fields: dict[str, Any]) -> None:
         ({"type": "resource_link", "uri": 3}, "[resource ]"),
         ({"type": "resource", "resource": {"uri": "a://b", "blob": "AAAA", "mimeType": "x/y"}}, "do not receive"),
         ({"type": "resource", "resource": {"uri": "a://b", "text": " "}}, "[resource a://b]"),
+        ({"type": "resource", "resource": {"blob": b64(b"a\0"), "mimeType": "text/plain"}}, "do not receive"),
+        ({"type": "resource", "resource": {"blob": b64(b"\xff"), "mimeType": "text/plain"}}, "do not receive"),
+        ({"type": "resource", "resource": {"blob": 3, "mimeType": "text/plain"}}, "without data"),
         ({"type": "resource", "resource": 3}, "unknown kind"),
         ({"type": "video", "data": "x" * 9000}, "unknown kind"),
         ({"type": "text", "text": 3}, "unknown kind"),
