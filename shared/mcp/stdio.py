@@ -41,8 +41,8 @@ SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH|(_|^)(PAT|DSN)(_|$)"
 """Names of environment variables whose values are secrets."""
 SHORTEST_SECRET = 6
 """Shorter values, such as flags, would be found everywhere."""
-MOST_WORDS = 1_000
-"""Characters of a program's standard error in the message of a fault."""
+MOST_WRITTEN = 1_000
+"""Characters of a program's standard error that its operator is shown."""
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 MOST_OTHER_LINES = 1_000
 """Lines before a response that are not messages."""
@@ -67,7 +67,7 @@ class StdioProcess:
         # Sockets, because reads and writes of them have time-outs, and let other greenlets run.
         self._socket, theirs = socket.socketpair()
         alive, self._alive = os.pipe()
-        self._words, words = os.pipe()
+        self._errors, errors = os.pipe()
         environment = {variable: os.environ[variable] for variable in program.env if variable in os.environ}
         self.secrets = [value for variable, value in environment.items() if _is_secret(variable, value)]
         command = [sys.executable, "-I", "-S", str(SUPERVISOR), str(alive), *program.command]
@@ -76,7 +76,7 @@ class StdioProcess:
                 command,
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
-                stderr=words,
+                stderr=errors,
                 env=environment,
                 cwd=program.cwd,
                 pass_fds=(alive,),
@@ -84,13 +84,13 @@ class StdioProcess:
             )
         except OSError as error:
             os.close(self._alive)
-            os.close(self._words)
+            os.close(self._errors)
             self._socket.close()
             raise McpFault(f"its process cannot be started: {error}", taken=False) from None
         finally:
             theirs.close()
             os.close(alive)
-            os.close(words)
+            os.close(errors)
 
     @property
     def is_running(self) -> bool:
@@ -103,8 +103,8 @@ class StdioProcess:
             self._socket.settimeout(max(ends - time.monotonic(), 0.001))
             self._socket.sendall(line)
         except OSError as error:
-            why = f"its process takes no message: {error}{self.kill()}"
-            raise McpFault(why, taken=False, temporary=True) from None
+            why = f"its process takes no message: {error}"
+            raise McpFault(why, taken=False, temporary=True, written=self.kill()) from None
 
     def read(self, ends: float, max_bytes: int) -> bytes:
         """Return the next line."""
@@ -122,7 +122,7 @@ class StdioProcess:
             except OSError:
                 part = b""
             if not part:
-                raise McpFault(f"its process has ended{self.kill()}", taken=None, temporary=True)
+                raise McpFault("its process has ended", taken=None, temporary=True, written=self.kill())
             self._begun += part
         line, _, self._begun = self._begun.partition(b"\n")
         if len(line) > max_bytes:
@@ -134,7 +134,7 @@ class StdioProcess:
         """End the server and all processes of its group. May be repeated.
 
         Returns:
-            what it wrote to standard error at last, for the message of a fault; empty: nothing.
+            the end of what it wrote to standard error.
         """
         self._socket.close()
         if self._alive < 0:
@@ -144,22 +144,20 @@ class StdioProcess:
         os.close(alive)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(KILL_SECONDS)
-        return self._last_words()
+        return self._written()
 
-    def _last_words(self) -> str:
-        os.set_blocking(self._words, False)
+    def _written(self) -> str:
+        os.set_blocking(self._errors, False)
         try:
-            said = os.read(self._words, READ_BYTES)
+            said = os.read(self._errors, READ_BYTES)
         except BlockingIOError:
             said = b""
-        os.close(self._words)
+        os.close(self._errors)
         if len(said) == MOST_KEPT:
             # It may begin within a secret.
             said = said[max((len(secret.encode()) for secret in self.secrets), default=0) :]
         text = COLOUR.sub("", scrub(said.decode("utf-8", "replace"), self.secrets))
-        words = "".join(each if each.isprintable() or each == "\n" else " " for each in text).strip()[-MOST_WORDS:]
-        # Errors are compared without what is quoted.
-        return f". The end of its standard error: “{words}”" if words else ""
+        return "".join(each if each.isprintable() or each == "\n" else " " for each in text).strip()[-MOST_WRITTEN:]
 
 
 def _is_secret(variable: str, value: str) -> bool:

@@ -35,15 +35,15 @@ def main() -> None:
     for descriptor in (0, 1):
         # Else the server's end would not close its output.
         os.dup2(devnull, descriptor)
-    words = _Words(server)
-    words.start()
+    errors = _Errors(server)
+    errors.start()
     ending = threading.Lock()
-    threading.Thread(target=_end_with, args=(server, words, ending), daemon=True).start()
+    threading.Thread(target=_end_with, args=(server, errors, ending), daemon=True).start()
     os.read(alive, 1)
-    _end_group(server, words, ending)
+    _end_group(server, errors, ending)
 
 
-class _Words(threading.Thread):
+class _Errors(threading.Thread):
     """Reads standard error of the server, and keeps the end of it."""
 
     def __init__(self, server: "subprocess.Popen[bytes]") -> None:
@@ -57,19 +57,19 @@ class _Words(threading.Thread):
             self.last = (self.last + part)[-MOST_KEPT:]
 
 
-def _end_with(server: "subprocess.Popen[bytes]", words: _Words, ending: threading.Lock) -> None:
+def _end_with(server: "subprocess.Popen[bytes]", errors: _Errors, ending: threading.Lock) -> None:
     server.wait()
-    _end_group(server, words, ending)
+    _end_group(server, errors, ending)
 
 
-def _end_group(server: "subprocess.Popen[bytes]", words: _Words, ending: threading.Lock) -> None:
+def _end_group(server: "subprocess.Popen[bytes]", errors: _Errors, ending: threading.Lock) -> None:
     """End the server's group and this process. Only the first call returns from the lock."""
     ending.acquire()
     with contextlib.suppress(OSError):
         os.killpg(server.pid, signal.SIGKILL)
-    words.join(REST_SECONDS)
+    errors.join(REST_SECONDS)
     with contextlib.suppress(OSError):
-        os.write(2, words.last)
+        os.write(2, errors.last)
     os._exit(0)
 
 

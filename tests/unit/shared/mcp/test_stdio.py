@@ -152,7 +152,7 @@ def test_program_that_must_be_initialized_first_is_started_again(
     assert processes.get("files", "default", settings) is process
 
 
-def test_fault_shows_what_the_program_wrote_at_last(
+def test_fault_has_the_end_of_standard_error(
     processes: StdioProcesses, program: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("API_KEY", "k3y-of-the-operator")
@@ -161,15 +161,17 @@ def test_fault_shows_what_the_program_wrote_at_last(
         "print('x' * 300_000 + os.environ['API_KEY'] * 2_000, file=sys.stderr)\n"
         "sys.exit('\\x1b[31mno \\x07database\\x1b[0m at ' + os.environ['API_KEY'])"
     )
-    with pytest.raises(McpFault, match="The end of its standard error") as caught:
+    with pytest.raises(McpFault, match="its process") as caught:
         client(processes, settings_for(program, env=["API_KEY"])).request("echo", {})
-    words = caught.value.message.partition(": “")[2]
-    assert words.endswith("***\nno  database at ***”")
-    assert set(words.partition("\n")[0]) == {"*"}
-    assert len(words) <= 1_001
+    keys, end = caught.value.written.split("\n")
+    assert set(keys) == {"*"}
+    assert end == "no  database at ***"
+    assert len(caught.value.written) <= 1_000
+    # A model and the task's owner read the message.
+    assert "database" not in str(caught.value.message)
 
 
-def test_programs_that_write_much_to_standard_error_go_on(processes: StdioProcesses, program: Path) -> None:
+def test_program_that_writes_much_to_standard_error_goes_on(processes: StdioProcesses, program: Path) -> None:
     program.write_text(SERVER.replace("    method, id =", "    sys.stderr.write('x' * 300_000)\n    method, id ="))
     made = client(processes, settings_for(program))
     assert [made.request("echo", {"n": n})["echo"]["n"] for n in range(3)] == [0, 1, 2]
@@ -229,8 +231,9 @@ def test_only_listed_programs_are_started(processes: StdioProcesses, program: Pa
         processes.get("other", "default", settings_for(program))
     with pytest.raises(McpFault, match="is not on this machine"):
         processes.get("files", "default", Settings(mcp_stdio={"files": {"command": ["/nowhere/server"]}}))
-    with pytest.raises(McpFault, match=r"standard error.*Permission denied"):
+    with pytest.raises(McpFault, match="its process") as caught:
         client(processes, Settings(mcp_stdio={"files": {"command": [str(program)]}})).request("echo", {})
+    assert "Permission denied" in caught.value.written
     with pytest.raises(McpFault, match="cannot be started"):
         processes.get("files", "default", settings_for(program, cwd="/nowhere"))
 
