@@ -55,6 +55,7 @@ class StdioProcess:
         era: what is known about it; another process of the same program is asked again.
         secrets: values of environment variables that its messages must not repeat.
         lock: held during an exchange.
+        notified: notifications since the last response. Some programs answer them with an error without an id.
     """
 
     def __init__(self, name: str, program: StdioProgram, era: Era) -> None:
@@ -63,6 +64,7 @@ class StdioProcess:
         self.name = name
         self.era = era
         self.lock = threading.RLock()
+        self.notified = 0
         self._begun = b""
         # Sockets, because reads and writes of them have time-outs, and let other greenlets run.
         self._socket, theirs = socket.socketpair()
@@ -230,7 +232,9 @@ class StdioTransport:
         try:
             ends = self._ends_of(message)
             process.write(json.dumps(message).encode() + b"\n", ends)
-            exchange = StdioExchange(process, ends, self.max_bytes, awaits="id" in message and "method" in message)
+            process.notified += "id" not in message
+            id = message.get("id") if "method" in message else None
+            exchange = StdioExchange(process, ends, self.max_bytes, id)
             try:
                 yield exchange
             finally:
@@ -261,24 +265,28 @@ class StdioTransport:
 class StdioExchange:
     """A line and what comes back for it.
 
+    Args:
+        id: of the request; None: it is none.
+
     Attributes:
         awaits: the response has not come yet.
     """
 
     session: str | None = None
 
-    def __init__(self, process: StdioProcess, ends: float, max_bytes: int, *, awaits: bool) -> None:
+    def __init__(self, process: StdioProcess, ends: float, max_bytes: int, id: int | None) -> None:
         self.process = process
         self.ends = ends
         self.max_bytes = max_bytes
-        self.awaits = awaits
+        self.id = id
+        self.awaits = id is not None
 
     def messages(self) -> Iterator[Message]:
         """Yield the messages up to the response. Some programs write greetings and logs between them."""
         others = 0
         while self.awaits:
             message = self._read()
-            if message is not None:
+            if message is not None and self._is_ours(message):
                 self.awaits = "method" in message
                 yield message
             elif (others := others + 1) > MOST_OTHER_LINES:
@@ -295,3 +303,14 @@ class StdioExchange:
         except (InvalidInput, TooLarge) as error:
             raise McpFault(error.message, taken=True) from None
         return message if message.get("jsonrpc") == "2.0" else None
+
+    def _is_ours(self, message: Message) -> bool:
+        """Return whether a message belongs to this exchange. Some programs answer twice, or answer notifications."""
+        id = message.get("id")
+        if "method" in message or (id is None and self.process.notified == 0):
+            return True
+        if id is None:
+            self.process.notified -= 1
+        elif id == self.id:
+            self.process.notified = 0
+        return id == self.id

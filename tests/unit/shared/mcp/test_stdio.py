@@ -177,6 +177,32 @@ def test_program_that_writes_much_to_standard_error_goes_on(processes: StdioProc
     assert [made.request("echo", {"n": n})["echo"]["n"] for n in range(3)] == [0, 1, 2]
 
 
+# As programs that were written without a library.
+TALKATIVE = """
+import json, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    id, result = message.get("id"), {"protocolVersion": "2025-06-18", "params": message.get("params")}
+    if message["method"] == "server/discover" or id is None:
+        answers = [{"id": None, "error": {"code": -32601, "message": "Method not found"}}]
+    elif message["method"] == "refused":
+        answers = [{"id": None, "error": {"code": -32600, "message": "Not a request"}}]
+    else:
+        answers = [{"id": id, "result": result}] * 2
+    for answer in answers:
+        print(json.dumps({"jsonrpc": "2.0", **answer}), flush=True)
+"""
+
+
+def test_needless_answers_are_not_taken_for_others(processes: StdioProcesses, program: Path) -> None:
+    program.write_text(TALKATIVE)
+    made = client(processes, settings_for(program))
+    assert [made.request("echo", {"n": n})["params"] for n in range(3)] == [{"n": n} for n in range(3)]
+    with pytest.raises(McpFault, match="Not a request"):
+        made.request("refused", {})
+    assert made.request("echo", {"n": 4})["params"] == {"n": 4}
+
+
 def test_close_ends_the_whole_group(processes: StdioProcesses, program: Path) -> None:
     pids = client(processes, settings_for(program)).request("pids", {})["pids"]
     processes.close()
