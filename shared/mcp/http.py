@@ -135,6 +135,10 @@ class HttpTransport:
                     raise
                 return
 
+    def allow(self, seconds: float) -> None:
+        """Allow these seconds from now, if less time is left."""
+        self.ends = max(self.ends, time.monotonic() + seconds)
+
     def end_session(self, headers: Mapping[str, str]) -> None:
         """Tell the server that a session is no longer needed."""
         with suppress(MinionError), self._answered("DELETE", None, headers):

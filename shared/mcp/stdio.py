@@ -255,6 +255,9 @@ class StdioTransport:
         self.process = self.start()
         return True
 
+    def allow(self, seconds: float) -> None:
+        """Do nothing: a process that gives no answer in time is ended."""
+
     def end_session(self, headers: Mapping[str, str]) -> None:
         """Do nothing: the session is the process."""
 

@@ -277,6 +277,19 @@ def test_call_ends_when_an_answer_is_refused(refusal: Any) -> None:
         assert call(raw, era) == DONE
 
 
+@pytest.mark.parametrize(("version", "tells"), [(protocol.LEGACY, True), (protocol.MODERN, False)])
+def test_earlier_server_learns_that_a_call_is_given_up(version: str, tells: bool) -> None:
+    known = Known(version, {}, "s" if tells else None)
+    over = threading.Event()
+    with raw_server(lambda *_: over.wait(20), ACCEPTED) as raw:
+        with pytest.raises(McpFault, match="did not answer within") as caught:
+            call(raw, Era(known), seconds=0.3)
+        over.set()
+    assert (caught.value.taken, caught.value.temporary) == (None, True)
+    notices = [(headers["Mcp-Session-Id"], asked["params"]) for headers, asked in raw.asked[1:]]
+    assert notices == ([("s", {"requestId": 1})] if tells else [])
+
+
 # As servers send them: events with all fields, comments, empty events to begin with, a byte order mark.
 STREAMS: dict[str, bytes] = {
     "TypeScript": b"id: 0_a\nretry: 3000\ndata: \n\nevent: message\nid: 1_a\n" + EVENT,
