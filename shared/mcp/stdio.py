@@ -44,8 +44,6 @@ SHORTEST_SECRET = 6
 MOST_WRITTEN = 1_000
 """Characters of a program's standard error that its operator is shown."""
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-MOST_OTHER_LINES = 1_000
-"""Lines before a response that are not messages."""
 
 
 class StdioProcess:
@@ -285,15 +283,19 @@ class StdioExchange:
         self.awaits = id is not None
 
     def messages(self) -> Iterator[Message]:
-        """Yield the messages up to the response. Some programs write greetings and logs between them."""
-        others = 0
+        """Yield requests of the server, and the response.
+
+        Notifications and what is no message are skipped. Only the time limits them: nothing reads between calls what a
+        program writes.
+        """
         while self.awaits:
             message = self._read()
             if message is not None and self._is_ours(message):
                 self.awaits = "method" in message
                 yield message
-            elif (others := others + 1) > MOST_OTHER_LINES:
-                raise McpFault("it writes lines that are not JSON-RPC messages", taken=None)
+            elif time.monotonic() > self.ends:
+                why = "it writes one line after the other, but no response (timeout)"
+                raise McpFault(why, taken=None, temporary=True)
 
     def _read(self) -> Message | None:
         """Return the message in the next line; None if it is something else."""
@@ -308,9 +310,11 @@ class StdioExchange:
         return message if message.get("jsonrpc") == "2.0" else None
 
     def _is_ours(self, message: Message) -> bool:
-        """Return whether a message belongs to this exchange. Some programs answer twice, or answer notifications."""
+        """Return whether a message matters. Some programs answer twice, or answer notifications."""
         id = message.get("id")
-        if "method" in message or (id is None and self.process.notified == 0):
+        if "method" in message:
+            return id is not None
+        if id is None and self.process.notified == 0:
             return True
         if id is None:
             self.process.notified -= 1

@@ -43,7 +43,13 @@ for line in sys.stdin:
         print('{"not": JSON}', flush=True)
         continue
     elif method == "babble":
+        while True:
+            print("x\\n" * 2000, flush=True)
+    elif method == "chat on":
+        print(json.dumps({"jsonrpc": "2.0", "id": id, "result": {}}))
         print("x\\n" * 2000, flush=True)
+        notification = json.dumps({"jsonrpc": "2.0", "method": "notifications/message", "params": {}}) + "\\n"
+        print(notification * 11_000, flush=True)
         continue
     elif method == "chat":
         print("Server is running on stdio\\n\\n[dotenv] 3 variables", flush=True)
@@ -120,6 +126,12 @@ def test_notifications_and_requests_of_the_server_are_read(processes: StdioProce
     made = client(processes, settings_for(program))
     assert made.request("chat", {}) == {}
     assert made.request("echo", {"a": "é"})["echo"]["a"] == "é"
+
+
+def test_any_number_of_lines_may_wait_for_a_call(processes: StdioProcesses, program: Path) -> None:
+    made = client(processes, settings_for(program))
+    made.request("chat on", {})
+    assert made.request("echo", {"a": 1})["echo"]["a"] == 1
 
 
 # As programs of 2025-11-25 that were written in Rust: anything but `initialize` ends them, or gets no answer.
@@ -216,7 +228,7 @@ def test_close_ends_the_whole_group(processes: StdioProcesses, program: Path) ->
         ("hang", "did not answer in time", None),
         ("long", "more than 50000 bytes", True),
         ("lie", "not valid JSON", True),
-        ("babble", "lines that are not JSON-RPC messages", None),
+        ("babble", "one line after the other, but no response", None),
     ],
 )
 def test_broken_server_is_started_again(
