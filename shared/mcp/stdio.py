@@ -116,9 +116,8 @@ class StdioProcess:
                 self._socket.settimeout(max(ends - time.monotonic(), 0.001))
                 part = self._socket.recv(READ_BYTES)
             except TimeoutError:
-                raise McpFault(
-                    f"it did not answer in time (timeout){self.kill()}", taken=None, temporary=True
-                ) from None
+                why = "it did not answer in time (timeout)"
+                raise McpFault(why, taken=None, temporary=True, written=self.kill()) from None
             except OSError:
                 part = b""
             if not part:
@@ -154,8 +153,8 @@ class StdioProcess:
             said = b""
         os.close(self._errors)
         if len(said) == MOST_KEPT:
-            # It may begin within a secret.
-            said = said[max((len(secret.encode()) for secret in self.secrets), default=0) :]
+            # The first line may begin within a secret.
+            said = said.partition(b"\n")[2]
         text = COLOUR.sub("", scrub(said.decode("utf-8", "replace"), self.secrets))
         return "".join(each if each.isprintable() or each == "\n" else " " for each in text).strip()[-MOST_WRITTEN:]
 
