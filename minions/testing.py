@@ -344,6 +344,12 @@ class MessagesApi:
         )
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+    """Connections that wait to be accepted. With the default of five, callers at the same time are refused."""
+
+
 @contextmanager
 def messages_api(api: MessagesApi | None = None, port: int = 0) -> Iterator[MessagesApi]:
     """Serve the API on a loopback port.
@@ -353,8 +359,7 @@ def messages_api(api: MessagesApi | None = None, port: int = 0) -> Iterator[Mess
         port: 0 for any free port.
     """
     api = api or MessagesApi()
-    server = ThreadingHTTPServer(("127.0.0.1", port), _handler(api))
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", port), _handler(api))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     api.url = f"http://127.0.0.1:{server.server_address[1]}"

@@ -89,7 +89,8 @@ class Deferral:
             state = result.get("requestState")
             if state is not None and not isinstance(state, str):
                 raise McpFault("its requestState is not a text", taken=True)
-            if "inputRequests" in result:
+            # Some servers write an empty object or null for none.
+            if result.get("inputRequests"):
                 raise self._question(step, result, round, usage)
             if state is None:
                 raise McpFault("it asks for input, but does not say what for", taken=True)

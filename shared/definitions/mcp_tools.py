@@ -125,7 +125,8 @@ def ask(server: McpServerDefinition, namespace: str = "default") -> list[ListedT
                 client.end_session()
     except McpFault as fault:
         why = f"The MCP server {server.name!r}: {fault.message.rstrip('.')}."
-        raise Unavailable(why + _advice(server, fault), **fault.detail) from None
+        written = f" The end of its standard error:\n{fault.written}" if fault.written else ""
+        raise Unavailable(why + _advice(server, fault) + written, **fault.detail) from None
 
 
 def _advice(server: McpServerDefinition, fault: McpFault) -> str:

@@ -25,8 +25,12 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 MAX_MESSAGES = 10_000
 """Messages of a server for one request, such as notifications of progress."""
 MAX_SAID = 2_000
+CANCEL_SECONDS = 1.0
+"""To tell a server that a request is cancelled, after its time."""
 # HTTP statuses with which a server of 2025-11-25 may refuse a message of 2026-07-28.
 NOT_UNDERSTOOD = frozenset({400, 404, 405, 406, 415, 422})
+NO_ENDPOINT = (404, 405)
+NOT_THERE = "its address is not an MCP endpoint, or one of the earlier transport HTTP with SSE, which is not supported"
 
 
 class McpClient:
@@ -63,6 +67,8 @@ class McpClient:
         except McpFault as fault:
             # Whatever became of these messages, the caller's request was not among them.
             fault.taken = False
+            if not isinstance(fault, RpcError) and fault.detail.get("status") in NO_ENDPOINT:
+                raise McpFault(f"{NOT_THERE}: {fault.message}", taken=False, **fault.detail) from None
             raise
         return known
 
@@ -217,17 +223,29 @@ class McpClient:
             answers: refuse requests of the server, which waits for an answer. Otherwise they are ignored.
         """
         id = next(self.era.ids)
-        with self.transport.send(protocol.request(id, method, params), headers) as exchange:
-            for count, message in enumerate(exchange.messages()):
-                if "method" not in message:
-                    if is_storable or "error" in message:
-                        _check(message)
-                    return _result_in(message, id), exchange.session
-                if count >= MAX_MESSAGES:
-                    raise McpFault("it sends one message after the other, but no response", taken=None)
-                if answers and "id" in message:
-                    self._refuse(message, headers)
-        raise McpFault("it ended the stream without a response", taken=None, temporary=True)
+        try:
+            with self.transport.send(protocol.request(id, method, params), headers) as exchange:
+                for count, message in enumerate(exchange.messages()):
+                    if "method" not in message:
+                        if is_storable or "error" in message:
+                            _check(message)
+                        return _result_in(message, id), exchange.session
+                    if count >= MAX_MESSAGES:
+                        raise McpFault("it sends one message after the other, but no response", taken=None)
+                    if answers and "id" in message:
+                        self._refuse(message, headers)
+            raise McpFault("it ended the stream without a response", taken=None, temporary=True)
+        except McpFault as fault:
+            if answers and fault.taken is None:
+                self._cancel(id, headers)
+            raise
+
+    def _cancel(self, id: int, headers: Mapping[str, str]) -> None:
+        """Tell a server of 2025-11-25 that its response is no longer awaited: a closed connection does not say so."""
+        self.transport.allow(CANCEL_SECONDS)
+        notice = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": id}}
+        with suppress(McpFault), self.transport.send(notice, headers):
+            pass
 
     def _refuse(self, request: Message, headers: Mapping[str, str]) -> None:
         """Answer a request of the server, which works on ours in the meantime, whether it reads the answer or not."""

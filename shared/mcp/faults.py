@@ -15,6 +15,7 @@ class McpFault(ToolError):
             True: it answered. None: unknown, because no readable answer arrived.
         temporary: whether a later attempt may succeed.
         retry_after: seconds that the server asked for; None: it did not.
+        written: the end of what a program wrote to standard error: for its operator, not for models and tasks.
     """
 
     def __init__(
@@ -25,12 +26,14 @@ class McpFault(ToolError):
         taken: bool | None,
         temporary: bool = False,
         retry_after: float | None = None,
+        written: str = "",
         **detail: Any,
     ) -> None:
         super().__init__(message, **detail)
         self.taken = taken
         self.temporary = temporary
         self.retry_after = retry_after
+        self.written = written
         self.retryable = temporary
 
 

@@ -32,6 +32,7 @@ EVENTS = "text/event-stream"
 BOUNDS = Bounds(values=200_000, storable=False)
 """Of a message. The client checks what is stored of it."""
 MAX_EXCERPT = 2_000
+MAX_LOCATION = 200
 MAX_WAIT = 86_400.0
 LEAST_PAUSE = 0.1
 """Seconds before a stream is continued."""
@@ -134,6 +135,10 @@ class HttpTransport:
                     raise
                 return
 
+    def allow(self, seconds: float) -> None:
+        """Allow these seconds from now, if less time is left."""
+        self.ends = max(self.ends, time.monotonic() + seconds)
+
     def end_session(self, headers: Mapping[str, str]) -> None:
         """End a session that is no longer needed."""
         with suppress(MinionError), self._answered("DELETE", None, headers):
@@ -223,8 +228,9 @@ class HttpExchange:
         if status < 300:
             return
         if status < 400:
+            there = self.response.headers.get("location", "")[:MAX_LOCATION]
             raise McpFault(
-                f"it answers HTTP {status}, a redirect, which is not followed: store the server's final address",
+                f"it answers HTTP {status}, a redirect to {there!r}, which is not followed: store the final address",
                 taken=False,
                 status=status,
             )
@@ -237,8 +243,9 @@ class HttpExchange:
             self._refusal = error
             return
         seconds = retry_after(self.response.headers)
+        excerpt = said[:MAX_EXCERPT].strip()
         raise McpFault(
-            f"HTTP {status}: {said[:MAX_EXCERPT]}",
+            f"HTTP {status}: {excerpt}" if excerpt else f"HTTP {status}",
             taken=(status >= 500 or status in TEMPORARY) and status not in NOT_TAKEN,
             temporary=status in TEMPORARY,
             retry_after=None if seconds is None else min(seconds, MAX_WAIT),

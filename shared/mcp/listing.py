@@ -58,6 +58,8 @@ def list_tools(client: McpClient) -> list[ListedTool]:
             raise McpFault("its list of tools is not a list", taken=True)
         for item in items:
             tool = _read(item, len(found) + 1)
+            if not client.server().is_modern and _needs_task(item):
+                tool = replace(tool, fault="it can only be called as a task of 2025-11-25, which is not supported")
             found[tool.name] = _merged(found.get(tool.name), tool)
         if len(found) > MAX_TOOLS:
             break
@@ -114,6 +116,11 @@ def _read(item: Any, number: int) -> ListedTool:
 def _unusable(name: str, fault: str) -> ListedTool:
     digest = hashlib.sha256(f"{name}: {fault}".encode("utf-8", "backslashreplace")).hexdigest()
     return ListedTool(name, "", {}, None, McpAnnotations(), digest, fault)
+
+
+def _needs_task(item: Any) -> bool:
+    execution = item.get("execution") if isinstance(item, dict) else None
+    return isinstance(execution, dict) and execution.get("taskSupport") == "required"
 
 
 def _hints(item: Message) -> dict[str, bool]:

@@ -6,13 +6,14 @@ becomes a line of text about it.
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
 from shared.contracts.content import CONTENT, Block, read_block
 from shared.contracts.json_schema import validate
 from shared.contracts.media import IMAGE_TYPES, PDF, TEXT
-from shared.contracts.strict_json import JsonValue, parse
+from shared.contracts.strict_json import JsonValue, are_sound, parse
 from shared.errors import InvalidInput, InvalidOutput, TooLarge, ToolError
 from shared.tasks.directives import is_result
 
@@ -96,8 +97,27 @@ def _content(blocks: list[Any], result: dict[str, Any]) -> list[Block]:
     if len(blocks) > MAX_BLOCKS:
         found.append(_note(f"[{len(blocks) - MAX_BLOCKS} more blocks are left out]"))
     if STRUCTURED in result and not any(_kind(block) == "text" for block in blocks):
-        found.append({"type": "text", "text": json.dumps(result[STRUCTURED], ensure_ascii=False)})
+        structured = _without(result[STRUCTURED], _data_of(blocks))
+        found.append({"type": "text", "text": json.dumps(structured, ensure_ascii=False)})
     return found
+
+
+def _data_of(blocks: list[Any]) -> set[str]:
+    """Return the base64 data of all blocks."""
+    parts = [part for block in blocks if isinstance(block, dict) for part in (block, block.get("resource"))]
+    found = [part.get(name) for part in parts if isinstance(part, dict) for name in ("data", "blob")]
+    return {data for data in found if isinstance(data, str) and data}
+
+
+def _without(value: Any, repeated: set[str]) -> Any:
+    """Return structured content without the data that blocks hold already: as text, a model could not see it."""
+    if isinstance(value, str):
+        return "[see above]" if value in repeated else value
+    if isinstance(value, list):
+        return [_without(part, repeated) for part in value]
+    if isinstance(value, dict):
+        return {name: _without(part, repeated) for name, part in value.items()}
+    return value
 
 
 def _kind(block: Any) -> str:
@@ -124,13 +144,27 @@ def _block(block: Any) -> Block:
 
 
 def _resource(resource: dict[str, Any]) -> Block:
-    if isinstance(text := resource.get("text"), str) and text.strip():
+    text = _text_of(resource)
+    if text.strip():
         source = {"type": "text", "media_type": TEXT, "data": text}
         title = _named({"uri": resource.get("uri")})[:MAX_TITLE]
         return {"type": "document", "source": source, **({"title": title} if title else {})}
     if "blob" in resource:
         return _media(resource.get("mimeType"), resource["blob"], f"resource {_named(resource)}")
     return _note(f"[resource {_named(resource)}]")
+
+
+def _text_of(resource: dict[str, Any]) -> str:
+    """Return the text of a resource, which some servers send in base64; empty: it has none."""
+    if isinstance(text := resource.get("text"), str):
+        return text
+    if not str(resource.get("mimeType")).startswith("text/"):
+        return ""
+    try:
+        text = base64.b64decode(resource.get("blob", ""), validate=True).decode("utf-8")
+    except (TypeError, ValueError):
+        return ""
+    return text if are_sound([text]) else ""
 
 
 def _media(media_type: Any, data: Any, what: str) -> Block:

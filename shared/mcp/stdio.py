@@ -29,6 +29,7 @@ from shared.mcp.eras import Era
 from shared.mcp.faults import McpFault
 from shared.mcp.http import BOUNDS
 from shared.mcp.protocol import DISCOVER
+from shared.mcp.stdio_supervisor import MOST_KEPT
 from shared.mcp.transport import Message
 from shared.secret_store import scrub
 from shared.settings import Settings, StdioProgram
@@ -40,8 +41,9 @@ SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH|(_|^)(PAT|DSN)(_|$)"
 """Names of environment variables whose values are secrets."""
 SHORTEST_SECRET = 6
 """Shorter values, such as flags, would be found everywhere."""
-MOST_OTHER_LINES = 1_000
-"""Lines before a response that are not messages."""
+MOST_WRITTEN = 1_000
+"""Characters of a program's standard error that its operator is shown."""
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class StdioProcess:
@@ -51,6 +53,7 @@ class StdioProcess:
         era: what is known about it; another process of the same program is asked again.
         secrets: values of environment variables that its messages must not repeat.
         lock: held during an exchange.
+        notified: notifications since the last response. Some programs answer them with an error without an id.
     """
 
     def __init__(self, program: StdioProgram, era: Era) -> None:
@@ -58,10 +61,12 @@ class StdioProcess:
             raise McpFault(f"its program {program.command[0]} (MINION_MCP_STDIO) is not on this machine", taken=False)
         self.era = era
         self.lock = threading.RLock()
+        self.notified = 0
         self._begun = b""
         # Sockets, because reads and writes of them have time-outs, and let other greenlets run.
         self._socket, theirs = socket.socketpair()
         alive, self._alive = os.pipe()
+        self._errors, errors = os.pipe()
         environment = {variable: os.environ[variable] for variable in program.env if variable in os.environ}
         self.secrets = [value for variable, value in environment.items() if _is_secret(variable, value)]
         command = [sys.executable, "-I", "-S", str(SUPERVISOR), str(alive), *program.command]
@@ -70,7 +75,7 @@ class StdioProcess:
                 command,
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
-                stderr=subprocess.DEVNULL,
+                stderr=errors,
                 env=environment,
                 cwd=program.cwd,
                 pass_fds=(alive,),
@@ -78,11 +83,13 @@ class StdioProcess:
             )
         except OSError as error:
             os.close(self._alive)
+            os.close(self._errors)
             self._socket.close()
             raise McpFault(f"its process cannot be started: {error}", taken=False) from None
         finally:
             theirs.close()
             os.close(alive)
+            os.close(errors)
 
     @property
     def is_running(self) -> bool:
@@ -95,8 +102,8 @@ class StdioProcess:
             self._socket.settimeout(max(ends - time.monotonic(), 0.001))
             self._socket.sendall(line)
         except OSError as error:
-            self.kill()
-            raise McpFault(f"its process takes no message: {error}", taken=False, temporary=True) from None
+            why = f"its process takes no message: {error}"
+            raise McpFault(why, taken=False, temporary=True, written=self.kill()) from None
 
     def read(self, ends: float, max_bytes: int) -> bytes:
         """Return the next line."""
@@ -108,13 +115,12 @@ class StdioProcess:
                 self._socket.settimeout(max(ends - time.monotonic(), 0.001))
                 part = self._socket.recv(READ_BYTES)
             except TimeoutError:
-                self.kill()
-                raise McpFault("it did not answer in time (timeout)", taken=None, temporary=True) from None
+                why = "it did not answer in time (timeout)"
+                raise McpFault(why, taken=None, temporary=True, written=self.kill()) from None
             except OSError:
                 part = b""
             if not part:
-                self.kill()
-                raise McpFault("its process has ended", taken=None, temporary=True)
+                raise McpFault("its process has ended", taken=None, temporary=True, written=self.kill())
             self._begun += part
         line, _, self._begun = self._begun.partition(b"\n")
         if len(line) > max_bytes:
@@ -122,15 +128,34 @@ class StdioProcess:
             raise McpFault(f"its answer has more than {max_bytes} bytes (max_bytes)", taken=True)
         return line
 
-    def kill(self) -> None:
-        """End the server and all processes of its group. May be repeated."""
+    def kill(self) -> str:
+        """End the server and all processes of its group. May be repeated.
+
+        Returns:
+            the end of what it wrote to standard error.
+        """
         self._socket.close()
-        if self._alive >= 0:
-            # The supervisor notices.
-            alive, self._alive = self._alive, -1
-            os.close(alive)
+        if self._alive < 0:
+            return ""
+        # The supervisor notices.
+        alive, self._alive = self._alive, -1
+        os.close(alive)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(KILL_SECONDS)
+        return self._written()
+
+    def _written(self) -> str:
+        os.set_blocking(self._errors, False)
+        try:
+            said = os.read(self._errors, READ_BYTES)
+        except BlockingIOError:
+            said = b""
+        os.close(self._errors)
+        if len(said) == MOST_KEPT:
+            # The first line may begin within a secret.
+            said = said.partition(b"\n")[2]
+        text = COLOUR.sub("", scrub(said.decode("utf-8", "replace"), self.secrets))
+        return "".join(each if each.isprintable() or each == "\n" else " " for each in text).strip()[-MOST_WRITTEN:]
 
 
 def _is_secret(variable: str, value: str) -> bool:
@@ -203,7 +228,9 @@ class StdioTransport:
         try:
             ends = self._ends_of(message)
             process.write(json.dumps(message).encode() + b"\n", ends)
-            exchange = StdioExchange(process, ends, self.max_bytes, awaits="id" in message and "method" in message)
+            process.notified += "id" not in message
+            id = message.get("id") if "method" in message else None
+            exchange = StdioExchange(process, ends, self.max_bytes, id)
             try:
                 yield exchange
             finally:
@@ -224,6 +251,9 @@ class StdioTransport:
         self.process = self.start()
         return True
 
+    def allow(self, seconds: float) -> None:
+        """Do nothing: a process that gives no answer in time is ended."""
+
     def end_session(self, headers: Mapping[str, str]) -> None:
         """Do nothing: the session is the process."""
 
@@ -234,28 +264,36 @@ class StdioTransport:
 class StdioExchange:
     """A line and what comes back for it.
 
+    Args:
+        id: of the request; None: it is none.
+
     Attributes:
         awaits: the response has not come yet.
     """
 
     session: str | None = None
 
-    def __init__(self, process: StdioProcess, ends: float, max_bytes: int, *, awaits: bool) -> None:
+    def __init__(self, process: StdioProcess, ends: float, max_bytes: int, id: int | None) -> None:
         self.process = process
         self.ends = ends
         self.max_bytes = max_bytes
-        self.awaits = awaits
+        self.id = id
+        self.awaits = id is not None
 
     def messages(self) -> Iterator[Message]:
-        """Yield the messages up to the response. Some programs write greetings and logs between them."""
-        others = 0
+        """Yield requests of the server, and the response.
+
+        Notifications and what is no message are skipped. Only the time limits them: nothing reads between calls what a
+        program writes.
+        """
         while self.awaits:
             message = self._read()
-            if message is not None:
+            if message is not None and self._is_ours(message):
                 self.awaits = "method" in message
                 yield message
-            elif (others := others + 1) > MOST_OTHER_LINES:
-                raise McpFault("it writes lines that are not JSON-RPC messages", taken=None)
+            elif time.monotonic() > self.ends:
+                why = "it writes one line after the other, but no response (timeout)"
+                raise McpFault(why, taken=None, temporary=True)
 
     def _read(self) -> Message | None:
         """Return the message in the next line; None if it is something else."""
@@ -268,3 +306,16 @@ class StdioExchange:
         except (InvalidInput, TooLarge) as error:
             raise McpFault(error.message, taken=True) from None
         return message if message.get("jsonrpc") == "2.0" else None
+
+    def _is_ours(self, message: Message) -> bool:
+        """Return whether a message matters. Some programs answer twice, or answer notifications."""
+        id = message.get("id")
+        if "method" in message:
+            return id is not None
+        if id is None and self.process.notified == 0:
+            return True
+        if id is None:
+            self.process.notified -= 1
+        elif id == self.id:
+            self.process.notified = 0
+        return id == self.id

@@ -45,6 +45,9 @@ class Transport(Protocol):
             McpFault: it was refused, or could not be sent. An HTTP status without a JSON-RPC error is one too.
         """
 
+    def allow(self, seconds: float) -> None:
+        """Allow these seconds from now, if less time is left."""
+
     def end_session(self, headers: Mapping[str, str]) -> None:
         """End a session that is no longer needed. It raises nothing: the server ends its sessions after a while.
 

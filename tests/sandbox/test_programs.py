@@ -420,7 +420,7 @@ def test_kill_is_no_timeout_after_a_busy_time(sandbox: Sandbox, busy: None) -> N
 
 
 def test_zygote_ends_no_program_that_waits(sandbox: Sandbox) -> None:
-    source = "sum(range(2_000_000))\nawait double(1)\nreturn 1"
+    source = "sum(range(10_000_000))\nawait double(1)\nreturn 1"
     with sandbox.program(source, FUNCTIONS, seed="s", now=NOW, limits=ProgramLimits(timeout=1.0)) as program:
         assert isinstance(program.start(), Calls)
         assert program.duration > SHORT_CALL  # long enough for the zygote to watch, too

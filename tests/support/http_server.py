@@ -11,9 +11,10 @@ from typing import Any
 
 
 class PromptServer(ThreadingHTTPServer):
-    """A server whose answers on a kept-alive connection do not wait 40 ms for an ACK."""
+    """A server whose answers on a kept-alive connection do not wait 40 ms for an ACK, and that many may call at once."""
 
     daemon_threads = True
+    request_queue_size = 128
 
     def get_request(self) -> tuple[Any, Any]:
         connection, address = super().get_request()

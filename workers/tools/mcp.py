@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
+import structlog
+
 from shared.contracts.documents import McpServerDefinition, ToolDefinition
 from shared.contracts.json_schema import validate
 from shared.contracts.strict_json import JsonValue, digest
@@ -31,6 +33,7 @@ from workers.tools.trace import traceparent_of
 
 DEFERRING = ("task", "input_required")
 """Types of results of calls that the server finishes later."""
+log = structlog.get_logger(__name__)
 eras = Eras()
 """Knowledge of this process about servers, by the ids of their versions."""
 
@@ -146,6 +149,8 @@ class McpTool:
 
     def _failed(self, fault: McpFault) -> Exception:
         """Return the outcome of a call without a result."""
+        if fault.written:
+            log.warning("mcp_program_failed", server=self.server.name, why=fault.message, standard_error=fault.written)
         if fault.taken is None and fault.temporary and self.effect == "unsafe":
             return Interrupted()
         # An unsafe call that the server may have processed is not repeated.

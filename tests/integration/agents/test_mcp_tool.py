@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,10 +11,14 @@ import pytest
 from cryptography.fernet import Fernet
 from mcp_types.methods import validate_client_request
 from sqlalchemy import Engine
+from structlog.testing import capture_logs
 
 from minions import testing
 from minions.testing import MessagesApi
+from shared.contracts.documents import McpServerDefinition
 from shared.database.connections import transaction
+from shared.definitions.mcp_tools import ask
+from shared.errors import Unavailable
 from shared.mcp import protocol
 from shared.mcp.eras import Eras
 from shared.secret_store import SecretStore
@@ -306,3 +311,19 @@ def test_missing_secret_is_a_clear_error(call: Any) -> None:
         task = call(raw.url, "a", {}, server={"headers": {"X-Key": "${secret:nothing}"}})
         assert "There is no secret 'nothing'" in task["error"]["message"]
         assert raw.asked == []
+
+
+def test_standard_error_of_a_program_is_for_its_operator(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-c", "raise SystemExit('no database at db.internal')"]
+    monkeypatch.setenv("MINION_MCP_STDIO", json.dumps({"files": {"command": command}}))
+    get_settings.cache_clear()
+    with capture_logs() as logs:
+        task = call(None, "a", {}, server={"stdio": "files"})
+    assert "its process" in task["error"]["message"]
+    assert "db.internal" not in json.dumps(task, default=str)
+    assert {each["standard_error"] for each in logs if each["event"] == "mcp_program_failed"} == {
+        "no database at db.internal"
+    }
+    server = McpServerDefinition(kind="mcp_server", name="shop", stdio="files")
+    with pytest.raises(Unavailable, match=r"standard error:\nno database at db\.internal"):
+        ask(server)

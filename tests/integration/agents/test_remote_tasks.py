@@ -694,8 +694,9 @@ def test_endless_questions_of_a_task_are_given_up(site: Site, jobs: Jobs) -> Non
     assert ("tasks/cancel", "job-1") in jobs.asked
 
 
-def test_state_without_questions_is_sent_back_at_once(site: Site, define: Define) -> None:
-    with raw_server({"resultType": "input_required", "requestState": "later"}, text_result("done")) as raw:
+@pytest.mark.parametrize("none", [{}, {"inputRequests": {}}, {"inputRequests": None}])
+def test_state_without_questions_is_sent_back_at_once(site: Site, define: Define, none: dict[str, Any]) -> None:
+    with raw_server({"resultType": "input_required", "requestState": "later", **none}, text_result("done")) as raw:
         define(*definitions(raw.url, "build"))
         task = site.submit("build")
         assert site.tasks.get(task)["output"] == "done"

@@ -52,6 +52,15 @@ def rpc(number: int, message: str = "no", **data: Any) -> bytes:
     return json.dumps({"jsonrpc": "2.0", "id": None, "error": error}).encode()
 
 
+@pytest.mark.parametrize("status", [404, 405])
+def test_address_of_the_earlier_transport_is_explained(status: int) -> None:
+    said = f"HTTP with SSE, which is not supported: HTTP {status}: Cannot POST"
+    refusal = (status, {}, b"Cannot POST /sse")
+    with raw_server(refusal, refusal, discovers=False) as raw, pytest.raises(McpFault, match=said) as caught:
+        call(raw)
+    assert (caught.value.taken, caught.value.detail["status"]) == (False, status)
+
+
 def test_modern_messages_follow_the_reference_schema() -> None:
     with raw_server() as raw:
         call(raw, extensions={"io.modelcontextprotocol/tasks": {}})
@@ -191,9 +200,10 @@ FINAL: dict[str, tuple[Any, str]] = {
     "huge event": (events(b"data: " + b"x" * 5000), "more than 1024 bytes"),
     "huge event of many lines": (events(*[b"data: " + b"x" * 100 + b"\n"] * 20), "more than 1024 bytes"),
     "event that is not JSON": (events(b"data: x\n\n"), "is not valid JSON"),
-    "redirect": ((307, {"Location": "http://127.0.0.1/"}, b""), "a redirect, which is not followed"),
+    "redirect": ((307, {"Location": "http://127.0.0.1/"}, b""), "to 'http://127.0.0.1/', which is not followed"),
     "gzip": ((200, {"Content-Type": "application/json", "Content-Encoding": "gzip"}, b"x"), "encoded as 'gzip'"),
-    "refusal": ((403, {}, b"not for you"), "HTTP 403: not for you"),
+    "refusal": ((403, {}, b"not for you\n"), "HTTP 403: not for you$"),
+    "refusal without a text": ((403, {}, b""), "HTTP 403$"),
     "error": ({"error": {"code": -32602, "message": "Unknown tool"}}, r"Unknown tool \(JSON-RPC error -32602\)"),
     "error with status": ((400, {}, rpc(-32602, "bad")), r"bad \(JSON-RPC error -32602\)"),
     "long error": ({"error": {"code": 1, "message": "x" * 900}}, "x" * 900),
@@ -260,6 +270,19 @@ def test_call_ends_when_an_answer_is_refused(refusal: Any) -> None:
     era = Era(Known(protocol.LEGACY, {}, "s"))
     with raw_server(events(PING, EVENT), refusal) as raw:
         assert call(raw, era) == DONE
+
+
+@pytest.mark.parametrize(("version", "tells"), [(protocol.LEGACY, True), (protocol.MODERN, False)])
+def test_earlier_server_learns_that_a_call_is_given_up(version: str, tells: bool) -> None:
+    known = Known(version, {}, "s" if tells else None)
+    over = threading.Event()
+    with raw_server(lambda *_: over.wait(20), ACCEPTED) as raw:
+        with pytest.raises(McpFault, match="did not answer within") as caught:
+            call(raw, Era(known), seconds=0.3)
+        over.set()
+    assert (caught.value.taken, caught.value.temporary) == (None, True)
+    notices = [(headers["Mcp-Session-Id"], asked["params"]) for headers, asked in raw.asked[1:]]
+    assert notices == ([("s", {"requestId": 1})] if tells else [])
 
 
 # As servers send them: events with all fields, comments, empty events to begin with, a byte order mark.

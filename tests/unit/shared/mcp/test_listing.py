@@ -70,6 +70,19 @@ def test_unreadable_tool_leaves_the_others_alone(item: str, name: str, fault: st
     assert re.search(fault, str(found[name].fault))
 
 
+def test_earlier_tool_that_needs_a_task_cannot_be_used() -> None:
+    tools = [{**GOOD, "name": support, "execution": {"taskSupport": support}} for support in ("optional", "required")]
+    odd = {**GOOD, "execution": ["required"]}
+    found = listed({"tools": [*tools, odd]}, version=protocol.LEGACY)
+    assert {name: tool.fault is None for name, tool in found.items()} == {
+        "optional": True,
+        "required": False,
+        "good": True,
+    }
+    assert "only be called as a task of 2025-11-25" in str(found["required"].fault)
+    assert listed({"tools": tools})["required"].fault is None
+
+
 def test_name_that_is_listed_twice_is_ambiguous() -> None:
     other = {**GOOD, "description": "Does something else."}
     once, same, both = listed({"tools": [GOOD]}), listed({"tools": [GOOD, GOOD]}), listed({"tools": [GOOD, other]})

@@ -75,6 +75,16 @@ def test_images_and_documents_become_blocks() -> None:
     assert json.loads(blocks[2]["text"]) == {"n": 1}
 
 
+def test_structured_content_does_not_repeat_the_data_of_blocks() -> None:
+    image = {"type": "image", "data": b64(png()), "mimeType": "image/png"}
+    archive = {"type": "resource", "resource": {"uri": "a://b", "blob": "AAAA", "mimeType": "application/zip"}}
+    blocks = output(image, archive, structuredContent={"content": [image, archive], "n": 1})["$content"]
+    structured = json.loads(blocks[-1]["text"])
+    assert structured["content"][0] == {**image, "data": "[see above]"}
+    assert structured["content"][1]["resource"]["blob"] == "[see above]"
+    assert structured["n"] == 1
+
+
 @pytest.mark.parametrize(("uri", "fields"), [("a://" + "x" * 600, {"title": "a://" + "x" * 496}), (None, {}), (3, {})])
 def test_title_of_a_text_fits(uri: Any, fields: dict[str, Any]) -> None:
     [block] = output({"type": "resource", "resource": {"uri": uri, "text": "a text"}})["$content"]
@@ -83,6 +93,12 @@ def test_title_of_a_text_fits(uri: Any, fields: dict[str, Any]) -> None:
         "source": {"type": "text", "media_type": "text/plain", "data": "a text"},
         **fields,
     }
+
+
+def test_text_in_base64_becomes_a_document() -> None:
+    resource = {"uri": "a://b", "mimeType": "text/plain; charset=utf-8", "blob": b64("hé".encode())}
+    [block] = output({"type": "resource", "resource": resource})["$content"]
+    assert block["source"] == {"type": "text", "media_type": "text/plain", "data": "hé"}
 
 
 @pytest.mark.parametrize(
@@ -98,6 +114,9 @@ def test_title_of_a_text_fits(uri: Any, fields: dict[str, Any]) -> None:
         ({"type": "resource_link", "uri": 3}, "[resource ]"),
         ({"type": "resource", "resource": {"uri": "a://b", "blob": "AAAA", "mimeType": "x/y"}}, "do not receive"),
         ({"type": "resource", "resource": {"uri": "a://b", "text": " "}}, "[resource a://b]"),
+        ({"type": "resource", "resource": {"blob": b64(b"a\0"), "mimeType": "text/plain"}}, "do not receive"),
+        ({"type": "resource", "resource": {"blob": b64(b"\xff"), "mimeType": "text/plain"}}, "do not receive"),
+        ({"type": "resource", "resource": {"blob": 3, "mimeType": "text/plain"}}, "without data"),
         ({"type": "resource", "resource": 3}, "unknown kind"),
         ({"type": "video", "data": "x" * 9000}, "unknown kind"),
         ({"type": "text", "text": 3}, "unknown kind"),

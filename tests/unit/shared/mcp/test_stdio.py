@@ -34,8 +34,10 @@ for line in sys.stdin:
     elif method == "pids":
         result = {"pids": [os.getpid(), child.pid], "environment": dict(os.environ), "cwd": os.getcwd()}
     elif method == "die":
+        print("no database", file=sys.stderr, flush=True)
         os._exit(3)
     elif method == "hang":
+        print("log in first", file=sys.stderr, flush=True)
         continue
     elif method == "long":
         print("x" * 100_000, flush=True)
@@ -44,7 +46,13 @@ for line in sys.stdin:
         print('{"not": JSON}', flush=True)
         continue
     elif method == "babble":
+        while True:
+            print("x\\n" * 2000, flush=True)
+    elif method == "chat on":
+        print(json.dumps({"jsonrpc": "2.0", "id": id, "result": {}}))
         print("x\\n" * 2000, flush=True)
+        notification = json.dumps({"jsonrpc": "2.0", "method": "notifications/message", "params": {}}) + "\\n"
+        print(notification * 11_000, flush=True)
         continue
     elif method == "chat":
         print("Server is running on stdio\\n\\n[dotenv] 3 variables", flush=True)
@@ -135,6 +143,12 @@ def test_call_waits_for_others_up_to_its_timeout(processes: StdioProcesses, prog
     assert client(processes, settings).request("echo", {"a": 1})["echo"]["a"] == 1
 
 
+def test_any_number_of_lines_may_wait_for_a_call(processes: StdioProcesses, program: Path) -> None:
+    made = client(processes, settings_for(program))
+    made.request("chat on", {})
+    assert made.request("echo", {"a": 1})["echo"]["a"] == 1
+
+
 # As programs of 2025-11-25 that were written in Rust: anything but `initialize` ends them, or gets no answer.
 EARLIER = """
 import json, sys
@@ -165,6 +179,54 @@ def test_program_that_must_be_initialized_first_is_started_again(
     assert processes.get("files", "default", settings) is process
 
 
+def test_fault_has_the_end_of_standard_error(
+    processes: StdioProcesses, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("API_KEY", "k3y-of-the-operator")
+    program.write_text(
+        "import os, sys\n"
+        "print(os.environ['API_KEY'] * 20_000, file=sys.stderr)\n"
+        "sys.exit('\\x1b[31mno \\x07database\\x1b[0m at ' + os.environ['API_KEY'])"
+    )
+    with pytest.raises(McpFault, match="its process") as caught:
+        client(processes, settings_for(program, env=["API_KEY"])).request("echo", {})
+    assert caught.value.written == "no  database at ***"
+    # A model and the task's owner read the message.
+    assert "database" not in caught.value.message
+
+
+def test_program_that_writes_much_to_standard_error_goes_on(processes: StdioProcesses, program: Path) -> None:
+    program.write_text(SERVER.replace("    method, id =", "    sys.stderr.write('x' * 300_000)\n    method, id ="))
+    made = client(processes, settings_for(program))
+    assert [made.request("echo", {"n": n})["echo"]["n"] for n in range(3)] == [0, 1, 2]
+
+
+# As programs that were written without a library.
+TALKATIVE = """
+import json, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    id, result = message.get("id"), {"protocolVersion": "2025-06-18", "params": message.get("params")}
+    if message["method"] == "server/discover" or id is None:
+        answers = [{"id": None, "error": {"code": -32601, "message": "Method not found"}}]
+    elif message["method"] == "refused":
+        answers = [{"id": None, "error": {"code": -32600, "message": "Not a request"}}]
+    else:
+        answers = [{"id": id, "result": result}] * 2
+    for answer in answers:
+        print(json.dumps({"jsonrpc": "2.0", **answer}), flush=True)
+"""
+
+
+def test_needless_answers_are_not_taken_for_others(processes: StdioProcesses, program: Path) -> None:
+    program.write_text(TALKATIVE)
+    made = client(processes, settings_for(program))
+    assert [made.request("echo", {"n": n})["params"] for n in range(3)] == [{"n": n} for n in range(3)]
+    with pytest.raises(McpFault, match="Not a request"):
+        made.request("refused", {})
+    assert made.request("echo", {"n": 4})["params"] == {"n": 4}
+
+
 def test_close_ends_the_whole_group(processes: StdioProcesses, program: Path) -> None:
     pids = client(processes, settings_for(program)).request("pids", {})["pids"]
     processes.close()
@@ -178,7 +240,7 @@ def test_close_ends_the_whole_group(processes: StdioProcesses, program: Path) ->
         ("hang", "did not answer in time", None),
         ("long", "more than 50000 bytes", True),
         ("lie", "not valid JSON", True),
-        ("babble", "lines that are not JSON-RPC messages", None),
+        ("babble", "one line after the other, but no response", None),
     ],
 )
 def test_broken_server_is_started_again(
@@ -189,6 +251,7 @@ def test_broken_server_is_started_again(
     with pytest.raises(McpFault, match=message) as caught:
         client(processes, settings, seconds=1.0).request(method, {})
     assert caught.value.taken is taken
+    assert caught.value.written == {"die": "no database", "hang": "log in first"}.get(method, "")
     assert client(processes, settings).request("pids", {})["pids"] != before
     wait_until(lambda: not any(map(is_alive, before)), "the first server and its child have ended")
 
@@ -219,6 +282,9 @@ def test_only_listed_programs_are_started(processes: StdioProcesses, program: Pa
         processes.get("other", "default", settings_for(program))
     with pytest.raises(McpFault, match="is not on this machine"):
         processes.get("files", "default", Settings(mcp_stdio={"files": {"command": ["/nowhere/server"]}}))
+    with pytest.raises(McpFault, match="its process") as caught:
+        client(processes, Settings(mcp_stdio={"files": {"command": [str(program)]}})).request("echo", {})
+    assert "Permission denied" in caught.value.written
     with pytest.raises(McpFault, match="cannot be started"):
         processes.get("files", "default", settings_for(program, cwd="/nowhere"))
 
