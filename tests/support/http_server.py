@@ -11,7 +11,7 @@ from typing import Any
 
 
 class PromptServer(ThreadingHTTPServer):
-    """A server whose answers on a kept-alive connection do not wait 40 ms for an ACK, and that many may call at once."""
+    """A server for many callers, whose answers on a kept-alive connection do not wait 40 ms for an ACK."""
 
     daemon_threads = True
     request_queue_size = 128
