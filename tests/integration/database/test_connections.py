@@ -23,6 +23,7 @@ from shared.database.connections import (
 from shared.settings import Settings
 from tests.support.processes import wait_until
 
+END_SLEEP = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(10)'")
 BACKEND = text("SELECT pg_backend_pid() FROM pg_sleep(0.02)")
 ALIVE = text("SELECT EXISTS (SELECT 1 FROM pg_stat_activity WHERE pid = :pid)")
 
@@ -120,4 +121,5 @@ def test_session_hit_by_a_time_limit_returns_its_connection(settings: Settings, 
     assert engine.pool.checkedout() == 0
     with Session(engine) as session:
         assert session.scalar(text("SELECT 1")) == 1
+        session.execute(END_SLEEP)  # or its snapshot keeps dead rows for ten seconds
     engine.dispose()

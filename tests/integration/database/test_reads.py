@@ -25,7 +25,7 @@ READ = text(
     """
 )
 
-DEAD = text("SELECT sum(n_dead_tup) FROM pg_stat_user_tables WHERE relname IN ('tasks', 'task_status')")
+OTHERS = text("SELECT count(*) FROM pg_stat_activity WHERE backend_xmin IS NOT NULL AND pid <> pg_backend_pid()")
 
 
 def reads(driver: LifecycleDriver, step: Callable[..., Any], *arguments: Any, **options: Any) -> int:
@@ -47,14 +47,14 @@ def force(driver: LifecycleDriver, change: str, **values: Any) -> None:
         connection.execute(text(f"UPDATE task_status SET {change}"), values)
 
     driver.call(change_rows)
-    wait_until(lambda: vacuumed(driver), "no dead row is left")  # dead rows would be counted
+    vacuum(driver)
 
 
-def vacuumed(driver: LifecycleDriver) -> bool:
-    """Vacuum the tasks' tables; False while another session, such as an autovacuum, still sees dead rows."""
+def vacuum(driver: LifecycleDriver) -> None:
+    """Remove dead rows, which would be counted, once no other session, such as an autovacuum, may still see them."""
     with driver.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql("VACUUM (ANALYZE) task_status, tasks")
-        return connection.scalar(DEAD) == 0
+        wait_until(lambda: connection.scalar(OTHERS) == 0, "no session has an earlier snapshot")
+        connection.exec_driver_sql("VACUUM (ANALYZE, INDEX_CLEANUP ON) task_status, tasks")
 
 
 def accepted(driver: LifecycleDriver, number: int, **fields: Any) -> list[UUID]:
