@@ -352,6 +352,7 @@ def _attack(
 
 def _settle(system: Everything, operator: Operator) -> None:
     """Wait until nothing is left to do."""
+    wait_until(lambda: operator.replayed, "a task is replayed", 120)
     operator.replaying = False
     wait_until(lambda: _succeeds(system, _rest), "the schedule rests", 120)
     _wait_for_end(system)

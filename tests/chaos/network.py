@@ -123,12 +123,12 @@ class Link:
                 finally:
                     for pump in pumps:
                         pump.cancel()
-                    to_server.close()
+                    await _closed(to_server)
             await self._towards_client.wait()  # the end of the connection is lost too
         finally:
             self._sockets.discard(connection)
+            await _closed(to_client)
             self._clients.discard(to_client)
-            to_client.close()
 
     async def _pump(
         self, source: asyncio.StreamReader, target: asyncio.StreamWriter, gate: asyncio.Event | None
@@ -143,6 +143,14 @@ class Link:
     async def _close(self) -> None:
         self._listener.close()
         self._lose(False, False)
-        for client in self._clients:
-            client.transport.abort()
-        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
+        # A connection may just have been accepted, or wait for a client that reads no more.
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for client in self._clients:
+                client.transport.abort()
+            await asyncio.wait(others, timeout=0.1)
+
+
+async def _closed(end: asyncio.StreamWriter) -> None:
+    end.close()
+    with suppress(OSError):
+        await end.wait_closed()
