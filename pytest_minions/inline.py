@@ -133,7 +133,7 @@ def inline(servers: Servers) -> Iterator[Installation]:
 
 def _adopt(variables: dict[str, str]) -> Settings:
     """Read the settings of this process from these variables, which its environment has only for that long: code under
-    test may have a DATABASE_URL of its own.
+    test may have its own DATABASE_URL.
     """
     _forget()
     with pytest.MonkeyPatch.context() as environment:
