@@ -425,9 +425,9 @@ class Lane:
         with self._striking:
             if self._played is not played:
                 return False  # The cell has ended in the meantime.
-            if source in ("slot", "lane"):
-                self._working = (pid, agent)  # Not one that has reached another point since.
-            self._strike(played, strike, source)
+            # Others reach points while the strike is made, so the process is chosen once.
+            child = pid if source in ("slot", "lane") else self._working and self._working[0]
+            self._strike(played, strike, source, child)
         return _loses_answer(strike)
 
     def _agent_of(self, task: str) -> str | None:
@@ -446,7 +446,7 @@ class Lane:
 
     # ------------------------------------------------------------------------------------------ striking
 
-    def _strike(self, played: Played, strike: Strike, source: str) -> None:
+    def _strike(self, played: Played, strike: Strike, source: str, child: int | None) -> None:
         """Kill the victim and start another process in its place, or freeze it, or cut connections. The process at the
         point waits in the meantime.
         """
@@ -465,24 +465,24 @@ class Lane:
             # The worker lives and reports the loss at once. Nothing must run again before it has been looked at.
             frozen = self.orchestrator.freeze()
             try:
-                snapshot = self._snapshot(played, strike, source, self._lose(played, strike))
+                snapshot = self._snapshot(played, strike, source, self._lose(played, strike, child))
                 self._note(played, snapshot)
             finally:
                 thaw(frozen)
             return
         else:
-            self._kill(strike)
+            self._kill(strike, child)
             snapshot = self._snapshot(played, strike, source)
         self._note(played, snapshot)
 
-    def _lose(self, played: Played, strike: Strike) -> set[tuple[str, int]]:
+    def _lose(self, played: Played, strike: Strike, child: int | None) -> set[tuple[str, int]]:
         """Kill a process of the worker; return the executions that the worker loses with it."""
         # It must not claim another task between this look and its end, nor be about to.
-        freeze(self._children(strike))
+        freeze(self._children(strike, child))
         with suppress(AssertionError):
             wait_until(self._is_quiet, "its statements are over", 1)
         running = self._running()
-        self._kill(strike)
+        self._kill(strike, child)
         # The worker also records the ends in a pack that its slot had not committed.
         with suppress(AssertionError):
             wait_until(lambda: self._is_reported(played, running), "the worker has reported", 5)
@@ -498,30 +498,29 @@ class Lane:
         with self._lock:
             played.snapshots.append(snapshot)
 
-    def _kill(self, strike: Strike) -> None:
+    def _kill(self, strike: Strike, child: int | None) -> None:
         if strike.victim == "orchestrator":
             self.orchestrator.kill()
             self.orchestrator = self._start_orchestrator()
         elif strike.victim == "worker":
             self.worker.kill()
             self.worker = self._start_worker()
-        elif self._working is not None:
-            slot = self._working[0]
-            for pid in self._children(strike):
+        elif child is not None:
+            for pid in self._children(strike, child):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             if strike.victim == "lane":
-                wait_until(lambda: not is_alive(slot), "the slot has ended with the lane", 5)
+                wait_until(lambda: not is_alive(child), "the slot has ended with the lane", 5)
         if strike.victim != "orchestrator":
             # Requests that the victim sent must arrive before they are counted.
             time.sleep(QUIET_SECONDS)
             self._working = None
 
-    def _children(self, strike: Strike) -> list[int]:
+    def _children(self, strike: Strike, child: int | None) -> list[int]:
         """Return the processes of the worker that the strike kills: the one at the point, or the lane."""
         if strike.victim == "lane":
             return lanes_of(self.nursery.lanes, self.worker.pid)
-        return [self._working[0]] if self._working else []
+        return [] if child is None else [child]
 
     def _freeze(self, source: str) -> list[int]:
         """Freeze the process at the point, or the worker that waits for a reply; return all its processes."""
