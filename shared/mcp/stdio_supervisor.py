@@ -19,7 +19,7 @@ import sys
 import threading
 
 MOST_KEPT = 16 << 10
-"""Bytes of the server's standard error that are kept. A pipe holds them, so nothing has to read them."""
+"""Bytes of the server's standard error that are kept. A pipe usually holds them, so nothing has to read them."""
 REST_SECONDS = 0.5
 """For what processes of another group still write there."""
 
@@ -69,6 +69,7 @@ def _end_group(server: "subprocess.Popen[bytes]", errors: _Errors, ending: threa
         os.killpg(server.pid, signal.SIGKILL)
     errors.join(REST_SECONDS)
     with contextlib.suppress(OSError):
+        os.set_blocking(2, False)  # a user with many pipes gets small ones
         os.write(2, errors.last)
     os._exit(0)
 

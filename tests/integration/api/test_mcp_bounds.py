@@ -79,6 +79,12 @@ def test_one_key_leaves_streams_to_others(
         assert "acknowledged" in text_of(third)
 
 
+def test_one_key_leaves_watched_tasks_to_others(http: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.mcp.subscriptions.MOST_WATCHED", 8)
+    refused = ask(http, "subscriptions/listen", notifications={"taskIds": ["a", "b", "c"]})
+    assert "One key may have 2 tasks in streams in a process, and this one has 0." in refused.text
+
+
 def text_of(response: httpx2.Response) -> str:
     """Return what has arrived of a stream, up to its first message."""
     return next(line for line in response.iter_lines() if "jsonrpc" in line)
